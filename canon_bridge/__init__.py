@@ -1,0 +1,24 @@
+"""Canonize any PyTorch network for rule-based attribution, inside a ``with`` block.
+
+This package and ``canon_bridge.core`` need torch alone; ``canon_bridge.zennit`` and ``canon_bridge.captum`` need
+the framework of that name.
+"""
+
+from canon_bridge.core.canonization import Canonization
+from canon_bridge.core.canonize import canonize, canonized_copy, plan
+from canon_bridge.core.errors import TracingError
+from canon_bridge.core.plan import Leftover, Merge, Plan, Refusal
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Canonization",
+    "Leftover",
+    "Merge",
+    "Plan",
+    "Refusal",
+    "TracingError",
+    "canonize",
+    "canonized_copy",
+    "plan",
+]

@@ -1,0 +1,74 @@
+"""Relevance at one module's input or output, read off the backward pass."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _Record(torch.autograd.Function):
+    """The identity; its backward keeps what passes."""
+
+    @staticmethod
+    def forward(ctx: Any, kept: dict[int, Tensor], index: int, tensor: Tensor) -> Tensor:
+        ctx.kept, ctx.index = kept, index
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        ctx.kept[ctx.index] = grad_outputs[0].detach()
+        return None, None, grad_outputs[0]
+
+
+class Tap:
+    """Read the relevance at the input or output of one module.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Any module that runs once in a forward pass.
+    at_input : bool
+        Whether to read at its input instead of its output.
+    """
+
+    def __init__(self, module: nn.Module, at_input: bool) -> None:
+        self.module, self.at_input = module, at_input
+        self._kept: dict[int, Tensor] = {}
+        self._is_tuple = False
+        self._calls = 0
+
+    @contextmanager
+    def attached(self) -> Generator[None]:
+        """Listen at the module, outside all hooks that it has, for the length of the block."""
+        if self.at_input:
+            handle = self.module.register_forward_pre_hook(lambda _, args: self._listen(args), prepend=True)
+        else:
+            handle = self.module.register_forward_hook(lambda _, args, output: self._listen(output))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _listen(self, values: Any) -> Any:
+        self._calls += 1
+        # The positional arguments are always a tuple; one of them is given back as a tensor.
+        many = isinstance(values, tuple)
+        self._is_tuple = many and len(values) > 1
+        each: tuple[Any, ...] = values if many else (values,)
+        recorded = tuple(
+            _Record.apply(self._kept, index, value) if isinstance(value, Tensor) else value
+            for index, value in enumerate(each)
+        )
+        return recorded if many else recorded[0]
+
+    def relevance(self) -> Tensor | tuple[Tensor, ...]:
+        """Return what was read; raise ``ValueError`` where the module did not run once or got no relevance."""
+        if self._calls != 1 or not self._kept:
+            raise ValueError(
+                f"the layer ({type(self.module).__name__}) ran {self._calls} times in the forward pass and relevance "
+                f"reached it at {len(self._kept)} tensors; it must run once, on the way from the input to the target."
+            )
+        values = tuple(self._kept[index] for index in sorted(self._kept))
+        return values if self._is_tuple else values[0]

@@ -1,0 +1,127 @@
+"""Which kernel taps of a convolution lie inside its input, position by position.
+
+Floor 0: imports torch alone. On one axis the set of valid taps takes few distinct values (four for a 3-tap kernel
+with padding 1); everything that depends on the border is kept once for each distinct set and gathered by position.
+"""
+
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AxisGeometry:
+    """One spatial axis of a (transposed) convolution: sizes, and the zero padding at both ends.
+
+    Attributes
+    ----------
+    extra : int
+        Only for a transposed convolution: how many positions ``output_padding`` may add at the upper end.
+    """
+
+    kernel: int
+    stride: int
+    dilation: int
+    low: int
+    high: int
+    transposed: bool = False
+    extra: int = 0
+
+    @property
+    def has_border(self) -> bool:
+        """Whether some output position may see fewer taps than another."""
+        if self.transposed:
+            return self.kernel > 1 or self.stride > 1 or self.extra > 0 or self.low > 0
+        return self.low > 0 or self.high > 0
+
+    def valid_taps(self, position: int, size: int) -> tuple[int, int, int]:
+        """Return ``(first, last, phase)`` of the taps that lie inside an input of ``size`` elements.
+
+        The taps are those in ``first..last`` and, for a transposed convolution, only those that are congruent to
+        the phase. An empty set has ``first > last``. Values are clipped to the range that :func:`tap_sets` lists.
+        """
+        if self.transposed:
+            # Tap k reads input (position + low - k * dilation) / stride, if that is an integer in [0, size).
+            origin = position + self.low
+            first = max(0, -((-(origin - (size - 1) * self.stride)) // self.dilation))
+            last = min(self.kernel - 1, origin // self.dilation)
+            return min(first, self.kernel), max(last, -1), origin % self.stride
+        # Tap k reads input position * stride - low + k * dilation, if that is in [0, size).
+        origin = position * self.stride - self.low
+        first = max(0, -(origin // self.dilation))
+        last = min(self.kernel - 1, (size - 1 - origin) // self.dilation)
+        return min(first, self.kernel), max(last, -1), 0
+
+    def taps(self, first: int, last: int, phase: int) -> tuple[float, ...]:
+        """Return the set as 0/1 weights for each tap."""
+        return tuple(
+            float(first <= tap <= last and (not self.transposed or (tap * self.dilation - phase) % self.stride == 0))
+            for tap in range(self.kernel)
+        )
+
+
+@dataclass(frozen=True)
+class TapSets:
+    """The distinct sets of taps on one axis: their 0/1 rows, and the row for each ``(first, last, phase)``."""
+
+    rows: tuple[tuple[float, ...], ...]
+    row_of: dict[tuple[int, int, int], int]
+
+
+@cache
+def tap_sets(geometry: AxisGeometry) -> TapSets:
+    """Return all sets of taps that can occur on the axis, for any size of the input."""
+    kernel, dilation = geometry.kernel, geometry.dilation
+    if geometry.transposed:
+        firsts, lasts, phases = range(kernel + 1), range(-1, kernel), range(geometry.stride)
+    else:
+        # At the lower end at most ceil(low / dilation) taps fall outside, at the upper end ceil(high / dilation).
+        firsts = range(min(kernel, -(-geometry.low // dilation)) + 1)
+        lasts = range(max(-1, kernel - 1 + (-geometry.high // dilation)), kernel)
+        phases = range(1)
+    rows: dict[tuple[float, ...], int] = {}
+    row_of = {
+        (first, last, phase): rows.setdefault(geometry.taps(first, last, phase), len(rows))
+        for first in firsts
+        for last in lasts
+        for phase in phases
+    }
+    return TapSets(tuple(rows), row_of)
+
+
+@lru_cache(maxsize=4096)
+def rows_by_position(geometry: AxisGeometry, size: int, output_size: int) -> tuple[int, ...]:
+    """Return for each of ``output_size`` positions the row of ``tap_sets`` that holds there.
+
+    Parameters
+    ----------
+    geometry : AxisGeometry
+        The axis.
+    size, output_size : int
+        Number of elements of the input and of the output on this axis.
+    """
+    row_of = tap_sets(geometry).row_of
+    return tuple(row_of[geometry.valid_taps(position, size)] for position in range(output_size))
+
+
+def gather(compact: Tensor, geometries: tuple[AxisGeometry, ...], sizes: list[tuple[int, int]]) -> Tensor:
+    """Spread a compact map ``(C, n_1, ..., n_d)`` over the positions of the output, ``(C, *output sizes)``.
+
+    Every element-wise change of the compact map commutes with this, so rules may clamp, square or zero it.
+
+    Parameters
+    ----------
+    compact : Tensor
+        One entry for each channel and each combination of tap sets; an axis of length 1 broadcasts.
+    geometries : tuple of AxisGeometry
+        One for each spatial axis.
+    sizes : list of (int, int)
+        Input size and output size on each axis.
+    """
+    for axis, (geometry, (size, output_size)) in enumerate(zip(geometries, sizes, strict=True), start=1):
+        if compact.shape[axis] > 1:
+            rows = torch.tensor(rows_by_position(geometry, size, output_size), device=compact.device)
+            compact = compact.index_select(axis, rows)
+    return compact

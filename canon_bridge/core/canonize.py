@@ -1,0 +1,110 @@
+"""The public functions of the core.
+
+Floor 6: imports ``canonization`` and the keywords.
+"""
+
+import copy
+
+from torch import nn
+
+from canon_bridge.core.canonization import Canonization
+from canon_bridge.core.options import Clipped, ExampleInputs, Leftover, Options, Prefer
+from canon_bridge.core.plan import Plan
+
+
+def canonize(
+    model: nn.Module,
+    *,
+    prefer: Prefer = "left",
+    clipped: Clipped = "absorb",
+    leftover: Leftover = "linear",
+    example_inputs: ExampleInputs | None = None,
+) -> Canonization:
+    r"""Make a model canonical for the length of a ``with`` block: same function, no BatchNorm, explicit modules.
+
+    Each BatchNorm in evaluation mode is the per-channel affine map :math:`y = s x + b`,
+    :math:`s = \gamma / \sqrt{\sigma^2 + \epsilon}`, :math:`b = \beta - s \mu`. It is merged into the linear layer
+    before it or into the linear layers behind it, where a ReLU in between becomes the thresholded ReLU; the
+    BatchNorm then computes the exact identity.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model in evaluation mode, float16 to float64, on any device. It is changed in place and restored.
+    prefer : {"left", "right"}, default "left"
+        Which merge to try first: into the linear layer before the BatchNorm, or into those behind it.
+    clipped : {"absorb", "pass"}, default "absorb"
+        What happens to relevance at units that a thresholded ReLU clips, whose value does not depend on the input:
+        it is absorbed (as by a bias), or passes to the input all the same.
+    leftover : {"linear", "keep"}, default "linear"
+        What becomes of a BatchNorm that nothing can take: an explicit per-channel linear layer, or nothing.
+    example_inputs : Tensor or tuple, optional
+        Positional arguments of the model. On entry the function is compared before and after on them
+        (``Canonization.function_error``), with a warning where float32 loses precision.
+
+    Returns
+    -------
+    Canonization
+        A context manager; ``with canonize(model) as canonical`` gives the model itself.
+
+    Raises
+    ------
+    TypeError
+        If ``model`` is not an ``nn.Module`` or ``example_inputs`` neither a tensor nor a tuple.
+    ValueError
+        If a BatchNorm is in training mode or has no running statistics, or a keyword has an unknown value.
+    TracingError
+        If the data flow of the model cannot be found (a ``RuntimeError``).
+
+    Notes
+    -----
+    Module objects, names and types stay. Inside the block ``state_dict`` holds the merged values, and merged layers
+    without bias have one. Parameters of merged layers are new objects; a change to them is lost on exit.
+
+    References
+    ----------
+    Guillemot et al. 2020, "Breaking Batch Normalization for better explainability of Deep Neural Networks through
+    Layer-wise Relevance Propagation"; Hui & Binder 2019, "BatchNorm Decomposition for Deep Neural Network
+    Interpretation"; Pahde et al. 2023, "Optimizing Explanations by Network Canonization and Hyperparameter Search".
+
+    Examples
+    --------
+    >>> with canonize(model):
+    ...     relevance = explain(model, x)
+    """
+    return Canonization(model, Options(prefer, clipped, leftover, example_inputs))
+
+
+def plan(
+    model: nn.Module,
+    *,
+    prefer: Prefer = "left",
+    clipped: Clipped = "absorb",
+    leftover: Leftover = "linear",
+    example_inputs: ExampleInputs | None = None,
+) -> Plan:
+    """Return what :func:`canonize` would do with the same arguments, as a table for ``print``; change nothing."""
+    return Canonization(model, Options(prefer, clipped, leftover, example_inputs)).plan
+
+
+def canonized_copy(
+    model: nn.Module,
+    *,
+    prefer: Prefer = "left",
+    clipped: Clipped = "absorb",
+    leftover: Leftover = "linear",
+    example_inputs: ExampleInputs | None = None,
+) -> nn.Module:
+    """Return a permanent, independent, canonical copy of a model, in which merged BatchNorms are ``nn.Identity``.
+
+    Parameters and errors are those of :func:`canonize`; ``model`` is not changed.
+    """
+    twin = copy.deepcopy(model)
+    canonization = Canonization(twin, Options(prefer, clipped, leftover, example_inputs))
+    canonization.apply()
+    norms = {twin.get_submodule(merge.norm) for merge in canonization.plan.merges if not merge.chain.features_only}
+    for module in list(twin.modules()):
+        for name, child in module.named_children():
+            if child in norms:
+                module.add_module(name, nn.Identity())
+    return twin

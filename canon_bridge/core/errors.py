@@ -1,0 +1,5 @@
+"""The exceptions of the package that are more specific than ``ValueError`` and ``TypeError``."""
+
+
+class TracingError(RuntimeError):
+    """Raise when the data flow of a model cannot be found; the message names the module and the cause."""

@@ -1,0 +1,28 @@
+"""Explicit modules for operations that a model writes as operators or functions.
+
+Floor 0: imports torch alone.
+"""
+
+import copy
+
+from torch import Tensor, nn
+
+
+class Add(nn.Module):
+    """Add two tensors, ``y = a + b``, as a module of its own, so that rules and hooks can see the sum."""
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return ``left + right``; shapes broadcast as in :func:`torch.add`."""
+        return left + right
+
+
+def clone(module: nn.Module) -> nn.Module:
+    """Return a module for a second call site of ``module``: same type, same tensors, dictionaries of its own.
+
+    Hooks that are on the module now are called at both call sites; hooks added later are added to one of them.
+    """
+    twin = copy.copy(module)
+    for name, value in vars(twin).items():
+        if isinstance(value, (dict, set)):
+            vars(twin)[name] = copy.copy(value)  # pyright: ignore[reportUnknownArgumentType]
+    return twin

@@ -1,0 +1,161 @@
+"""Which functional operations become modules, and which of them work in place.
+
+Floor 1: imports ``layers``. A new functional operation is one entry of ``LIFTS``.
+"""
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from canon_bridge.core.layers import Add
+
+MakeModule = Callable[..., nn.Module]
+
+
+@dataclass(frozen=True)
+class Lift:
+    """How a call of a function or tensor method becomes a call of a module.
+
+    Attributes
+    ----------
+    name : str
+        What the new child module is called; a number is appended where the name is taken.
+    build : callable
+        Makes the module from the arguments behind the tensors.
+    operands : int
+        How many leading arguments are tensors.
+    ignores : tuple of str
+        Keywords that the module form has no use for (``inplace``).
+    """
+
+    name: str
+    build: MakeModule
+    operands: int = 1
+    ignores: tuple[str, ...] = ()
+
+
+def _add(alpha: float = 1) -> nn.Module:
+    if alpha != 1:
+        raise ValueError(f"alpha={alpha}: a weighted sum is not the sum of two branches")
+    return Add()
+
+
+def _max_pool(module: MakeModule) -> MakeModule:
+    # The functions and the modules order their arguments differently.
+    def build(
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> nn.Module:
+        if return_indices:
+            raise ValueError("return_indices=True: it has two outputs")
+        return module(kernel_size, stride, padding, dilation, ceil_mode=ceil_mode)
+
+    return build
+
+
+def _adaptive_max_pool(module: MakeModule) -> MakeModule:
+    def build(output_size: Any, return_indices: bool = False) -> nn.Module:
+        if return_indices:
+            raise ValueError("return_indices=True: it has two outputs")
+        return module(output_size)
+
+    return build
+
+
+_RELU = Lift("relu", nn.ReLU, ignores=("inplace",))
+_ADD = Lift("add", _add, operands=2)
+
+
+def _pool(name: str, build: MakeModule) -> Lift:
+    return Lift(name, build)
+
+
+LIFTS: Mapping[Any, Lift] = {
+    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _ADD),
+    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), _RELU),
+    **dict.fromkeys((F.avg_pool1d, torch.avg_pool1d), _pool("avg_pool1d", nn.AvgPool1d)),
+    F.avg_pool2d: _pool("avg_pool2d", nn.AvgPool2d),
+    F.avg_pool3d: _pool("avg_pool3d", nn.AvgPool3d),
+    **dict.fromkeys(
+        (F.adaptive_avg_pool1d, torch.adaptive_avg_pool1d), _pool("adaptive_avg_pool1d", nn.AdaptiveAvgPool1d)
+    ),
+    F.adaptive_avg_pool2d: _pool("adaptive_avg_pool2d", nn.AdaptiveAvgPool2d),
+    F.adaptive_avg_pool3d: _pool("adaptive_avg_pool3d", nn.AdaptiveAvgPool3d),
+    **dict.fromkeys((F.max_pool1d, torch.max_pool1d), _pool("max_pool1d", _max_pool(nn.MaxPool1d))),
+    **dict.fromkeys((F.max_pool2d, torch.max_pool2d), _pool("max_pool2d", _max_pool(nn.MaxPool2d))),
+    **dict.fromkeys((F.max_pool3d, torch.max_pool3d), _pool("max_pool3d", _max_pool(nn.MaxPool3d))),
+    F.adaptive_max_pool1d: _pool("adaptive_max_pool1d", _adaptive_max_pool(nn.AdaptiveMaxPool1d)),
+    F.adaptive_max_pool2d: _pool("adaptive_max_pool2d", _adaptive_max_pool(nn.AdaptiveMaxPool2d)),
+    F.adaptive_max_pool3d: _pool("adaptive_max_pool3d", _adaptive_max_pool(nn.AdaptiveMaxPool3d)),
+}
+
+_SIZES = frozenset({"size", "dim", "numel", "ndimension", "nelement", "element_size", "get_device"})
+_SIZE_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device", "requires_grad", "is_cuda"})
+
+
+def is_tensor(value: object) -> bool:
+    """Return whether a value of the graph is a tensor that the input reaches (not a size, number or weight)."""
+    if not isinstance(value, fx.Node) or value.op == "get_attr":
+        return False
+    if value.op == "call_method" and value.target in _SIZES:
+        return False
+    if value.op == "call_function":
+        if value.target is getattr:
+            return value.args[1] not in _SIZE_ATTRIBUTES
+        if value.target is len:
+            return False
+        if getattr(value.target, "__module__", None) in ("_operator", "math", "builtins"):
+            return any(is_tensor(node) for node in value.all_input_nodes)
+    return True
+
+
+def find_lift(node: fx.Node) -> Lift | None:
+    """Return the entry of ``LIFTS`` for the node if all its operands are tensors, else None."""
+    if node.op not in ("call_function", "call_method"):
+        return None
+    lift = LIFTS.get(node.target)
+    if lift is None or not all(is_tensor(value) for value in operands(node, lift)):
+        return None
+    return lift
+
+
+def operands(node: fx.Node, lift: Lift) -> tuple[Any, ...]:
+    """Return the leading tensor arguments of the call, however they were passed."""
+    by_keyword = [v for k, v in node.kwargs.items() if k in ("input", "other", "self")]
+    return (*node.args, *by_keyword)[: lift.operands]
+
+
+def build_module(node: fx.Node, lift: Lift) -> nn.Module:
+    """Make the module for a call; raise ``ValueError`` where an argument is computed or has no module form."""
+    arguments = node.args[lift.operands :]
+    keywords = {k: v for k, v in node.kwargs.items() if k not in (*lift.ignores, "input", "other", "self")}
+    if "inplace" in lift.ignores:
+        arguments = ()
+    if set(node.all_input_nodes) - set(operands(node, lift)):
+        raise ValueError("an argument is computed in forward")
+    try:
+        return lift.build(*arguments, **keywords).eval()
+    except TypeError as error:
+        raise ValueError(f"its arguments have no module form ({error})") from error
+
+
+def works_in_place(node: fx.Node, module: nn.Module | None) -> bool:
+    """Return whether the call overwrites its first argument."""
+    if module is not None and getattr(module, "inplace", False) is True:
+        return True
+    if node.kwargs.get("inplace") is True or (node.target is F.relu and node.args[1:] == (True,)):
+        return True
+    if node.op == "call_method":
+        return isinstance(node.target, str) and node.target.endswith("_") and not node.target.endswith("__")
+    name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+    in_place_operator = node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+    return in_place_operator or (name.endswith("_") and not name.endswith("__"))

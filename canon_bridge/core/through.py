@@ -1,0 +1,99 @@
+"""Operations that a per-channel affine map passes through unchanged.
+
+Floor 1: imports torch alone. A new operation is one entry of ``THROUGH_MODULES`` or ``THROUGH_CALLS``.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+
+@dataclass(frozen=True)
+class Through:
+    """An operation ``op`` with ``op(s * x + b) = s * op(x) + b`` for per-channel ``s`` and ``b``.
+
+    Attributes
+    ----------
+    name : str
+        What the plan calls it.
+    obstacle : callable
+        From the arguments of the operation to the reason why it does not commute after all, or None.
+    flattens : bool
+        Whether the output is ``(N, C * k)`` with each channel repeated ``k`` times.
+    """
+
+    name: str
+    obstacle: Callable[[Mapping[str, Any]], str | None] = lambda _: None
+    flattens: bool = False
+
+
+def _average_pool(arguments: Mapping[str, Any]) -> str | None:
+    if arguments.get("divisor_override") is not None:
+        return "average pooling with divisor_override does not keep constants"
+    padding: Any = arguments.get("padding", 0)
+    pads = any(padding) if isinstance(padding, tuple | list) else padding
+    if pads and arguments.get("count_include_pad", True):
+        return "average pooling that counts its zero padding does not keep constants"
+    return None
+
+
+def _flatten(arguments: Mapping[str, Any]) -> str | None:
+    if (arguments.get("start_dim", 0), arguments.get("end_dim", -1)) != (1, -1):
+        return "flatten over other dimensions than (1, -1) mixes channels with the batch"
+    return None
+
+
+def _dropout(arguments: Mapping[str, Any]) -> str | None:
+    return "dropout is in training mode" if arguments.get("training") else None
+
+
+_AVERAGE = Through("average pooling", _average_pool)
+_ADAPTIVE = Through("adaptive average pooling")
+_FLATTEN = Through("flatten", _flatten, flattens=True)
+_DROPOUT = Through("dropout", _dropout)
+
+THROUGH_MODULES: Mapping[type[nn.Module], Through] = {
+    **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), _AVERAGE),
+    **dict.fromkeys((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), _ADAPTIVE),
+    **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), _DROPOUT),
+    nn.Identity: Through("identity"),
+    nn.Flatten: _FLATTEN,
+}
+
+# For a function or method: the entry, and the names of its arguments behind the tensor.
+THROUGH_CALLS: Mapping[Any, tuple[Through, tuple[str, ...]]] = {
+    **dict.fromkeys((torch.flatten, "flatten"), (_FLATTEN, ("start_dim", "end_dim"))),
+    **dict.fromkeys(
+        (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout), (_DROPOUT, ("p", "training", "inplace"))
+    ),
+    "contiguous": (Through("contiguous"), ()),
+}
+
+
+def find_through(node: fx.Node, module: nn.Module | None) -> tuple[Through, str | None] | None:
+    """Return the entry for a node and what keeps it from commuting (or None), or None if there is no entry.
+
+    Parameters
+    ----------
+    node : fx.Node
+        A call.
+    module : nn.Module or None
+        The module that is called, or that the function becomes.
+    """
+    if module is not None:
+        through = THROUGH_MODULES.get(type(module))
+        if through is None or "forward" in vars(module):
+            return None
+        return through, through.obstacle(vars(module))
+    entry = THROUGH_CALLS.get(node.target)
+    if entry is None:
+        return None
+    through, names = entry
+    # F.dropout defaults to training=True: an argument that is not given counts as torch's default.
+    defaults = {"training": True} if through is _DROPOUT else {}
+    arguments = {**defaults, **dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
+    return through, through.obstacle(arguments)

@@ -1,0 +1,132 @@
+"""Canonizers for whole models, of any architecture."""
+
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from zennit.canonizers import Canonizer
+from zennit.layer import Sum
+
+from canon_bridge.core.canonization import Canonization
+from canon_bridge.core.options import Backend, Clipped, ExampleInputs, Leftover, Options, Prefer, Scope
+
+
+class StackedSum(nn.Module):
+    """Add two tensors as zennit wants to see it: stacked along a new last dimension, then its ``Sum`` over that.
+
+    Composites give ``Sum`` the Norm rule, so each branch gets the share of relevance that it has in the sum.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sum = Sum(dim=-1)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return ``left + right``; shapes broadcast."""
+        return self.sum(torch.stack(torch.broadcast_tensors(left, right), dim=-1))
+
+
+BACKEND = Backend(add=StackedSum)
+
+
+class ModelCanonizer(Canonizer):
+    """Canonize any model inside a zennit composite; the keywords are those of :func:`canon_bridge.canonize`.
+
+    Parameters
+    ----------
+    prefer : {"left", "right"}, default "left"
+        Which merge to try first.
+    clipped : {"absorb", "pass"}, default "absorb"
+        What happens to relevance at units that a thresholded ReLU clips.
+    leftover : {"linear", "keep"}, default "linear"
+        What becomes of a BatchNorm that nothing can take.
+    example_inputs : Tensor or tuple, optional
+        Positional arguments of the model, to compare its function before and after.
+
+    Examples
+    --------
+    >>> composite = EpsilonPlusFlat(canonizers=[ModelCanonizer()])
+    >>> with composite.context(model) as modified:
+    ...     ...
+    """
+
+    scope: ClassVar[Scope] = Scope()
+
+    def __init__(
+        self,
+        prefer: Prefer = "left",
+        clipped: Clipped = "absorb",
+        leftover: Leftover = "linear",
+        example_inputs: ExampleInputs | None = None,
+    ) -> None:
+        super().__init__()
+        self.options = Options(prefer, clipped, leftover, example_inputs)
+        self._canonization: Canonization | None = None
+
+    def apply(self, root_module: nn.Module) -> list[Canonizer]:
+        """Canonize the model and return one handle, whose ``remove()`` undoes everything.
+
+        Raises
+        ------
+        TypeError, ValueError, TracingError
+            As :func:`canon_bridge.canonize`; nothing has changed then.
+        """
+        instance = self.copy()
+        instance.register(root_module)
+        return [instance]
+
+    def register(self, root_module: nn.Module) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Canonize the model with this very instance."""
+        self._canonization = Canonization(root_module, self.options, BACKEND, self.scope)
+        self._canonization.apply()
+
+    def remove(self) -> None:
+        """Make the model itself again; a second call does nothing."""
+        canonization, self._canonization = self._canonization, None
+        if canonization is not None:
+            canonization.undo()
+
+    def copy(self) -> Self:
+        """Return a canonizer with the same keywords that is not applied to anything."""
+        twin = type(self).__new__(type(self))
+        ModelCanonizer.__init__(
+            twin,
+            self.options.prefer,
+            self.options.clipped,
+            self.options.leftover,
+            self.options.example_inputs,
+        )
+        return twin
+
+
+class DenseNetSeqThreshCanonizer(ModelCanonizer):
+    """Merge BatchNorms to the left where possible, else by the thresholded ReLU to the right."""
+
+    def __init__(
+        self,
+        clipped: Clipped = "absorb",
+        leftover: Leftover = "linear",
+        example_inputs: ExampleInputs | None = None,
+    ) -> None:
+        super().__init__("left", clipped, leftover, example_inputs)
+
+
+class DenseNetThreshSeqCanonizer(ModelCanonizer):
+    """Merge BatchNorms by the thresholded ReLU to the right where possible, else to the left."""
+
+    def __init__(
+        self,
+        clipped: Clipped = "absorb",
+        leftover: Leftover = "linear",
+        example_inputs: ExampleInputs | None = None,
+    ) -> None:
+        super().__init__("right", clipped, leftover, example_inputs)
+
+
+class DenseNetAdaptiveAvgPoolCanonizer(ModelCanonizer):
+    """Make functional ReLUs, pools and sums of any model modules (in DenseNet those behind the last BatchNorm)."""
+
+    scope = Scope(kinds=frozenset())
+
+    def __init__(self) -> None:
+        super().__init__()
