@@ -8,6 +8,7 @@ of modules.
 from abc import abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,19 @@ from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
 Tensors = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a module: which module, and its positional arguments."""
+
+    module: nn.Module
+    arguments: tuple[Any, ...]
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Compute the module, without its hooks, with other values for those arguments that are tensors."""
+        values = iter(tensors)
+        return self.module.forward(*(next(values) if isinstance(a, Tensor) else a for a in self.arguments))
 
 
 class Rule(PropagationRule):
@@ -37,8 +51,8 @@ class Rule(PropagationRule):
         self.relevance_output: dict[torch.device, Tensor] = {}
 
     @abstractmethod
-    def propagate(self, module: nn.Module, inputs: Tensors, relevance: Tensor) -> Tensors:
-        """Return the relevance of each input, given that of the output; gradients are enabled."""
+    def propagate(self, call: Call, inputs: Tensors, relevance: Tensor) -> Tensors:
+        """Return the relevance of each input tensor, given that of the output; gradients are enabled."""
 
     def forward_hook(self, module: nn.Module, inputs: Any, outputs: Tensor) -> Tensor:
         """Put the rule in the place of the module in the autograd graph; a forward hook."""
@@ -62,9 +76,10 @@ class Rule(PropagationRule):
 class _Propagation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rule: Rule, module: nn.Module, output: Tensor, *inputs: Any) -> Tensor:
+        # Kept without the tensors: those are saved in the way that autograd frees.
         ctx.rule, ctx.module = rule, module
-        ctx.is_tensor = [isinstance(value, Tensor) for value in inputs]
-        ctx.others = [value for value in inputs if not isinstance(value, Tensor)]
+        ctx.arguments = tuple(None if isinstance(value, Tensor) else value for value in inputs)
+        ctx.is_tensor = tuple(isinstance(value, Tensor) for value in inputs)
         ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
         return output.detach().clone()
 
@@ -72,8 +87,12 @@ class _Propagation(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (relevance,) = grad_outputs
         tensors = tuple(tensor.detach() for tensor in ctx.saved_tensors)
+        saved = iter(tensors)
+        arguments = tuple(
+            next(saved) if is_tensor else other for is_tensor, other in zip(ctx.is_tensor, ctx.arguments, strict=True)
+        )
         with torch.enable_grad():
-            propagated = ctx.rule.propagate(ctx.module, tensors, relevance.detach())
+            propagated = ctx.rule.propagate(Call(ctx.module, arguments), tensors, relevance.detach())
         ctx.rule.record(propagated, relevance)
         remaining = iter(propagated)
         return None, None, None, *(next(remaining) if is_tensor else None for is_tensor in ctx.is_tensor)
@@ -121,11 +140,11 @@ class Epsilon(Rule):
     def __init__(self, epsilon: float = 1e-6, zero_params: tuple[str, ...] = ()) -> None:
         super().__init__(epsilon, zero_params)
 
-    def propagate(self, module: nn.Module, inputs: Tensors, relevance: Tensor) -> Tensors:
+    def propagate(self, call: Call, inputs: Tensors, relevance: Tensor) -> Tensors:
         """Return the relevance of each input."""
         leaves = tuple(tensor.requires_grad_() for tensor in inputs)
-        with modified(module, _identity, self.zero_params):
-            output = module.forward(*leaves)
+        with modified(call.module, _identity, self.zero_params):
+            output = call.forward(*leaves)
         gradients = torch.autograd.grad(output, leaves, self.divide(relevance, output.detach()))
         return tuple(leaf.detach() * gradient for leaf, gradient in zip(leaves, gradients, strict=True))
 
@@ -154,15 +173,15 @@ class ZPlus(Rule):
     Decisions with Deep Taylor Decomposition", eq. 13, for positive inputs.
     """
 
-    def propagate(self, module: nn.Module, inputs: Tensors, relevance: Tensor) -> Tensors:
+    def propagate(self, call: Call, inputs: Tensors, relevance: Tensor) -> Tensors:
         """Return the relevance of the input (of the first one; these layers have one)."""
         (values,) = inputs
         upper = _positive(values.detach()).requires_grad_()
         lower = _negative(values.detach()).requires_grad_()
-        with modified(module, _positive, self.zero_params):
-            positive = module.forward(upper)
-        with modified(module, _negative, (*self.zero_params, "bias")):
-            positive = positive + module.forward(lower)
+        with modified(call.module, _positive, self.zero_params):
+            positive = call.forward(upper)
+        with modified(call.module, _negative, (*self.zero_params, "bias")):
+            positive = positive + call.forward(lower)
         gradients = torch.autograd.grad(positive, (upper, lower), self.divide(relevance, positive.detach()))
         return (upper.detach() * gradients[0] + lower.detach() * gradients[1],)
 
@@ -173,7 +192,7 @@ class Pass(Rule):
     def __init__(self) -> None:
         super().__init__()
 
-    def propagate(self, module: nn.Module, inputs: Tensors, relevance: Tensor) -> Tensors:
+    def propagate(self, call: Call, inputs: Tensors, relevance: Tensor) -> Tensors:
         """Return the relevance of the output for the first input, zero for others."""
         first, *others = inputs
         return (relevance.expand_as(first), *(torch.zeros_like(other) for other in others))

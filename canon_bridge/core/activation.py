@@ -81,9 +81,15 @@ def is_elementwise(module: nn.Module) -> bool:
 
 
 def _thresholded_relu(module: nn.Module, input: Tensor) -> Tensor:
-    value, clipped, threshold = _clip(module, input)
-    # Not torch.clamp: at a tie the gradient must be that of the ReLU, zero; NaN stays NaN, as in the ReLU.
-    return torch.where(clipped, threshold, value)
+    if torch.is_grad_enabled() and input.requires_grad:
+        value, clipped, threshold = _clip(module, input)
+        # Not torch.clamp: at a tie the gradient must be that of the ReLU, zero. NaN stays NaN, as in the ReLU.
+        return torch.where(clipped, threshold, value)
+    value, sign, threshold = _compared(module, input)
+    # The same values, several times as fast: bounded on the side of the sign, on both sides where it is 0.
+    lower = torch.where(sign >= 0, threshold, -torch.inf)
+    upper = torch.where(sign <= 0, threshold, torch.inf)
+    return torch.minimum(torch.maximum(value, lower), upper)
 
 
 def _stop_at_clipped(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -101,11 +107,16 @@ def _stop_at_clipped(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tenso
 
 def _clip(module: nn.Module, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the value that is compared, where it is clipped, and to what."""
+    value, sign, threshold = _compared(module, input)
+    return value, sign * value <= sign * threshold, threshold
+
+
+def _compared(module: nn.Module, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the value that is compared, the sign of the scale, and the threshold, per channel."""
     buffers = vars(module)["_buffers"]
     sign, threshold = (_per_channel(buffers[name], input) for name in ("thr_sign", "thr_value"))
     factor = buffers.get("thr_factor")
-    value = input if factor is None else input * _per_channel(factor, input)
-    return value, sign * value <= sign * threshold, threshold
+    return (input if factor is None else input * _per_channel(factor, input)), sign, threshold
 
 
 def _per_channel(values: Tensor, input: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The only place that knows the order of the steps: plan, apply, the block, undo.
 
-Floor 5: imports everything below it.
+Floor 7: imports everything below it.
 """
 
 import types

@@ -1,6 +1,6 @@
 """The public functions of the core.
 
-Floor 6: imports ``canonization`` and the keywords.
+Floor 8: imports ``canonization`` and the keywords.
 """
 
 import copy

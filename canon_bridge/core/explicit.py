@@ -1,6 +1,6 @@
 """Operations that rules must see as modules: which there are, and the forward of their container that calls them.
 
-Floor 2: imports ``graph``, ``lifts`` and ``layers``. Nothing here writes to a model; a :class:`Rewrite` is applied
+Floor 4: imports ``trace``, ``lifts`` and ``layers``. Nothing here writes to a model; a :class:`Rewrite` is applied
 by ``canonize``.
 """
 
@@ -13,9 +13,10 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from canon_bridge.core.errors import TracingError
-from canon_bridge.core.graph import Flow, Site, trace_locally
+from canon_bridge.core.graph import Flow, Inputs, Site
 from canon_bridge.core.layers import Add, clone
 from canon_bridge.core.lifts import build_module, find_lift, operands, works_in_place
+from canon_bridge.core.trace import trace_locally
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +107,7 @@ def make_explicit(model: nn.Module, flow: Flow, rewrite: bool = True) -> Explici
     moved: dict[Site, _Wanted] = {}
     for path, entries in wanted.items():
         try:
-            rewrites.append(_rewrite(model.get_submodule(path), path, entries))
+            rewrites.append(_rewrite(model.get_submodule(path), path, entries, flow.inputs.get(path)))
             moved.update({entry.site: entry for entry in entries})
         except TracingError as error:
             failures.append((path, str(error)))
@@ -187,8 +188,8 @@ def _free_name(owner: nn.Module, name: str, taken: Iterable[str]) -> str:
     return candidate
 
 
-def _rewrite(container: nn.Module, path: str, entries: list[_Wanted]) -> Rewrite:
-    local = trace_locally(container, path)
+def _rewrite(container: nn.Module, path: str, entries: list[_Wanted], inputs: Inputs | None) -> Rewrite:
+    local = trace_locally(container, path, inputs)
     node_at = {site: node for node, site in local.sites.items()}
     order = {node: index for index, node in enumerate(local.graph.nodes)}
     for entry in entries:

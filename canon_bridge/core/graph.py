@@ -1,21 +1,24 @@
 """The data flow of a model, containers inlined, with the place in the source that wrote each operation.
 
-Floor 1: imports ``errors``; the only user of ``fx.Tracer``. Tracing writes nothing to the model and runs no hook.
+Floor 1: imports ``layers``; the only user of ``fx.Tracer`` but for ``values``. Tracing writes nothing to the model
+and runs no hook.
 """
 
-import copy
+import inspect
 import operator
-import types
 from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
-from canon_bridge.core.errors import TracingError
 from canon_bridge.core.layers import Add
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+# Types of arguments that choose a course in forward instead of carrying data.
+FLAGS: frozenset[type] = frozenset({type(None), bool, str})
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,17 @@ class Flow:
         The site of every call in the graph.
     constants : dict
         Tensors that forward creates anew, by the name under which the graph refers to them.
+    flags : dict
+        Arguments of the root that were taken as constants: the flow holds for these values only.
+    inputs : dict
+        What each container was called with (proxies, or values where it was traced with values), by path.
     """
 
     graph: fx.Graph
     sites: dict[fx.Node, Site]
     constants: dict[str, Tensor]
+    flags: dict[str, object]
+    inputs: dict[str, Inputs]
 
 
 @dataclass
@@ -69,7 +78,7 @@ class _Frame:
         return Site(self.owner, what, occurrence)
 
 
-class _Proxy(fx.Proxy):
+class InPlaceProxy(fx.Proxy):
     """A proxy that records ``x += y`` as the in-place operation that it is; fx records ``x = x + y``."""
 
     def __iadd__(self, other: Any) -> fx.Proxy:
@@ -85,31 +94,67 @@ class _Proxy(fx.Proxy):
         return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
 
 
-class _Tracer(fx.Tracer):
-    """Record the site of every call; inline containers, or (``inline=False``) take all children as leaves."""
+class SymbolicTracer(fx.Tracer):
+    """Record the site of every call; inline containers, or take all children as leaves.
 
-    def __init__(self, inline: bool) -> None:
+    Parameters
+    ----------
+    inline : bool
+        Whether to trace into containers.
+    inputs : Inputs, optional
+        What the root is called with. Flags among them (None, bool, str; else the defaults) count as constants.
+    """
+
+    def __init__(self, inline: bool, inputs: Inputs | None = None) -> None:
         super().__init__()
         self.inline = inline
         self.frames = [_Frame("")]
         self.sites: dict[fx.Node, Site] = {}
         self.constants: dict[str, Tensor] = {}
+        self.flags: dict[str, object] = {}
+        self.inputs: dict[str, Inputs] = {}
+        self.bound: dict[str, Any] = {}
+        self._root_inputs = inputs
         self._call_site: Site | None = None
 
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Trace the root with the inputs that the tracer was made with."""
+        if self._root_inputs is not None:
+            args, kwargs = self._root_inputs
+            bound = inspect.signature(root.forward).bind(*args, **kwargs)
+            bound.apply_defaults()
+            self.bound = dict(bound.arguments)
+        return super().trace(root, concrete_args)
+
+    def _proxy_placeholder(self, name: str, concrete_args: Any, sig: inspect.Signature, fn_for_analysis: Any) -> Any:
+        proxy = super()._proxy_placeholder(name, concrete_args, sig, fn_for_analysis)
+        if name.startswith("*"):
+            return proxy
+        value = self.bound.get(name, sig.parameters[name].default)
+        if type(value) not in FLAGS:
+            return proxy
+        # `if mask is None` would take the wrong branch on a proxy, `if verbose` none at all.
+        self.flags[name] = value
+        return value
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
+        """Return the proxy for a node."""
+        return InPlaceProxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Return whether a call of the module is one operation of the graph."""
         return not self.inline or isinstance(m, Add) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        """Record the call of a leaf, or trace the forward of a container."""
         site = self.frames[-1].site(id(m))
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             self._call_site = site
             return self.create_proxy("call_module", path, args, kwargs)
+        self.inputs.setdefault(path, self.inputs_of_call(args, kwargs))
         self.frames.append(_Frame(path))
         # forward itself, not the call: the user's hooks are not made for proxies and must not run here.
         result = m.forward(*args, **kwargs)
@@ -117,7 +162,12 @@ class _Tracer(fx.Tracer):
         self.frames.pop()
         return result
 
+    def inputs_of_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+        """Return what to remember of the arguments of a container."""
+        return args, kwargs
+
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """Create a node, and note its site."""
         node = super().create_node(kind, target, *args, **kwargs)
         if kind == "call_module" and self._call_site is not None:
             self.sites[node], self._call_site = self._call_site, None
@@ -126,6 +176,9 @@ class _Tracer(fx.Tracer):
         return node
 
     def create_arg(self, a: Any) -> Any:
+        """Return what stands for a value in the graph; nothing is stored on the model."""
+        if issubclass(type(a), fx.Proxy):  # not isinstance: a proxy may pass itself off as what it stands for
+            return a.node
         # fx would store unknown tensors as attributes of the user's model.
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and not self._is_attribute(a):
             name = next((n for n, t in self.constants.items() if t is a), f"_tensor_constant{len(self.constants)}")
@@ -135,63 +188,3 @@ class _Tracer(fx.Tracer):
 
     def _is_attribute(self, tensor: Tensor) -> bool:
         return tensor in self.tensor_attrs or any(tensor is buffer for buffer in self.root.buffers())
-
-
-def trace(model: nn.Module) -> Flow:
-    """Trace the data flow of the whole model, containers inlined, modules of torch.nn as leaves.
-
-    Parameters
-    ----------
-    model : nn.Module
-        The root; it is not changed and its hooks do not run.
-
-    Raises
-    ------
-    TracingError
-        If forward depends on values (``if x.sum() > 0``), on the length or the type of an input, or otherwise
-        cannot run on symbolic values. The message names the module and the cause.
-    """
-    return _trace(model, _Tracer(inline=True), "")
-
-
-def trace_locally(container: nn.Module, path: str) -> Flow:
-    """Trace the forward of one container alone, with its children as leaves; ``path`` is its name in the model."""
-    return _trace(container, _Tracer(inline=False), path)
-
-
-def _trace(root: nn.Module, tracer: _Tracer, path: str) -> Flow:
-    tracer.frames[0].owner = path
-    try:
-        with torch.no_grad():
-            graph = tracer.trace(_with_forward_in_class(root, path))
-    except Exception as error:
-        place = tracer.frames[-1].owner
-        name = (
-            f"{place} ({type(root.get_submodule(place)).__name__})"
-            if place and not path
-            else (f"{path or 'the model'} ({type(root).__name__})")
-        )
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TracingError(
-            f"the forward of {name} cannot be traced symbolically: {reason}; it probably depends on the values, "
-            "the shape, the length or the type of its input. Pass example_inputs=(x,) to trace it with values, or "
-            "rewrite this forward without such control flow."
-        ) from error
-    return Flow(graph, tracer.sites, tracer.constants)
-
-
-def _with_forward_in_class(root: nn.Module, path: str) -> nn.Module:
-    """Return the root, or a shallow twin of it whose class has the forward that was set on the instance.
-
-    fx looks up ``type(root).forward`` and would overlook a forward on the instance (one that canonization or the
-    user put there).
-    """
-    forward = vars(root).get("forward")
-    if forward is None:
-        return root
-    if not isinstance(forward, types.MethodType) or forward.__self__ is not root:
-        raise TracingError(f"{path or 'the model'} has a forward on the instance that is not a bound method")
-    twin = copy.copy(root)
-    del vars(twin)["forward"]
-    twin.__class__ = type(type(root).__name__, (type(root),), {"forward": forward.__func__})
-    return twin

@@ -1,6 +1,6 @@
 """Carry out one merge: read the affine map, fold it into the linear layers, make the norm the identity.
 
-Floor 4: imports ``activation``, ``linear`` and below. Values are read anew at every call.
+Floor 2: imports ``activation``, ``linear`` and below. Values are read anew at every call.
 """
 
 from collections.abc import Iterable, Mapping

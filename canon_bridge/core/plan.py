@@ -1,6 +1,6 @@
 """What would be done to a model and what not, and why.
 
-Floor 4: imports ``chains`` and below. Conflicts between chains are resolved here, nothing is written to the model.
+Floor 6: imports ``chains`` and below. Conflicts between chains are resolved here, nothing is written to the model.
 """
 
 from collections import Counter
@@ -11,9 +11,9 @@ from torch import fx, nn
 from canon_bridge.core.affine import check_norm, is_identity, is_norm
 from canon_bridge.core.chains import Chain, ChainFinder, Obstacle
 from canon_bridge.core.explicit import Rewrite, make_explicit
-from canon_bridge.core.graph import trace
 from canon_bridge.core.options import Options, Scope
 from canon_bridge.core.table import format_table
+from canon_bridge.core.trace import trace
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def make_plan(model: nn.Module, options: Options, scope: Scope) -> Plan:
     norms = {path: module for path, module in model.named_modules() if is_norm(module)}
     for path, module in norms.items():
         check_norm(module, path or "the model")
-    explicit = make_explicit(model, trace(model), scope.explicit)
+    explicit = make_explicit(model, trace(model, options.arguments), scope.explicit)
     finder = ChainFinder(explicit)
     entries: dict[str, Entry] = {}
     for node, operation in explicit.operations.items():

@@ -21,9 +21,12 @@ class StackedSum(nn.Module):
         super().__init__()
         self.sum = Sum(dim=-1)
 
-    def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        """Return ``left + right``; shapes broadcast."""
-        return self.sum(torch.stack(torch.broadcast_tensors(left, right), dim=-1))
+    def forward(self, left: Tensor | float, right: Tensor | float) -> Tensor:
+        """Return ``left + right``; shapes broadcast, and one of the two may be a number."""
+        tensor = left if isinstance(left, Tensor) else right
+        assert isinstance(tensor, Tensor)
+        branches = (torch.as_tensor(branch, dtype=tensor.dtype, device=tensor.device) for branch in (left, right))
+        return self.sum(torch.stack(torch.broadcast_tensors(*branches), dim=-1))
 
 
 BACKEND = Backend(add=StackedSum)

@@ -1,0 +1,139 @@
+"""Tracing with values: a proxy that knows what it stands for, so that control flow on values can be followed.
+
+Floor 2: imports ``graph``.
+"""
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+from torch.fx.proxy import Attribute
+
+from canon_bridge.core.graph import FLAGS, InPlaceProxy, Inputs, SymbolicTracer
+
+
+class ValueProxy(InPlaceProxy):
+    """A proxy with the value that the operation has on the example inputs.
+
+    Conditions, lengths, loops and ``isinstance`` see the value; every operation is recorded as usual.
+    """
+
+    @property
+    def value(self) -> Any:
+        """What the proxy stands for."""
+        tracer = self.tracer
+        assert isinstance(tracer, ValueTracer)
+        return tracer.values[self.node]
+
+    @property
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return type(self.value)
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self.value, name)
+        if callable(attribute):
+            return Attribute(self, name)  # a method; it is recorded when it is called
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+
+    def __bool__(self) -> bool:
+        return bool(self.value)
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __int__(self) -> int:
+        return int(self.value)
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __index__(self) -> int:
+        return self.value.__index__()
+
+    def __contains__(self, item: object) -> bool:
+        return item in self.value
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __iter__(self) -> Iterator[Any]:
+        keys = self.value.keys() if isinstance(self.value, dict) else range(len(self.value))
+        return iter([self.tracer.create_proxy("call_function", operator.getitem, (self, key), {}) for key in keys])
+
+    def keys(self) -> Any:
+        """Return the keys of a dictionary, as they are."""
+        return self.value.keys()
+
+
+class ValueTracer(SymbolicTracer):
+    """Trace while computing every operation on example inputs; nothing of the model's state is changed.
+
+    Parameters
+    ----------
+    inline : bool
+        As for :class:`SymbolicTracer`.
+    inputs : Inputs
+        Positional and keyword arguments of the root, with values.
+    """
+
+    def __init__(self, inline: bool, inputs: Inputs) -> None:
+        super().__init__(inline, inputs)
+        self.values: dict[fx.Node, Any] = {}
+        self.inputs[""] = inputs
+        self._computing = False
+
+    def proxy(self, node: fx.Node) -> Any:
+        """Compute the node; return a proxy for the result, or the result itself where it is a flag."""
+        if node not in self.values:
+            self._computing = True  # what modules do inside is not traced
+            try:
+                self.values[node] = self._compute(node)
+            finally:
+                self._computing = False
+        return self.values[node] if type(self.values[node]) in FLAGS else ValueProxy(node, self)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Return a proxy for a parameter that forward uses, or the parameter itself to a module that is computed."""
+        return attr_val if self._computing else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Record the call, or compute it if it is inside a leaf."""
+        return m.forward(*args, **kwargs) if self._computing else super().call_module(m, forward, args, kwargs)
+
+    def inputs_of_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+        """Return the values of the arguments of a container."""
+        return self._value_of((args, kwargs))
+
+    def _value_of(self, structure: Any) -> Any:
+        """Return the structure with the values of the proxies in it."""
+        if type(structure) in (tuple, list):
+            return type(structure)(self._value_of(item) for item in structure)
+        if type(structure) is dict:
+            return {key: self._value_of(item) for key, item in structure.items()}
+        return self.values[structure.node] if issubclass(type(structure), fx.Proxy) else structure
+
+    def _compute(self, node: fx.Node) -> Any:
+        args, kwargs = map_arg((node.args, node.kwargs), self.values.__getitem__)
+        if node.op == "placeholder":
+            return self.bound[str(node.target).lstrip("*")]
+        if node.op == "get_attr":
+            return self._attribute(str(node.target))
+        if node.op == "call_module":
+            # A copy of each tensor: a module that works in place must not spoil what other nodes read.
+            args = tuple(value.clone() if isinstance(value, Tensor) else value for value in args)
+            return self.root.get_submodule(str(node.target)).forward(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+
+    def _attribute(self, name: str) -> Any:
+        if name in self.constants:
+            return self.constants[name]
+        value: Any = self.root
+        for part in name.split("."):
+            value = getattr(value, part)
+        return value

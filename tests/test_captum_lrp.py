@@ -1,0 +1,263 @@
+"""LRP and LayerLRP for Captum: repeatable, complete, nothing left on the model, clear errors."""
+
+import copy
+
+import captum.attr
+import pytest
+import torch
+import torchvision
+from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, EpsilonRule, IdentityRule
+from torch import nn
+
+import canon_bridge.captum
+from canon_bridge.captum import LRP, LayerLRP, presets, rules
+from tests.conftest import Snapshot, alive, randomize, relative_error
+from tests.models import NAMES, TARGET, gradient_times_input, images, network, small_densenet
+
+TOLERANCE = 1e-12
+
+
+class TwoInputs(nn.Module):
+    """Two images whose features are added by an operator, and an offset that is no input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.mix = nn.Conv2d(4, 4, 1)
+        self.head = nn.Linear(4 * 64, 5)
+
+    def forward(self, a, b, offset=0.0):
+        features = self.mix(self.norm(self.left(a) + self.right(b)).relu())
+        return self.head(features.flatten(1)) + offset
+
+
+@pytest.fixture
+def two_inputs():
+    return randomize(TwoInputs().double())
+
+
+@pytest.mark.parametrize("prefer", ["left", "right"])
+@pytest.mark.parametrize("preset", [presets.epsilon(), presets.epsilon_plus()], ids=lambda preset: preset.name)
+def test_second_call_gives_the_same_bits_and_nothing_is_left(preset, prefer):
+    model, x = small_densenet(), images()
+    snapshot = Snapshot.of(model)
+    lrp = LRP(model, preset, prefer=prefer)
+    first = lrp.attribute(x, target=TARGET)
+    snapshot.check()
+    assert first.equal(lrp.attribute(x, target=TARGET))
+    assert first.shape == x.shape
+    assert not first.requires_grad
+    assert not x.requires_grad
+    snapshot.check()
+
+
+def test_the_input_keeps_its_flags_and_gradient():
+    x = images().requires_grad_()
+    x.grad = torch.ones_like(x)
+    LRP(small_densenet()).attribute(x, target=TARGET)
+    assert x.requires_grad
+    assert x.grad.equal(torch.ones_like(x))
+
+
+def test_under_no_grad_and_inference_mode():
+    model, x = small_densenet(), images()
+    expected = LRP(model).attribute(x, target=TARGET)
+    with torch.no_grad():
+        assert LRP(model).attribute(x, target=TARGET).equal(expected)
+    with torch.inference_mode():
+        assert LRP(model).attribute(x, target=TARGET).equal(expected)
+
+
+def test_examples_of_a_batch_do_not_mix():
+    model, x = small_densenet(), images(3)
+    together = LRP(model).attribute(x, target=[0, 1, 2])
+    for index in range(3):
+        alone = LRP(model).attribute(x[index : index + 1], target=index)
+        assert relative_error(together[index : index + 1], alone) < TOLERANCE
+
+
+def test_convergence_delta_is_score_less_sum():
+    model, x = small_densenet(), images()
+    relevance, delta = LRP(model).attribute(x, target=TARGET, return_convergence_delta=True)
+    score = model(x)[:, TARGET].detach()
+    assert delta.shape == (2,)
+    assert relative_error(score - relevance.sum((1, 2, 3)), delta) < TOLERANCE
+
+
+def test_several_inputs_and_additional_arguments(two_inputs):
+    a, b = images(2, 8), images(2, 8).flip(0)
+    relevance = LRP(two_inputs, presets.epsilon(1e-30)).attribute((a, b), target=TARGET, additional_forward_args=2.0)
+    leaves = (a.clone().requires_grad_(), b.clone().requires_grad_())
+    gradients = torch.autograd.grad(two_inputs(*leaves, 2.0)[:, TARGET].sum(), leaves)
+    assert isinstance(relevance, tuple)
+    for value, leaf, gradient in zip(relevance, leaves, gradients, strict=True):
+        assert relative_error(value, leaf * gradient) < TOLERANCE
+
+
+def test_targets_of_a_segmentation_model():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    randomize(model.double())
+    x = images(2, 8).requires_grad_()
+    expected = x * torch.autograd.grad(model(x)[:, 1, 2, 3].sum(), x)[0]
+    relevance = LRP(model, presets.epsilon(1e-30)).attribute(x, target=(1, 2, 3))
+    assert relative_error(relevance, expected) < TOLERANCE
+    with pytest.raises(ValueError, match="target is None and leaves an output of shape"):
+        LRP(model).attribute(x)
+
+
+def test_layer_relevance_at_the_ends():
+    model, x = small_densenet(), images()
+    relevance = LRP(model).attribute(x, target=TARGET)
+    at_input = LayerLRP(model, model.features.conv0).attribute(x, target=TARGET, attribute_to_layer_input=True)
+    assert at_input.equal(relevance)
+    at_output = LayerLRP(model, model.classifier).attribute(x, target=TARGET)
+    score = torch.zeros_like(at_output)
+    score[:, TARGET] = model(x)[:, TARGET].detach()
+    assert relative_error(at_output, score) < TOLERANCE
+
+
+def test_layer_relevance_of_containers_and_lists_is_continuous():
+    model, x = small_densenet(), images()
+    layers = [model.features.denseblock2, model.features.transition2, model.features.transition1.conv]
+    out = LayerLRP(model, layers).attribute(x, target=TARGET)
+    into = LayerLRP(model, layers).attribute(x, target=TARGET, attribute_to_layer_input=True)
+    assert isinstance(out, list)
+    # What leaves the transition enters the block before it; a pool stands between conv and block.
+    assert into[1].equal(out[0])
+    assert [tuple(value.shape[:2]) for value in out] == [(2, 32), (2, 16), (2, 16)]
+    values, deltas = LayerLRP(model, layers).attribute(x, target=TARGET, return_convergence_delta=True)
+    assert relative_error(model(x)[:, TARGET] - values[0].sum((1, 2, 3)), deltas[0]) < TOLERANCE
+
+
+def test_layer_that_does_not_run_once():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 64, 5)).double()
+    unused = nn.Linear(1, 1)
+    model[0].unused = None
+    with pytest.raises(ValueError, match=r"ran 0 times.*it must run once"):
+        LayerLRP(model.eval(), unused).attribute(images(1, 8), target=TARGET)
+
+
+def test_exception_in_forward_and_in_a_rule(monkeypatch):
+    model, x = small_densenet(), images()
+    snapshot = Snapshot.of(model)
+    lrp = LRP(model)
+    with pytest.raises((AssertionError, IndexError)):
+        lrp.attribute(x, target=99)
+    snapshot.check()
+    monkeypatch.setattr(rules.ZPlus, "propagate", lambda *_: (_ for _ in ()).throw(KeyError("in a rule")))
+    with pytest.raises(KeyError, match="in a rule"):
+        lrp.attribute(x, target=TARGET)
+    snapshot.check()
+    assert not x.requires_grad
+
+
+def test_rule_set_by_hand_counts_and_stays():
+    model, x = small_densenet(), images()
+    usual = LRP(model).attribute(x, target=TARGET)
+    rule = rules.Epsilon(0.5)
+    model.features.conv0.rule = rule
+    try:
+        lrp = LRP(model)
+        changed = lrp.attribute(x, target=TARGET)
+        assert model.features.conv0.rule is rule
+        assert changed.equal(lrp.attribute(x, target=TARGET))
+        assert relative_error(changed, usual) > 1e-3
+        model.features.conv0.rule = EpsilonRule(0.5)
+        assert LRP(model).attribute(x, target=TARGET).equal(changed)
+        model.features.norm0.rule = IdentityRule()
+        assert LRP(model).attribute(x, target=TARGET).equal(changed)
+        model.features.conv0.rule = Alpha1_Beta0_Rule()
+        with pytest.raises(TypeError, match=r"features\.conv0 has the rule Alpha1_Beta0_Rule"):
+            LRP(model).attribute(x, target=TARGET)
+    finally:
+        del model.features.conv0.rule, model.features.norm0.rule
+
+
+def test_module_with_parameters_and_no_rule():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(4 * 64, 5)).double().eval()
+    snapshot = Snapshot.of(model)
+    with pytest.raises(TypeError, match=r"1 \(GroupNorm\) has parameters.*no rule"):
+        LRP(model).attribute(images(1, 8), target=TARGET)
+    snapshot.check()
+
+
+def test_errors_at_construction():
+    with pytest.raises(TypeError, match=r"model is a str; it must be a torch\.nn\.Module"):
+        LRP("model")
+    with pytest.raises(ValueError, match=r"norm is in training mode.*call model\.eval\(\) first"):
+        LRP(TwoInputs())
+    with pytest.raises(ValueError, match="clipped is 'both'"):
+        LRP(small_densenet(), clipped="both")
+
+
+def test_new_weights_and_new_modules_are_seen(two_inputs):
+    a, b = images(2, 8), images(2, 8).flip(0)
+    lrp = LRP(two_inputs)
+    before = lrp.attribute((a, b), target=TARGET)
+    randomize(two_inputs, seed=7)
+    after = lrp.attribute((a, b), target=TARGET)
+    assert relative_error(after[0], before[0]) > 1e-3
+    two_inputs.head = nn.Linear(4, 5).double()
+    assert lrp.attribute((a, b), target=TARGET)[0].equal(LRP(two_inputs).attribute((a, b), target=TARGET)[0])
+
+
+def test_verbose_names_rules_and_modules(capsys):
+    model, x = small_densenet(), images()
+    LRP(model).attribute(x, target=TARGET, verbose=True)
+    printed = capsys.readouterr().out
+    assert "ZPlus on features.conv0 (Conv2d)" in printed
+    assert "Norm on adaptive_avg_pool2d (AdaptiveAvgPool2d)" in printed
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pre_processing_step_for_captums_own_lrp(name):
+    model, x = network(name), images(1)
+    snapshot = Snapshot.of(model)
+    with canon_bridge.captum.canonize(model):
+        assert alive(model) == []
+        first = captum.attr.LRP(model).attribute(x, target=TARGET)
+        second = captum.attr.LRP(model).attribute(x, target=TARGET)
+    assert first.equal(second)
+    assert bool(torch.isfinite(first).all())
+    snapshot.check()
+
+
+def test_captums_own_rules_by_hand_leave_nothing_in_the_block():
+    # Captum's Alpha1_Beta0_Rule moves weights to new storages and deletes the rule that the user has set.
+    model, x = network("resnet18"), images(1)
+    snapshot = Snapshot.of(model)
+    with canon_bridge.captum.canonize(model):
+        model.conv1.rule = Alpha1_Beta0_Rule()
+        captum.attr.LRP(model).attribute(x, target=TARGET)
+        assert "rule" not in vars(model.conv1)
+    snapshot.check()
+
+
+@pytest.mark.parametrize("build", [small_densenet, lambda: network("resnet18")], ids=["densenet", "resnet"])
+def test_without_the_step_captum_is_wrong(build):
+    model, x = copy.deepcopy(build()), images(1)
+    expected = gradient_times_input(model, x)
+    assert relative_error(captum.attr.LRP(model).attribute(x, target=TARGET), expected) > 1
+    with canon_bridge.captum.canonize(model):
+        assert relative_error(captum.attr.LRP(model).attribute(x, target=TARGET), expected) < 1e-4
+
+
+def test_our_rules_in_captums_own_lrp():
+    model, x = small_densenet(), images()
+    expected = LRP(model, presets.epsilon(1e-9)).attribute(x, target=TARGET)
+    with canon_bridge.captum.canonize(model):
+        for module in model.modules():
+            rule = presets.epsilon(1e-9).rule_for(module)
+            if rule is not None and not isinstance(module, nn.ReLU):
+                module.rule = rule
+        relevance = captum.attr.LRP(model).attribute(x, target=TARGET)
+    # Max pooling has Captum's epsilon rule there: the same where the maximum is not near zero.
+    assert relative_error(relevance, expected) < 1e-6
+
+
+def test_resnet_of_torchvision_with_bottlenecks():
+    model = randomize(torchvision.models.resnet50(num_classes=5).double())
+    x = images(1, 32).requires_grad_()
+    expected = x * torch.autograd.grad(model(x)[:, TARGET].sum(), x)[0]
+    assert relative_error(LRP(model, presets.epsilon(1e-30)).attribute(x, target=TARGET), expected) < TOLERANCE

@@ -1,0 +1,122 @@
+"""Every tolerance rejects known-wrong variants of the mathematics, on a whole network and in the oracle."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from canon_bridge import canonize
+from canon_bridge.captum import LRP, presets
+from canon_bridge.core import activation, affine, linear
+from canon_bridge.core.affine import Affine
+from tests.conftest import relative_error
+from tests.models import TARGET, gradient_times_input, images, small_densenet
+
+TOLERANCE = 1e-12  # as in test_oracle
+
+
+def _read_as(monkeypatch, change):
+    entry = affine.NORMS[nn.BatchNorm2d]
+    wrong = replace(entry, read=lambda module: change(module, entry.read(module)))
+    monkeypatch.setattr(affine, "NORMS", {**affine.NORMS, nn.BatchNorm2d: wrong})
+    monkeypatch.setattr("canon_bridge.core.merge.NORMS", affine.NORMS)
+
+
+def _no_eps_in_scale(monkeypatch):
+    def change(module, right):
+        scale = module.weight / module.running_var.sqrt()
+        return Affine(scale, module.bias - scale * module.running_mean)
+
+    _read_as(monkeypatch, change)
+
+
+def _eps_stays_in_the_norm(monkeypatch):
+    entry = affine.NORMS[nn.BatchNorm2d]
+
+    def identity(module):
+        return {slot: value for slot, value in entry.identity(module).items() if slot[1] != "eps"}
+
+    monkeypatch.setattr(affine, "NORMS", {**affine.NORMS, nn.BatchNorm2d: replace(entry, identity=identity)})
+    monkeypatch.setattr("canon_bridge.core.merge.NORMS", affine.NORMS)
+
+
+def _no_mean(monkeypatch):
+    _read_as(monkeypatch, lambda module, right: Affine(right.scale, module.bias.detach()))
+
+
+def _no_bias(monkeypatch):
+    _read_as(monkeypatch, lambda module, right: Affine(right.scale, -right.scale * module.running_mean))
+
+
+def _no_shift(monkeypatch):
+    _read_as(monkeypatch, lambda module, right: Affine(right.scale, torch.zeros_like(right.shift)))
+
+
+def _no_border(monkeypatch):
+    geometries = linear.axis_geometries
+    monkeypatch.setattr(
+        linear, "axis_geometries", lambda module: tuple(replace(g, low=0, high=0) for g in geometries(module))
+    )
+
+
+def _relu_as(monkeypatch, change):
+    absorb = activation.ACTIVATIONS[nn.ReLU]
+
+    def wrong(edits, module, before, clip):
+        behind = absorb(edits, module, before, clip)
+        change(vars(module)["_buffers"])
+        return behind
+
+    monkeypatch.setattr(activation, "ACTIVATIONS", {nn.ReLU: wrong})
+    monkeypatch.setattr("canon_bridge.core.merge.ACTIVATIONS", activation.ACTIVATIONS)
+
+
+def _sign_of_the_threshold(monkeypatch):
+    _relu_as(monkeypatch, lambda buffers: buffers.update(thr_value=-buffers["thr_value"]))
+
+
+def _negative_scales_clipped_from_below(monkeypatch):
+    _relu_as(monkeypatch, lambda buffers: buffers.update(thr_sign=buffers["thr_sign"].abs()))
+
+
+def _plain_relu(monkeypatch):
+    _relu_as(monkeypatch, lambda buffers: buffers.update(thr_value=torch.zeros_like(buffers["thr_value"])))
+
+
+WRONG = [
+    _no_eps_in_scale,
+    _eps_stays_in_the_norm,
+    _no_mean,
+    _no_bias,
+    _no_shift,
+    _no_border,
+    _sign_of_the_threshold,
+    _negative_scales_clipped_from_below,
+    _plain_relu,
+]
+
+
+# With prefer="left" no convolution with padding takes a BatchNorm from the left in DenseNet: no border to forget.
+CASES = [(wrong, prefer) for wrong in WRONG for prefer in ("left", "right") if (wrong, prefer) != (_no_border, "left")]
+
+
+@pytest.mark.parametrize(("break_it", "prefer"), CASES)
+def test_function_and_oracle_reject(break_it, prefer, monkeypatch):
+    model, x = small_densenet(), images()
+    output, relevance = model(x).detach(), gradient_times_input(model, x)
+    break_it(monkeypatch)
+    with canonize(model, prefer=prefer):
+        wrong_output = model(x).detach()
+    assert not relative_error(wrong_output, output) < 1e3 * TOLERANCE
+    wrong_relevance = LRP(model, presets.epsilon(1e-30), prefer=prefer).attribute(x, target=TARGET)
+    assert not relative_error(wrong_relevance, relevance) < 1e3 * TOLERANCE
+    monkeypatch.undo()
+    assert model(x).equal(output)
+
+
+def test_relevance_that_passes_clipped_units_is_rejected_by_the_oracle(monkeypatch):
+    model, x = small_densenet(), images()
+    monkeypatch.setattr(activation, "_stop_at_clipped", lambda module, args: None)
+    wrong = LRP(model, presets.epsilon(1e-30)).attribute(x, target=TARGET)
+    assert not relative_error(wrong, gradient_times_input(model, x)) < 1e3 * TOLERANCE
