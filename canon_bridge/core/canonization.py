@@ -1,6 +1,6 @@
 """The only place that knows the order of the steps: plan, apply, the block, undo.
 
-Floor 7: imports everything below it.
+Floor 8: imports everything below it.
 """
 
 import types
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from canon_bridge.core.affine import check_norm
+from canon_bridge.core.arguments import CONSTANTS
 from canon_bridge.core.edits import Edits, writes_in_force
 from canon_bridge.core.guard import Guard
 from canon_bridge.core.layers import Add
-from canon_bridge.core.merge import expect_features, make_linear, merge_left, merge_right
+from canon_bridge.core.merge import expect_rank, make_linear, merge_left, merge_right
 from canon_bridge.core.options import Backend, Options, Scope
 from canon_bridge.core.plan import Merge, Plan, make_plan
 from canon_bridge.core.snapshot import drop_scratch
@@ -98,15 +99,22 @@ class Canonization:
 
     def _state(self) -> tuple[object, ...]:
         modules = tuple((id(module), type(module)) for module in self.model.modules())
-        return modules, writes_in_force(self.model)
+        # What a forward reads as plain attributes has been written into its new forward.
+        flags = tuple(
+            (name, value)
+            for rewrite in self.plan.rewrites
+            for name, value in vars(self.model.get_submodule(rewrite.path)).items()
+            if type(value) in CONSTANTS
+        )
+        return modules, flags, writes_in_force(self.model)
 
     def _check(self) -> None:
         if self._edits is not None:
             raise RuntimeError("the model is canonical already: leave the block (or call undo()) before the next.")
         if not self.is_current():
             raise RuntimeError(
-                "the model has other modules than when this plan was made, or another canonization of it began or "
-                "ended since; call canonize(model) anew, in the state that the model is in now."
+                "the model has other modules or flags than when this plan was made, or another canonization of it "
+                "began or ended since; call canonize(model) anew, in the state that the model is in now."
             )
         for merge in self.plan.merges:
             check_norm(self.model.get_submodule(merge.norm), merge.norm)
@@ -138,8 +146,8 @@ class Canonization:
         else:
             targets = {find(t.linear): None if t.activation is None else find(t.activation) for t in chain.targets}
             merge_right(edits, targets, norm, self.options.clipped == "absorb")
-        if chain.features_only:
-            expect_features(edits, norm, chain.norm, chain.targets[0].linear)
+        if chain.rank is not None:
+            expect_rank(edits, norm, chain.rank, f"{chain.norm} and {chain.targets[0].linear}")
 
     def _adapt(self, edits: Edits) -> None:
         modules = list(self.model.modules())

@@ -1,6 +1,6 @@
 """The public functions of the core.
 
-Floor 8: imports ``canonization`` and the keywords.
+Floor 9: imports ``canonization`` and the keywords.
 """
 
 import copy
@@ -102,7 +102,7 @@ def canonized_copy(
     twin = copy.deepcopy(model)
     canonization = Canonization(twin, Options(prefer, clipped, leftover, example_inputs))
     canonization.apply()
-    norms = {twin.get_submodule(merge.norm) for merge in canonization.plan.merges if not merge.chain.features_only}
+    norms = {twin.get_submodule(merge.norm) for merge in canonization.plan.merges if merge.chain.rank is None}
     for module in list(twin.modules()):
         for name, child in module.named_children():
             if child in norms:

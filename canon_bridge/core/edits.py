@@ -15,12 +15,20 @@ _ABSENT: Final = object()
 
 
 class _Write:
-    """One write: where, and the object that was there before (``_ABSENT`` if the key was new)."""
+    """One write: where, and the object that was there before (``_ABSENT`` if the key was new).
 
-    __slots__ = ("module", "name", "old", "table")
+    It does not keep the module alive: it is held by the register of writes below as long as the module lives.
+    """
+
+    __slots__ = ("_module", "name", "old", "table")
 
     def __init__(self, module: nn.Module, table: str, name: str, old: object) -> None:
-        self.module, self.table, self.name, self.old = module, table, name, old
+        self._module, self.table, self.name, self.old = weakref.ref(module), table, name, old
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module, or None if it is gone."""
+        return self._module()
 
 
 # For each module, the writes that are in force, oldest first, slot by slot. It has to be known to all journals:
@@ -111,7 +119,10 @@ class Edits:
 
     @staticmethod
     def _revert(write: _Write) -> None:
-        stacks = _IN_FORCE.get(write.module, {})
+        module = write.module
+        if module is None:
+            return
+        stacks = _IN_FORCE.get(module, {})
         stack = stacks.get((write.table, write.name), [])
         if write not in stack:
             return  # reverted already, by an undo that was interrupted
@@ -120,14 +131,14 @@ class Edits:
             # A younger journal has written above: it inherits what was there before this one.
             stack[above].old = write.old
         elif write.old is _ABSENT:
-            slots(write.module, write.table).pop(write.name, None)
+            slots(module, write.table).pop(write.name, None)
         else:
-            slots(write.module, write.table)[write.name] = write.old
+            slots(module, write.table)[write.name] = write.old
         stack.remove(write)
         if not stack:
             del stacks[write.table, write.name]
         if not stacks:
-            _IN_FORCE.pop(write.module, None)
+            _IN_FORCE.pop(module, None)
 
 
 def named_slots(model: nn.Module, tables: tuple[str, ...]) -> Iterator[tuple[nn.Module, str, str, Any]]:

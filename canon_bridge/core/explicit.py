@@ -1,22 +1,20 @@
-"""Operations that rules must see as modules: which there are, and the forward of their container that calls them.
+"""Operations that rules must see as modules: which there are, and what every call of a flow computes.
 
-Floor 4: imports ``trace``, ``lifts`` and ``layers``. Nothing here writes to a model; a :class:`Rewrite` is applied
-by ``canonize``.
+Floor 6: imports ``rewrite``, ``aliases``, ``lifts`` and ``layers``. Nothing here writes to a model.
 """
 
-import types
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
+from canon_bridge.core.aliases import Aliases
 from canon_bridge.core.errors import TracingError
-from canon_bridge.core.graph import Flow, Inputs, Site
+from canon_bridge.core.graph import Flow, Site
 from canon_bridge.core.layers import Add, clone
-from canon_bridge.core.lifts import build_module, find_lift, operands, works_in_place
-from canon_bridge.core.trace import trace_locally
+from canon_bridge.core.lifts import build_module, find_lift
+from canon_bridge.core.rewrite import Rewrite, guard_forward, write_forward
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,33 +37,12 @@ class Operation:
 
 
 @dataclass(frozen=True, eq=False)
-class Rewrite:
-    """A new forward for one container, and the children that it calls in addition.
-
-    Attributes
-    ----------
-    path : str
-        The container.
-    function : callable
-        ``forward(self, ...)``, to be bound to the container.
-    children : tuple of (str, callable)
-        Name and maker of each new child module.
-    constants : dict
-        Tensors that forward creates, by attribute name.
-    """
-
-    path: str
-    function: Callable[..., Any]
-    children: tuple[tuple[str, Callable[[], nn.Module]], ...]
-    constants: dict[str, Tensor]
-
-
-@dataclass(frozen=True, eq=False)
 class Explicit:
     """A flow in which every operation that rules must see has a module."""
 
     flow: Flow
     operations: dict[fx.Node, Operation]
+    aliases: Aliases
     rewrites: tuple[Rewrite, ...]
     failures: tuple[tuple[str, str], ...]  # (container, why it keeps its functional operations)
 
@@ -98,80 +75,112 @@ def make_explicit(model: nn.Module, flow: Flow, rewrite: bool = True) -> Explici
         With an :class:`Operation` for each module call and each functional operation that gets a module. A
         container that cannot be traced alone keeps its operations and is listed in ``failures``.
     """
-    nodes_of: dict[Site, list[fx.Node]] = defaultdict(list)
-    for node, site in flow.sites.items():
-        nodes_of[site].append(node)
-    calls_of = _calls_by_module(model, nodes_of)
-    wanted, failures = _wanted(model, nodes_of, calls_of) if rewrite else ({}, [])
+    survey = _Survey(model, flow)
     rewrites: list[Rewrite] = []
     moved: dict[Site, _Wanted] = {}
-    for path, entries in wanted.items():
+    for path, entries in (survey.wanted() if rewrite else {}).items():
+        names = {entry.site: entry.name for entry in entries}
+        makers = {entry.name: entry.make for entry in entries}
         try:
-            rewrites.append(_rewrite(model.get_submodule(path), path, entries, flow.inputs.get(path)))
-            moved.update({entry.site: entry for entry in entries})
+            rewrites.append(write_forward(model.get_submodule(path), path, flow, names, makers))
         except TracingError as error:
-            failures.append((path, str(error)))
-    operations: dict[fx.Node, Operation] = {}
-    for site, nodes in nodes_of.items():
-        entry = moved.get(site)
-        for node in nodes:
-            if entry is not None:
-                path = f"{site.owner}.{entry.name}" if site.owner else entry.name
-                operations[node] = Operation(path, entry.module, len(nodes))
-            elif node.op == "call_module":
-                module = model.get_submodule(str(node.target))
-                calls = sum(len(nodes_of[s]) for s in calls_of[module] if s not in moved)
-                operations[node] = Operation(str(node.target), module, calls)
-    return Explicit(flow, operations, tuple(rewrites), tuple(failures))
+            survey.failures.append((path, str(error)))
+        else:
+            moved.update({entry.site: entry for entry in entries})
+    if rewrite and flow.expected and not any(new.path == "" for new in rewrites):
+        rewrites.append(guard_forward(model, flow))
+    return Explicit(flow, survey.operations(moved), survey.aliases, tuple(rewrites), tuple(survey.failures))
 
 
-def _calls_by_module(model: nn.Module, nodes_of: dict[Site, list[fx.Node]]) -> dict[nn.Module, list[Site]]:
-    calls: dict[nn.Module, list[Site]] = defaultdict(list)
-    for site, nodes in nodes_of.items():
-        if nodes[0].op == "call_module":
-            calls[model.get_submodule(str(nodes[0].target))].append(site)
-    return calls
+class _Survey:
+    """All call sites of a flow, and which of them need a module of their own."""
 
+    def __init__(self, model: nn.Module, flow: Flow) -> None:
+        self.model = model
+        self.sites = flow.sites
+        self.failures: list[tuple[str, str]] = []
+        self.nodes_of: dict[Site, list[fx.Node]] = defaultdict(list)
+        self.calls_of: dict[nn.Module, list[Site]] = defaultdict(list)
+        modules: dict[fx.Node, nn.Module] = {}
+        for node, site in flow.sites.items():
+            if node.op == "call_module":
+                modules[node] = model.get_submodule(str(node.target))
+                if site not in self.nodes_of:
+                    self.calls_of[modules[node]].append(site)
+            self.nodes_of[site].append(node)
+        self.aliases = Aliases(flow.graph, modules)
 
-def _wanted(
-    model: nn.Module, nodes_of: dict[Site, list[fx.Node]], calls_of: dict[nn.Module, list[Site]]
-) -> tuple[dict[str, list[_Wanted]], list[tuple[str, str]]]:
-    wanted: dict[str, list[_Wanted]] = defaultdict(list)
-    failures: list[tuple[str, str]] = []
-    taken: set[str] = set()
+    def wanted(self) -> dict[str, list[_Wanted]]:
+        """Return the call sites that need a module of their own, by container."""
+        wanted: dict[str, list[_Wanted]] = {}
+        for site, nodes in self.nodes_of.items():
+            found = self._lifted(site, nodes) or self._second_call(site, nodes)
+            if found is not None:
+                base, make, module = found
+                entries = wanted.setdefault(site.owner, [])
+                taken = {entry.name for entry in entries}
+                name = _free_name(self.model.get_submodule(site.owner), base, taken)
+                entries.append(_Wanted(site, name, make, module))
+        return wanted
 
-    def add(site: Site, name: str, make: Callable[[], nn.Module], module: nn.Module) -> None:
-        owner = model.get_submodule(site.owner)
-        free = _free_name(owner, name, {t.rpartition(".")[2] for t in taken if t.rpartition(".")[0] == site.owner})
-        taken.add(f"{site.owner}.{free}")
-        wanted[site.owner].append(_Wanted(site, free, make, module))
+    def operations(self, moved: dict[Site, _Wanted]) -> dict[fx.Node, Operation]:
+        """Return what each node computes, given the call sites that got a module of their own."""
+        operations: dict[fx.Node, Operation] = {}
+        for site, nodes in self.nodes_of.items():
+            entry = moved.get(site)
+            for node in nodes:
+                if entry is not None:
+                    path = f"{site.owner}.{entry.name}" if site.owner else entry.name
+                    operations[node] = Operation(path, entry.module, len(nodes))
+                elif node.op == "call_module":
+                    module = self.aliases.modules[node]
+                    calls = sum(len(self.nodes_of[s]) for s in self.calls_of[module] if s not in moved)
+                    operations[node] = Operation(str(node.target), module, calls)
+        return operations
 
-    for site, nodes in nodes_of.items():
-        node, lift = nodes[0], find_lift(nodes[0])
-        if lift is not None:
-            try:
-                module = build_module(node, lift)
-            except ValueError as error:
-                failures.append((site.owner, f"{lift.name}: {error}"))
-                continue
-            make = Add if isinstance(module, Add) else _maker(node, lift)
-            add(site, lift.name, make, module)
-        elif node.op == "call_module":
-            module = model.get_submodule(str(node.target))
-            if _is_stateless(module) and site != calls_of[module][0]:
-                name = str(node.target).rpartition(".")[2]
-                add(site, name, lambda module=module: _out_of_place(clone(module)), module)
-    return wanted, failures
+    def _lifted(self, site: Site, nodes: list[fx.Node]) -> tuple[str, Callable[[], nn.Module], nn.Module] | None:
+        lift = find_lift(nodes[0])
+        if lift is None:
+            return None
+        if not self._may_be_out_of_place(site, nodes):
+            self.failures.append((site.owner, f"{lift.name}: it overwrites a tensor that is read under another name"))
+            return None
+        try:
+            module = build_module(nodes[0], lift)
+        except ValueError as error:
+            self.failures.append((site.owner, f"{lift.name}: {error}"))
+            return None
+        return lift.name, Add if isinstance(module, Add) else lambda: build_module(nodes[0], lift), module
 
+    def _second_call(self, site: Site, nodes: list[fx.Node]) -> tuple[str, Callable[[], nn.Module], nn.Module] | None:
+        module = self.aliases.modules.get(nodes[0])
+        if module is None or not _is_stateless(module) or site == self.calls_of[module][0]:
+            return None
+        in_place = not self._may_be_out_of_place(site, nodes)
 
-def _maker(node: fx.Node, lift: Any) -> Callable[[], nn.Module]:
-    return lambda: build_module(node, lift)
+        def make() -> nn.Module:
+            twin = clone(module)
+            if hasattr(twin, "inplace"):
+                vars(twin)["inplace"] = in_place and module.inplace
+            return twin
 
+        return str(nodes[0].target).rpartition(".")[2], make, module
 
-def _out_of_place(module: nn.Module) -> nn.Module:
-    if hasattr(module, "inplace"):
-        vars(module)["inplace"] = False
-    return module
+    def _may_be_out_of_place(self, site: Site, nodes: list[fx.Node]) -> bool:
+        """Return whether a new forward can hand the result to all who read the overwritten tensor later.
+
+        It can if they read it by the very name that was overwritten, in the same forward.
+        """
+        return all(
+            name is node.all_input_nodes[0] and self._owner(reader) == site.owner and len(nodes) == 1
+            for node in nodes
+            if self.aliases.overwrites(node)
+            for reader, name in self.aliases.read_after(node)
+        )
+
+    def _owner(self, node: fx.Node) -> str:
+        site = self.sites.get(node)
+        return "" if site is None else site.owner  # only the output of the whole model has no site
 
 
 def _is_stateless(module: nn.Module) -> bool:
@@ -180,41 +189,9 @@ def _is_stateless(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.modules") and not any(tables)
 
 
-def _free_name(owner: nn.Module, name: str, taken: Iterable[str]) -> str:
+def _free_name(owner: nn.Module, name: str, taken: set[str]) -> str:
     candidate, number = name, 1
     while hasattr(owner, candidate) or candidate in taken:
         number += 1
         candidate = f"{name}_{number}"
     return candidate
-
-
-def _rewrite(container: nn.Module, path: str, entries: list[_Wanted], inputs: Inputs | None) -> Rewrite:
-    local = trace_locally(container, path, inputs)
-    node_at = {site: node for node, site in local.sites.items()}
-    order = {node: index for index, node in enumerate(local.graph.nodes)}
-    for entry in entries:
-        node = node_at.get(entry.site)
-        if node is None:
-            raise TracingError(f"the forward of {path or 'the model'} takes another course when traced alone")
-        lift = find_lift(node)
-        tensors = node.args[:1] if lift is None else operands(node, lift)
-        with local.graph.inserting_before(node):
-            call = local.graph.call_module(entry.name, tensors)
-        order[call] = order[node]
-        module = container.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if works_in_place(node, module) and isinstance(tensors[0], fx.Node):
-            # What reads the overwritten tensor later reads the result.
-            for user in [u for u in tensors[0].users if order[u] > order[node]]:
-                user.replace_input_with(tensors[0], call)
-        node.replace_all_uses_with(call)
-        local.graph.erase_node(node)
-    return Rewrite(path, _compile(local.graph, path), tuple((e.name, e.make) for e in entries), dict(local.constants))
-
-
-def _compile(graph: fx.Graph, path: str) -> Callable[..., Any]:
-    code = graph.python_code("self")
-    namespace: dict[str, Any] = dict(code.globals)
-    exec(compile(code.src, f"<canon_bridge: forward of {path or 'the model'}>", "exec"), namespace)
-    function = namespace["forward"]
-    assert isinstance(function, types.FunctionType)
-    return function

@@ -1,7 +1,7 @@
 """The data flow of a model, containers inlined, with the place in the source that wrote each operation.
 
-Floor 1: imports ``layers``; the only user of ``fx.Tracer`` but for ``values``. Tracing writes nothing to the model
-and runs no hook.
+Floor 2: imports ``arguments``, ``layers`` and ``lifts``; the only user of ``fx.Tracer`` but for ``values``. Tracing
+writes nothing to the model and runs no hook.
 """
 
 import inspect
@@ -11,14 +11,14 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
+from canon_bridge.core.arguments import DATA, is_proxy, pattern, unpack
 from canon_bridge.core.layers import Add
+from canon_bridge.core.lifts import is_tensor
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
-
-# Types of arguments that choose a course in forward instead of carrying data.
-FLAGS: frozenset[type] = frozenset({type(None), bool, str})
 
 
 @dataclass(frozen=True)
@@ -54,23 +54,28 @@ class Flow:
         The site of every call in the graph.
     constants : dict
         Tensors that forward creates anew, by the name under which the graph refers to them.
-    flags : dict
-        Arguments of the root that were taken as constants: the flow holds for these values only.
-    inputs : dict
-        What each container was called with (proxies, or values where it was traced with values), by path.
+    expected : dict
+        For each argument of the root that is not data alone, the pattern that the flow holds for.
+    inputs, returns : dict
+        What each container was called with and what it returned, with proxies for data, by path.
+    values : dict
+        The value of each node, where the flow was traced with values.
     """
 
     graph: fx.Graph
     sites: dict[fx.Node, Site]
     constants: dict[str, Tensor]
-    flags: dict[str, object]
+    expected: dict[str, Any]
     inputs: dict[str, Inputs]
+    returns: dict[str, Any]
+    values: dict[fx.Node, Any]
 
 
 @dataclass
 class _Frame:
     owner: str
     counts: Counter[Hashable] = field(default_factory=Counter[Hashable])
+    stops_gradients: bool = False
 
     def site(self, what: Hashable) -> Site:
         occurrence = self.counts[what]
@@ -79,7 +84,14 @@ class _Frame:
 
 
 class InPlaceProxy(fx.Proxy):
-    """A proxy that records ``x += y`` as the in-place operation that it is; fx records ``x = x + y``."""
+    """A proxy that records ``x += y`` as the in-place operation that it is (fx records ``x = x + y``).
+
+    It is an instance of Tensor where it stands for one, for models that ask ``isinstance(x, Tensor)``.
+    """
+
+    @property
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return Tensor if is_tensor(self.node) else type(self)
 
     def __iadd__(self, other: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
@@ -101,19 +113,30 @@ class SymbolicTracer(fx.Tracer):
     ----------
     inline : bool
         Whether to trace into containers.
+    path : str
+        The name of the root in the model.
     inputs : Inputs, optional
-        What the root is called with. Flags among them (None, bool, str; else the defaults) count as constants.
+        What the root is called with. Constants among them (else the defaults) are taken as they are.
+    returns : dict
+        What containers are known to return, by path; a call of such a leaf gets that structure.
     """
 
-    def __init__(self, inline: bool, inputs: Inputs | None = None) -> None:
+    proxy_buffer_attributes = True
+
+    def __init__(
+        self, inline: bool, path: str = "", inputs: Inputs | None = None, returns: dict[str, Any] | None = None
+    ) -> None:
         super().__init__()
         self.inline = inline
-        self.frames = [_Frame("")]
+        self.frames = [_Frame(path)]
         self.sites: dict[fx.Node, Site] = {}
         self.constants: dict[str, Tensor] = {}
-        self.flags: dict[str, object] = {}
+        self.expected: dict[str, Any] = {}
         self.inputs: dict[str, Inputs] = {}
+        self.returns: dict[str, Any] = {}
+        self.values: dict[fx.Node, Any] = {}
         self.bound: dict[str, Any] = {}
+        self._known_returns = returns or {}
         self._root_inputs = inputs
         self._call_site: Site | None = None
 
@@ -126,16 +149,20 @@ class SymbolicTracer(fx.Tracer):
             self.bound = dict(bound.arguments)
         return super().trace(root, concrete_args)
 
-    def _proxy_placeholder(self, name: str, concrete_args: Any, sig: inspect.Signature, fn_for_analysis: Any) -> Any:
-        proxy = super()._proxy_placeholder(name, concrete_args, sig, fn_for_analysis)
-        if name.startswith("*"):
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """Return the root's function and its arguments: proxies, and what is known to be no data as it is."""
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        parameters = list(inspect.signature(root_fn).parameters.values())
+        return function, [args[0], *map(self._argument, parameters[1:], args[1:])]
+
+    def _argument(self, parameter: inspect.Parameter, proxy: Any) -> Any:
+        is_named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        value = self.bound.get(parameter.name, parameter.default if is_named else DATA)
+        if value is parameter.empty or pattern(value) is DATA:
             return proxy
-        value = self.bound.get(name, sig.parameters[name].default)
-        if type(value) not in FLAGS:
-            return proxy
-        # `if mask is None` would take the wrong branch on a proxy, `if verbose` none at all.
-        self.flags[name] = value
-        return value
+        # `if mask is None` would take the wrong branch on a proxy, `for part in parts` none at all.
+        self.expected[parameter.name] = pattern(value)
+        return unpack(value, proxy)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return the proxy for a node."""
@@ -153,22 +180,23 @@ class SymbolicTracer(fx.Tracer):
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             self._call_site = site
-            return self.create_proxy("call_module", path, args, kwargs)
-        self.inputs.setdefault(path, self.inputs_of_call(args, kwargs))
+            called = self.create_proxy("call_module", path, args, kwargs)
+            owner = self.frames[0].owner
+            return unpack(self._known_returns.get(f"{owner}.{path}" if owner else path, DATA), called)
+        self.inputs.setdefault(path, (args, kwargs))
         self.frames.append(_Frame(path))
         # forward itself, not the call: the user's hooks are not made for proxies and must not run here.
         result = m.forward(*args, **kwargs)
         # Popped only on success: after an exception the last frame names the module that cannot be traced.
         self.frames.pop()
+        self.returns.setdefault(path, result)
         return result
-
-    def inputs_of_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
-        """Return what to remember of the arguments of a container."""
-        return args, kwargs
 
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """Create a node, and note its site."""
         node = super().create_node(kind, target, *args, **kwargs)
+        if not torch.is_grad_enabled():
+            self.frames[-1].stops_gradients = True
         if kind == "call_module" and self._call_site is not None:
             self.sites[node], self._call_site = self._call_site, None
         elif kind in ("call_function", "call_method"):
@@ -177,7 +205,7 @@ class SymbolicTracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """Return what stands for a value in the graph; nothing is stored on the model."""
-        if issubclass(type(a), fx.Proxy):  # not isinstance: a proxy may pass itself off as what it stands for
+        if is_proxy(a):
             return a.node
         # fx would store unknown tensors as attributes of the user's model.
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and not self._is_attribute(a):

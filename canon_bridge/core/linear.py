@@ -52,8 +52,9 @@ def is_linear(module: nn.Module) -> bool:
 
 def why_not_foldable(module: nn.Module) -> str | None:
     """Return the reason why the parameters of a linear layer cannot be replaced, or None if they can."""
-    if vars(module)["_parameters"].get("weight") is None:
-        return "its weight is computed in forward (weight_norm, spectral_norm or a parametrization)"
+    parameters = vars(module)["_parameters"]
+    if parameters.get("weight") is None or "bias" not in parameters:
+        return "its weight or bias is computed anew (weight_norm, spectral_norm, pruning or a parametrization)"
     return None
 
 

@@ -62,9 +62,9 @@ def make_linear(edits: Edits, parent: nn.Module, name: str, norm: nn.Module) -> 
     edits.set(parent, "_modules", name, layer)
 
 
-def expect_features(edits: Edits, norm: nn.Module, path: str, other: str) -> None:
-    """Make a norm that was merged with a Linear layer refuse input other than ``(N, C)``."""
-    edits.set(norm, "__dict__", "forward", partial(_features_only, norm, f"{path} and {other}"))
+def expect_rank(edits: Edits, norm: nn.Module, rank: int, paths: str) -> None:
+    """Make a merged norm, whose type accepts several ranks, refuse input of another rank than the merge holds for."""
+    edits.set(norm, "__dict__", "forward", partial(_of_rank, norm, rank, paths))
 
 
 def _take(edits: Edits, norm: nn.Module) -> Affine:
@@ -85,11 +85,11 @@ def _per_channel_linear(layer: nn.Module, input: Tensor) -> Tensor:
     return F.conv2d(flat, weight, bias, groups=weight.shape[0]).view(input.shape)
 
 
-def _features_only(norm: nn.Module, paths: str, input: Tensor) -> Tensor:
-    if input.dim() != 2:
+def _of_rank(norm: nn.Module, rank: int, paths: str, input: Tensor) -> Tensor:
+    if input.dim() != rank:
         raise ValueError(
-            f"{paths} are merged for input of shape (N, C), but got {tuple(input.shape)}: a Linear layer acts on the "
-            "last dimension and a BatchNorm1d on dimension 1. Use a convolution with kernel size 1 instead of the "
-            "Linear layer."
+            f"{paths} are merged for input with {rank} dimensions (a batch with its channels in dimension 1), but got "
+            f"{tuple(input.shape)}: here the layers count other channels. Add the batch dimension, or use a "
+            "convolution with kernel size 1 where a Linear layer acts on the last dimension."
         )
     return type(norm).forward(norm, input)

@@ -1,17 +1,20 @@
 """What would be done to a model and what not, and why.
 
-Floor 6: imports ``chains`` and below. Conflicts between chains are resolved here, nothing is written to the model.
+Floor 7: imports ``chains`` and below. Conflicts between chains are resolved here, nothing is written to the model.
 """
 
 from collections import Counter
 from dataclasses import dataclass
 
+import torch
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from canon_bridge.core.affine import check_norm, is_identity, is_norm
 from canon_bridge.core.chains import Chain, ChainFinder, Obstacle
-from canon_bridge.core.explicit import Rewrite, make_explicit
+from canon_bridge.core.explicit import Operation, make_explicit
 from canon_bridge.core.options import Options, Scope
+from canon_bridge.core.rewrite import Rewrite
 from canon_bridge.core.table import format_table
 from canon_bridge.core.trace import trace
 
@@ -49,7 +52,7 @@ Entry = Merge | Leftover | Refusal
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Every BatchNorm of a model, in the order of the data flow, and what becomes of it.
+    """Every BatchNorm of a model, in the order of ``named_modules``, and what becomes of it.
 
     Attributes
     ----------
@@ -99,7 +102,7 @@ class Plan:
         if self.entries:
             header = ("BatchNorm", "direction", "merged into", "through")
             lines += [*format_table(header, [_row(entry) for entry in self.entries]), ""]
-        for rewrite in self.rewrites:
+        for rewrite in (rewrite for rewrite in self.rewrites if rewrite.children):
             names = ", ".join(name for name, _ in rewrite.children)
             lines.append(f"explicit modules in {rewrite.path or 'the model itself'}: {names}")
         lines += [f"not explicit in {path or 'the model itself'}: {reason}" for path, reason in self.failures]
@@ -152,6 +155,7 @@ def make_plan(model: nn.Module, options: Options, scope: Scope) -> Plan:
     TracingError
         If the data flow cannot be found.
     """
+    check_types(model)
     norms = {path: module for path, module in model.named_modules() if is_norm(module)}
     for path, module in norms.items():
         check_norm(module, path or "the model")
@@ -161,23 +165,41 @@ def make_plan(model: nn.Module, options: Options, scope: Scope) -> Plan:
     for node, operation in explicit.operations.items():
         path = str(node.target)
         if node.op == "call_module" and path in norms and path not in entries:
-            entries[path] = _resolve(finder, node, operation.path, norms[path], options, scope)
-    for path in norms:
-        if path not in entries:
+            entries[path] = _resolve(finder, node, operation, options, scope)
+    for path, module in model.named_modules():
+        if path in norms and path not in entries:
             entries[path] = Refusal(path, "it is not called in forward")
+        elif path not in norms and isinstance(module, _BatchNorm):
+            entries[path] = Refusal(path, f"its forward may differ from a BatchNorm's ({type(module).__name__})")
     return Plan(
         type(model).__name__,
         options,
-        tuple(entries.values()),
+        tuple(entries[path] for path, _ in model.named_modules() if path in entries),
         explicit.rewrites,
         explicit.failures,
         finder.in_place_modules() if scope.explicit else (),
     )
 
 
-def _resolve(finder: ChainFinder, node: fx.Node, path: str, norm: nn.Module, options: Options, scope: Scope) -> Entry:
-    if is_identity(norm):
+def check_types(model: nn.Module) -> None:
+    """Raise ``TypeError`` for modules whose parts cannot be changed: scripted and quantized ones."""
+    for path, module in model.named_modules():
+        kind = type(module).__module__
+        if isinstance(module, torch.jit.ScriptModule):
+            found = "a scripted module"
+        elif "quantized" in kind and kind.startswith("torch."):
+            found = f"a quantized module ({type(module).__name__})"
+        else:
+            continue
+        raise TypeError(f"{path or 'the model'} is {found}, which cannot be changed; canonize the model it came from.")
+
+
+def _resolve(finder: ChainFinder, node: fx.Node, norm: Operation, options: Options, scope: Scope) -> Entry:
+    path = norm.path
+    if is_identity(norm.module):
         return Refusal(path, "it is the identity already")
+    if path in finder.read_elsewhere:
+        return Refusal(path, "a forward reads its tensors by itself")
     other = "right" if options.prefer == "left" else "left"
     obstacles: list[str] = []
     for direction in (options.prefer, other):

@@ -24,11 +24,14 @@ class Through:
         From the arguments of the operation to the reason why it does not commute after all, or None.
     flattens : bool
         Whether the output is ``(N, C * k)`` with each channel repeated ``k`` times.
+    rank : int or None
+        Number of dimensions that a batch ``(N, C, *spatial)`` has for it; None where any number will do.
     """
 
     name: str
     obstacle: Callable[[Mapping[str, Any]], str | None] = lambda _: None
     flattens: bool = False
+    rank: int | None = None
 
 
 def _average_pool(arguments: Mapping[str, Any]) -> str | None:
@@ -51,14 +54,16 @@ def _dropout(arguments: Mapping[str, Any]) -> str | None:
     return "dropout is in training mode" if arguments.get("training") else None
 
 
-_AVERAGE = Through("average pooling", _average_pool)
-_ADAPTIVE = Through("adaptive average pooling")
 _FLATTEN = Through("flatten", _flatten, flattens=True)
 _DROPOUT = Through("dropout", _dropout)
 
 THROUGH_MODULES: Mapping[type[nn.Module], Through] = {
-    **dict.fromkeys((nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d), _AVERAGE),
-    **dict.fromkeys((nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d), _ADAPTIVE),
+    nn.AvgPool1d: Through("average pooling", _average_pool, rank=3),
+    nn.AvgPool2d: Through("average pooling", _average_pool, rank=4),
+    nn.AvgPool3d: Through("average pooling", _average_pool, rank=5),
+    nn.AdaptiveAvgPool1d: Through("adaptive average pooling", rank=3),
+    nn.AdaptiveAvgPool2d: Through("adaptive average pooling", rank=4),
+    nn.AdaptiveAvgPool3d: Through("adaptive average pooling", rank=5),
     **dict.fromkeys((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), _DROPOUT),
     nn.Identity: Through("identity"),
     nn.Flatten: _FLATTEN,

@@ -1,6 +1,6 @@
 """Trace a model or one container: symbolically, and with values where that does not work.
 
-Floor 3: imports ``graph``, ``values`` and ``errors``.
+Floor 4: imports ``graph``, ``values`` and ``preserve``.
 """
 
 import copy
@@ -8,11 +8,11 @@ import types
 from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from canon_bridge.core.errors import TracingError
-from canon_bridge.core.graph import Flow, Inputs, SymbolicTracer
+from canon_bridge.core.graph import Flow, SymbolicTracer
+from canon_bridge.core.preserve import preserved
 from canon_bridge.core.values import ValueTracer
 
 
@@ -33,10 +33,15 @@ def trace(model: nn.Module, arguments: tuple[Any, ...] | None = None) -> Flow:
         cannot run on symbolic values, nor on ``arguments``. The message names the module and the cause.
     """
     inputs = None if arguments is None else (arguments, dict[str, Any]())
-    return _trace(model, "", inputs, inline=True)
+    try:
+        return _run(model, SymbolicTracer(True, "", inputs), False)
+    except TracingError:
+        if inputs is None:
+            raise
+    return _run(model, ValueTracer(True, "", inputs, {}, {}), True)
 
 
-def trace_locally(container: nn.Module, path: str, inputs: Inputs | None = None) -> Flow:
+def trace_locally(container: nn.Module, path: str, flow: Flow) -> Flow:
     """Trace the forward of one container alone, with its children as leaves.
 
     Parameters
@@ -45,45 +50,45 @@ def trace_locally(container: nn.Module, path: str, inputs: Inputs | None = None)
         The module whose forward to trace.
     path : str
         Its name in the model.
-    inputs : Inputs, optional
-        What it was called with when the whole model was traced with values.
+    flow : Flow
+        The flow of the whole model: it knows what the container is called with, and what its children return.
+
+    Raises
+    ------
+    TracingError
+        If that does not work, or a new forward would differ from the container's own.
     """
-    return _trace(container, path, inputs, inline=False)
-
-
-def _trace(root: nn.Module, path: str, inputs: Inputs | None, inline: bool) -> Flow:
+    inputs = flow.inputs.get(path)
     try:
-        return _run(root, path, SymbolicTracer(inline, inputs), False)
+        local = _run(container, SymbolicTracer(False, path, inputs, flow.returns), False)
     except TracingError:
-        if inputs is None or not _has_values(inputs):
+        if inputs is None or not flow.values:
             raise
-    return _run(root, path, ValueTracer(inline, inputs), True)
+        local = _run(container, ValueTracer(False, path, inputs, flow.returns, flow.values), True)
+    return local
 
 
-def _has_values(inputs: Inputs) -> bool:
-    """Return whether the inputs are values; those of a container in a symbolic trace are proxies."""
-    return not any(issubclass(type(leaf), fx.Proxy) for leaf in tree_leaves(inputs))
-
-
-def _run(root: nn.Module, path: str, tracer: SymbolicTracer, with_values: bool) -> Flow:
-    tracer.frames[0].owner = path
+def _run(root: nn.Module, tracer: SymbolicTracer, with_values: bool) -> Flow:
+    path = tracer.frames[0].owner
     try:
-        with torch.no_grad():
+        with preserved(root), torch.inference_mode(False), torch.enable_grad():
             graph = tracer.trace(_with_forward_in_class(root, path))
+        if tracer.frames[0].stops_gradients and not tracer.inline:
+            raise RuntimeError("it switches gradients off in the middle, which a new forward would not")
     except Exception as error:
         place = tracer.frames[-1].owner
         where = root if place == path else root.get_submodule(place)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         advice = (
-            "it probably depends on the values, the shape, the length or the type of its input. Pass "
+            "not even on example_inputs; rewrite this forward with plain operations on tensors."
+            if with_values
+            else "it probably depends on the values, the shape, the length or the type of its input. Pass "
             "example_inputs=(x,) to trace it with values, or rewrite this forward without such control flow."
-            if not with_values
-            else "not even on example_inputs; rewrite this forward with plain operations on tensors."
         )
         raise TracingError(
             f"the forward of {place or 'the model'} ({type(where).__name__}) cannot be traced: {reason}; {advice}"
         ) from error
-    return Flow(graph, tracer.sites, tracer.constants, tracer.flags, tracer.inputs)
+    return Flow(graph, tracer.sites, tracer.constants, tracer.expected, tracer.inputs, tracer.returns, tracer.values)
 
 
 def _with_forward_in_class(root: nn.Module, path: str) -> nn.Module:

@@ -1,17 +1,19 @@
 """Tracing with values: a proxy that knows what it stands for, so that control flow on values can be followed.
 
-Floor 2: imports ``graph``.
+Floor 3: imports ``arguments`` and ``graph``.
 """
 
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.fx.proxy import Attribute
 
-from canon_bridge.core.graph import FLAGS, InPlaceProxy, Inputs, SymbolicTracer
+from canon_bridge.core.arguments import is_proxy
+from canon_bridge.core.graph import InPlaceProxy, Inputs, SymbolicTracer
 
 
 class ValueProxy(InPlaceProxy):
@@ -72,27 +74,30 @@ class ValueTracer(SymbolicTracer):
 
     Parameters
     ----------
-    inline : bool
-        As for :class:`SymbolicTracer`.
-    inputs : Inputs
-        Positional and keyword arguments of the root, with values.
+    inline, path, inputs, returns
+        As for :class:`SymbolicTracer`; ``inputs`` may hold proxies of an earlier trace.
+    values : dict
+        The values of those proxies.
     """
 
-    def __init__(self, inline: bool, inputs: Inputs) -> None:
-        super().__init__(inline, inputs)
-        self.values: dict[fx.Node, Any] = {}
+    def __init__(
+        self, inline: bool, path: str, inputs: Inputs, returns: dict[str, Any], values: dict[fx.Node, Any]
+    ) -> None:
+        super().__init__(inline, path, inputs, returns)
         self.inputs[""] = inputs
+        self._earlier = values
         self._computing = False
 
     def proxy(self, node: fx.Node) -> Any:
-        """Compute the node; return a proxy for the result, or the result itself where it is a flag."""
+        """Compute the node; return a proxy for the result, or the result itself where it chooses a course."""
         if node not in self.values:
             self._computing = True  # what modules do inside is not traced
             try:
-                self.values[node] = self._compute(node)
+                with torch.no_grad():
+                    self.values[node] = self._compute(node)
             finally:
                 self._computing = False
-        return self.values[node] if type(self.values[node]) in FLAGS else ValueProxy(node, self)
+        return self.values[node] if type(self.values[node]) in (type(None), bool, str) else ValueProxy(node, self)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Return a proxy for a parameter that forward uses, or the parameter itself to a module that is computed."""
@@ -104,22 +109,18 @@ class ValueTracer(SymbolicTracer):
         """Record the call, or compute it if it is inside a leaf."""
         return m.forward(*args, **kwargs) if self._computing else super().call_module(m, forward, args, kwargs)
 
-    def inputs_of_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
-        """Return the values of the arguments of a container."""
-        return self._value_of((args, kwargs))
-
-    def _value_of(self, structure: Any) -> Any:
+    def _earlier_value(self, structure: Any) -> Any:
         """Return the structure with the values of the proxies in it."""
         if type(structure) in (tuple, list):
-            return type(structure)(self._value_of(item) for item in structure)
+            return type(structure)(self._earlier_value(item) for item in structure)
         if type(structure) is dict:
-            return {key: self._value_of(item) for key, item in structure.items()}
-        return self.values[structure.node] if issubclass(type(structure), fx.Proxy) else structure
+            return {key: self._earlier_value(item) for key, item in structure.items()}
+        return self._earlier[structure.node] if is_proxy(structure) else structure
 
     def _compute(self, node: fx.Node) -> Any:
         args, kwargs = map_arg((node.args, node.kwargs), self.values.__getitem__)
         if node.op == "placeholder":
-            return self.bound[str(node.target).lstrip("*")]
+            return self._earlier_value(self.bound[str(node.target).lstrip("*")])
         if node.op == "get_attr":
             return self._attribute(str(node.target))
         if node.op == "call_module":

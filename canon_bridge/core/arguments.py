@@ -1,0 +1,69 @@
+"""Arguments and results of containers: which parts carry data, which choose a course, and in what structure.
+
+Floor 0: imports torch alone.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+from torch import Tensor, fx
+
+# Types of values that choose a course in forward instead of carrying data, unless they were computed from data.
+CONSTANTS: Final[frozenset[type]] = frozenset({type(None), bool, str, int, float})
+
+
+class _Data:
+    """Stands for any value that carries data."""
+
+    def __repr__(self) -> str:
+        return "data"
+
+
+DATA: Final = _Data()
+
+
+def is_proxy(value: object) -> bool:
+    """Return whether the value is a proxy; not by isinstance, because a proxy may pass itself off as its value."""
+    return issubclass(type(value), fx.Proxy)
+
+
+def pattern(value: Any) -> Any:
+    """Return the structure of an argument, with its constants, and ``DATA`` for everything else."""
+    if is_proxy(value) or isinstance(value, Tensor):
+        return DATA
+    if type(value) in (list, tuple):
+        return type(value)(pattern(item) for item in value)
+    if type(value) is dict:
+        return {key: pattern(item) for key, item in cast("dict[Any, Any]", value).items()}
+    return value if type(value) in CONSTANTS else DATA
+
+
+def fits(value: Any, expected: Any) -> bool:
+    """Return whether an argument has the structure and the constants of a pattern."""
+    if expected is DATA:
+        return True
+    if type(expected) in (list, tuple):
+        same = isinstance(value, type(expected)) and len(cast("list[Any]", value)) == len(expected)
+        return same and all(fits(*pair) for pair in zip(cast("list[Any]", value), expected, strict=True))
+    if type(expected) is dict:
+        if not isinstance(value, Mapping) or set(cast("dict[Any, Any]", value)) != set(
+            cast("dict[Any, Any]", expected)
+        ):
+            return False
+        return all(fits(value[key], item) for key, item in cast("dict[Any, Any]", expected).items())
+    if isinstance(value, Tensor):
+        return False
+    return value is expected or value == expected
+
+
+def unpack(like: Any, whole: Any) -> Any:
+    """Give a proxy the structure of a value: constants as they are, data taken from the proxy part by part."""
+    if type(like) in (list, tuple):
+        return type(like)(unpack(item, whole[index]) for index, item in enumerate(like))
+    if isinstance(like, tuple) and hasattr(like, "_fields"):
+        return type(like)(*(unpack(item, whole[index]) for index, item in enumerate(cast("tuple[Any, ...]", like))))
+    if type(like) is dict:
+        return {key: unpack(item, whole[key]) for key, item in cast("dict[Any, Any]", like).items()}
+    if is_proxy(like) or type(like) not in CONSTANTS:
+        return whole
+    return like

@@ -1,0 +1,49 @@
+"""What forward itself writes on a model while it is traced is taken back.
+
+Floor 0: imports torch alone.
+"""
+
+import copy
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Generator[None]:
+    """Restore attributes, lists, dictionaries and buffers of all modules of the model when the block ends."""
+    modules = list(model.modules())
+    attributes = [(vars(module), dict(vars(module))) for module in modules]
+    contents: list[tuple[Any, Any]] = [
+        (value, copy.copy(value))
+        for _, former in attributes
+        for value in former.values()
+        if isinstance(value, list | dict | set)
+    ]
+    buffers = [(buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for now, former in attributes:
+            if now.keys() != former.keys() or any(now[key] is not former[key] for key in former):
+                now.clear()
+                now.update(former)
+        for value, former in contents:
+            if isinstance(value, list):
+                value[:] = former
+            elif list(value) != list(former) or (
+                isinstance(value, dict) and any(value[key] is not former[key] for key in former)
+            ):
+                value.clear()
+                value.update(former)
+        for buffer, version, values in buffers:
+            _restore(buffer, version, values)
+
+
+def _restore(buffer: Tensor, version: int, values: Tensor) -> None:
+    if buffer._version != version:
+        with torch.no_grad():
+            buffer.copy_(values)
