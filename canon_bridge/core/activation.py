@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from canon_bridge.core.affine import Affine
 from canon_bridge.core.edits import Edits
 
-# Below this scale the threshold -b/s is not formed: the quotient loses nothing yet, but grows towards overflow.
+# Below this scale, or beyond this threshold (about the largest float16), the quotient -b/s is not used: it loses
+# nothing yet, but grows towards overflow.
 SMALLEST_SCALE = 1e-12
+LARGEST_THRESHOLD = 6e4
 
 Absorb = Callable[[Edits, nn.Module, Affine, bool], Affine]
 
@@ -24,8 +26,8 @@ def absorb_into_relu(edits: Edits, module: nn.Module, affine: Affine, clip_relev
     .. math:: \mathrm{relu}(s x + b) = s \, \mathrm{thr}(x) + b, \qquad t = -b / s, \qquad
               \mathrm{thr}(x) = \max(x, t) \; (s > 0), \quad \min(x, t) \; (s < 0)
 
-    A channel with ``s == 0`` is the constant ``relu(b)``: there thr is 0 and the returned shift is ``relu(b)``. For
-    ``0 < |s| < 1e-12`` nothing is divided: thr is ``max(s x, -b)`` and the returned scale is 1.
+    A channel with ``s == 0`` is the constant ``relu(b)``: there thr is 0 and the returned shift is ``relu(b)``. Where
+    ``|s| < 1e-12`` or ``|t| > 6e4``, nothing is divided: thr is ``max(s x, -b)`` and the returned scale is 1.
 
     Parameters
     ----------
@@ -50,11 +52,12 @@ def absorb_into_relu(edits: Edits, module: nn.Module, affine: Affine, clip_relev
     Hui & Binder 2019, "BatchNorm Decomposition for Deep Neural Network Interpretation", IWANN, section 3.
     """
     scale, shift = affine.scale, affine.shift
-    zero, tiny = scale == 0, (scale != 0) & (scale.abs() < SMALLEST_SCALE)
-    normal = ~(zero | tiny)
-    safe = torch.where(normal, scale, torch.ones_like(scale))
-    threshold = torch.where(normal, -shift / safe, torch.where(tiny, -shift, torch.zeros_like(shift)))
-    # sign * x <= sign * t says "clipped" for both signs; sign 0 makes a channel of scale 0 clipped everywhere.
+    zero = scale == 0
+    large = scale.abs() >= SMALLEST_SCALE
+    quotient = -shift / torch.where(large, scale, torch.ones_like(scale))
+    normal = large & (quotient.abs() <= LARGEST_THRESHOLD)
+    tiny = ~(zero | normal)
+    threshold = torch.where(normal, quotient, torch.where(tiny, -shift, torch.zeros_like(shift)))
     sign = torch.where(tiny, torch.ones_like(scale), scale.sign())
     edits.set_buffer(module, "thr_sign", sign)
     edits.set_buffer(module, "thr_value", threshold)
@@ -81,15 +84,13 @@ def is_elementwise(module: nn.Module) -> bool:
 
 
 def _thresholded_relu(module: nn.Module, input: Tensor) -> Tensor:
-    if torch.is_grad_enabled() and input.requires_grad:
-        value, clipped, threshold = _clip(module, input)
-        # Not torch.clamp: at a tie the gradient must be that of the ReLU, zero. NaN stays NaN, as in the ReLU.
-        return torch.where(clipped, threshold, value)
-    value, sign, threshold = _compared(module, input)
-    # The same values, several times as fast: bounded on the side of the sign, on both sides where it is 0.
-    lower = torch.where(sign >= 0, threshold, -torch.inf)
-    upper = torch.where(sign <= 0, threshold, torch.inf)
-    return torch.minimum(torch.maximum(value, lower), upper)
+    value = _compared(module, input)
+    lower, upper = _bounds(module, input)
+    bounded = torch.minimum(torch.maximum(value.detach(), lower), upper)
+    if not (torch.is_grad_enabled() and value.requires_grad):
+        return bounded
+    # The gradient of min and max at a tie is one half; here it must be that of the ReLU, zero.
+    return torch.where(_is_clipped(value.detach(), lower, upper), bounded, value)
 
 
 def _stop_at_clipped(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -101,22 +102,26 @@ def _stop_at_clipped(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tenso
     (value,) = args
     if not (torch.is_grad_enabled() and value.requires_grad):
         return None
-    _, clipped, _ = _clip(module, value.detach())
-    return (torch.where(clipped, value.detach(), value),)
+    fixed = value.detach()
+    clipped = _is_clipped(_compared(module, fixed), *_bounds(module, fixed))
+    return (torch.where(clipped, fixed, value),)
 
 
-def _clip(module: nn.Module, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the value that is compared, where it is clipped, and to what."""
-    value, sign, threshold = _compared(module, input)
-    return value, sign * value <= sign * threshold, threshold
+def _compared(module: nn.Module, input: Tensor) -> Tensor:
+    """Return what is compared with the threshold: the input, times the scale in channels where that is tiny."""
+    factor = vars(module)["_buffers"].get("thr_factor")
+    return input if factor is None else input * _per_channel(factor, input)
 
 
-def _compared(module: nn.Module, input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the value that is compared, the sign of the scale, and the threshold, per channel."""
+def _bounds(module: nn.Module, input: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the interval of each channel: open above for scales > 0, below for scales < 0, a point for scale 0."""
     buffers = vars(module)["_buffers"]
     sign, threshold = (_per_channel(buffers[name], input) for name in ("thr_sign", "thr_value"))
-    factor = buffers.get("thr_factor")
-    return (input if factor is None else input * _per_channel(factor, input)), sign, threshold
+    return torch.where(sign >= 0, threshold, -torch.inf), torch.where(sign <= 0, threshold, torch.inf)
+
+
+def _is_clipped(value: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    return (value <= lower) | (value >= upper)  # false for NaN, which passes as in the ReLU
 
 
 def _per_channel(values: Tensor, input: Tensor) -> Tensor:

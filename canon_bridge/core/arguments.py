@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final, cast
 
 from torch import Tensor, fx
+from torch.utils._pytree import tree_map
 
 # Types of values that choose a course in forward instead of carrying data, unless they were computed from data.
 CONSTANTS: Final[frozenset[type]] = frozenset({type(None), bool, str, int, float})
@@ -67,3 +68,12 @@ def unpack(like: Any, whole: Any) -> Any:
     if is_proxy(like) or type(like) not in CONSTANTS:
         return whole
     return like
+
+
+def copied(structure: Any) -> Any:
+    """Return the structure with copies of its tensors: forward may overwrite what it is given."""
+    return tree_map(_copy, structure)
+
+
+def _copy(value: object) -> object:
+    return value.clone() if isinstance(value, Tensor) else value

@@ -3,16 +3,16 @@
 Floor 8: imports everything below it.
 """
 
-import types
+import functools
 import warnings
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from canon_bridge.core.affine import check_norm
-from canon_bridge.core.arguments import CONSTANTS
+from canon_bridge.core.arguments import CONSTANTS, copied
 from canon_bridge.core.edits import Edits, writes_in_force
 from canon_bridge.core.guard import Guard
 from canon_bridge.core.layers import Add
@@ -20,6 +20,7 @@ from canon_bridge.core.merge import expect_rank, make_linear, merge_left, merge_
 from canon_bridge.core.options import Backend, Options, Scope
 from canon_bridge.core.plan import Merge, Plan, make_plan
 from canon_bridge.core.snapshot import drop_scratch
+from canon_bridge.core.watch import Watch
 
 
 class Canonization:
@@ -51,6 +52,7 @@ class Canonization:
         self.plan: Plan = make_plan(model, options, scope or Scope())
         self._planned_on = self._state()
         self._edits: Edits | None = None
+        self._watch: Watch | None = None
         self.function_error: float | None = None
 
     def apply(self) -> nn.Module:
@@ -69,21 +71,31 @@ class Canonization:
         try:
             guard = Guard(self.model)
             edits.on_undo(guard.restore)
-            with torch.no_grad(), torch.inference_mode(False):
+            with torch.inference_mode(False), torch.no_grad():  # in this order: the first enables gradients
                 self._write(edits)
+            if before is not None:
+                self._compare(before)
+            self._watch = Watch(self.model, self._merged_paths())
+            self._edits = edits
         except BaseException:
             edits.undo()
             raise
-        self._edits = edits
-        if before is not None:
-            self._compare(before)
         return self.model
 
     def undo(self) -> None:
         """Make the model itself again: same objects, storages, keys and outputs; a second call does nothing."""
-        edits, self._edits = self._edits, None
-        if edits is not None:
-            edits.undo()
+        if self._edits is None:
+            return
+        watch, self._watch = self._watch, None  # not again, if the undo is interrupted and taken up later
+        changed = watch.changed() if watch else []
+        self._edits.undo()
+        self._edits = None
+        if changed:
+            warnings.warn(
+                f"{', '.join(changed)}: changed while the model was canonical, and the change is lost, because these "
+                "parameters are merged. Train or convert the model outside the block, or use canonized_copy(model).",
+                stacklevel=3,
+            )
 
     def __enter__(self) -> nn.Module:
         return self.apply()
@@ -119,6 +131,11 @@ class Canonization:
         for merge in self.plan.merges:
             check_norm(self.model.get_submodule(merge.norm), merge.norm)
 
+    def _merged_paths(self) -> list[str]:
+        chains = [merge.chain for merge in self.plan.merges]
+        linears = {target.linear: None for chain in chains for target in chain.targets}
+        return [*linears, *(chain.norm for chain in chains)]
+
     def _write(self, edits: Edits) -> None:
         model, plan = self.model, self.plan
         for rewrite in plan.rewrites:
@@ -128,14 +145,13 @@ class Canonization:
                 edits.set(container, "_modules", name, child.train(container.training))
             for name, tensor in rewrite.constants.items():
                 edits.set(container, "__dict__", name, tensor)
-            edits.set(container, "__dict__", "forward", types.MethodType(rewrite.function, container))
+            edits.set(container, "__dict__", "forward", functools.partial(rewrite.function, container))
         for path in plan.out_of_place:
             edits.set(model.get_submodule(path), "__dict__", "inplace", False)
         for merge in plan.merges:
             self._merge(edits, merge)
         for leftover in plan.leftovers:
-            parent, _, name = leftover.norm.rpartition(".")
-            make_linear(edits, model.get_submodule(parent), name, model.get_submodule(leftover.norm))
+            make_linear(edits, model, model.get_submodule(leftover.norm))
         self._adapt(edits)
 
     def _merge(self, edits: Edits, merge: Merge) -> None:
@@ -158,27 +174,31 @@ class Canonization:
         if self.backend.scratch:
             edits.on_undo(drop_scratch(modules, self.backend.scratch))
 
-    def _outputs(self) -> Any:
-        arguments = self.options.arguments
-        if arguments is None:
+    def _outputs(self) -> list[Tensor] | None:
+        if self.options.arguments is None:
             return None
+        # Copies, for models that overwrite their input.
+        arguments = copied(self.options.arguments)
         with torch.no_grad():
-            return self.model(*arguments)
+            return [leaf.clone() for leaf in tree_leaves(self.model(*arguments)) if isinstance(leaf, Tensor)]
 
-    def _compare(self, before: Any) -> None:
-        try:
-            after = self._outputs()
-            if isinstance(before, Tensor) and isinstance(after, Tensor):
-                scale = before.abs().max().clamp(min=torch.finfo(before.dtype).tiny)
-                self.function_error = float((after - before).abs().max() / scale)
-        except BaseException:
-            self.undo()
-            raise
-        limit = 1e-9 if isinstance(before, Tensor) and before.dtype == torch.float64 else 1e-3
-        if self.function_error is not None and self.function_error > limit:
+    def _compare(self, before: list[Tensor]) -> None:
+        after = tree_leaves(self._outputs())
+        pairs = [(old, new) for old, new in zip(tree_leaves(before), after, strict=True) if old.numel()]
+        self.function_error = max((_deviation(old, new) for old, new in pairs), default=0.0)
+        double = all(old.dtype == torch.float64 for old, _ in pairs)
+        if not self.function_error <= (1e-9 if double else 1e-3):
             warnings.warn(
                 f"canonization changed the output of {self.plan.model} by {self.function_error:.1e} relative to its "
                 "largest value: float32 loses precision where |running_mean| is much larger than the standard "
                 "deviation; use model.double() for attribution.",
                 stacklevel=4,
             )
+
+
+def _deviation(old: Tensor, new: Tensor) -> float:
+    """Return the largest deviation relative to the largest value; infinite where only one of the two is NaN."""
+    if not bool(torch.equal(old.isnan(), new.isnan())):
+        return float("inf")
+    scale = old.nan_to_num().abs().max().double().clamp(min=1e-300)
+    return float((new - old).nan_to_num().abs().max().double() / scale)

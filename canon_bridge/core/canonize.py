@@ -8,6 +8,9 @@ import copy
 from torch import nn
 
 from canon_bridge.core.canonization import Canonization
+from canon_bridge.core.edits import Edits
+from canon_bridge.core.layers import OfRank
+from canon_bridge.core.merge import replace_child
 from canon_bridge.core.options import Clipped, ExampleInputs, Leftover, Options, Prefer
 from canon_bridge.core.plan import Plan
 
@@ -102,9 +105,8 @@ def canonized_copy(
     twin = copy.deepcopy(model)
     canonization = Canonization(twin, Options(prefer, clipped, leftover, example_inputs))
     canonization.apply()
-    norms = {twin.get_submodule(merge.norm) for merge in canonization.plan.merges if merge.chain.rank is None}
-    for module in list(twin.modules()):
-        for name, child in module.named_children():
-            if child in norms:
-                module.add_module(name, nn.Identity())
+    edits = Edits()
+    for merge in canonization.plan.merges:
+        rank = merge.chain.rank
+        replace_child(edits, twin, twin.get_submodule(merge.norm), nn.Identity() if rank is None else OfRank(rank))
     return twin

@@ -140,7 +140,7 @@ class ChainFinder:
             return Obstacle(f"{linear.path} puts out {out_channels(linear.module)} channels, it wants {width}")
         rank = LINEAR[type(linear.module)].spatial + 2
         if ranks - {None, rank}:
-            return Obstacle(f"{linear.path} acts on another dimension than the channels")
+            return Obstacle(_wrong_dimension(linear))
         guaranteed = NORMS[type(norm.module)].rank is not None
         return Chain(norm.path, "left", (Target(linear.path),), through, None if guaranteed else rank)
 
@@ -209,7 +209,7 @@ class ChainFinder:
         if obstacle is not None:
             return obstacle
         if not _settle(state, LINEAR[type(linear.module)].spatial + 2, found):
-            return Obstacle(f"{linear.path} acts on another dimension than the channels")
+            return Obstacle(_wrong_dimension(linear))
         takes = in_channels(linear.module)
         if takes % width != 0 if state.flattened else takes != width:
             return Obstacle(f"{linear.path} takes {takes} channels, it has {width}")
@@ -231,6 +231,11 @@ class ChainFinder:
         if node.op == "output":
             return "the output of the model"
         return str(getattr(node.target, "__name__", node.target))
+
+
+def _wrong_dimension(linear: Operation) -> str:
+    where = "the last dimension, not on channels" if isinstance(linear.module, nn.Linear) else "other dimensions"
+    return f"{linear.path} acts on {where}"
 
 
 def _settle(state: _State, rank: int, found: _Found) -> bool:

@@ -4,12 +4,12 @@ Floor 0: imports torch alone. A slot is one key of ``_parameters``, ``_buffers``
 one module. Undo puts the former *object* back, whatever a framework has put into the slot in between.
 """
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 _ABSENT: Final = object()
 
@@ -93,8 +93,15 @@ class Edits:
 
     def add_pre_hook(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         """Register a forward pre-hook that runs before all others of the module."""
-        handle: RemovableHandle = module.register_forward_pre_hook(hook, prepend=True)
-        self.on_undo(handle.remove)
+        own = functools.partial(hook)  # an object of this journal, by which the hook is found again
+
+        def remove() -> None:
+            hooks: dict[int, object] = vars(module)["_forward_pre_hooks"]
+            for key in [key for key, value in hooks.items() if value is own]:
+                del hooks[key]
+
+        self.on_undo(remove)
+        module.register_forward_pre_hook(own, prepend=True)
 
     def on_undo(self, action: Callable[[], None]) -> None:
         """Call ``action`` when the journal is undone, before the slots are restored."""

@@ -46,6 +46,13 @@ class Explicit:
     rewrites: tuple[Rewrite, ...]
     failures: tuple[tuple[str, str], ...]  # (container, why it keeps its functional operations)
 
+    def position(self, path: str) -> int:
+        """Return where in the flow the module is first called or, if it is inlined, at work; the end if nowhere."""
+        for node, site in self.flow.sites.items():
+            if node.target == path or site.owner == path or site.owner.startswith(f"{path}."):
+                return self.aliases.order[node]
+        return len(self.aliases.order)
+
 
 @dataclass(frozen=True, eq=False)
 class _Wanted:

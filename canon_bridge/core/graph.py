@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from canon_bridge.core.arguments import DATA, is_proxy, pattern, unpack
 from canon_bridge.core.layers import Add
-from canon_bridge.core.lifts import is_tensor
+from canon_bridge.core.lifts import is_tensor, note_data
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -93,6 +93,10 @@ class InPlaceProxy(fx.Proxy):
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
         return Tensor if is_tensor(self.node) else type(self)
 
+    def __getattr__(self, k: str) -> Any:
+        # Without gradients as without hooks: what a forward does for them alone (checkpoints) is no data flow.
+        return False if k in ("requires_grad", "_is_param", "_is_buffer") else super().__getattr__(k)
+
     def __iadd__(self, other: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
 
@@ -132,7 +136,7 @@ class SymbolicTracer(fx.Tracer):
         self.sites: dict[fx.Node, Site] = {}
         self.constants: dict[str, Tensor] = {}
         self.expected: dict[str, Any] = {}
-        self.inputs: dict[str, Inputs] = {}
+        self.inputs: dict[str, Inputs] = {} if inputs is None else {path: inputs}
         self.returns: dict[str, Any] = {}
         self.values: dict[fx.Node, Any] = {}
         self.bound: dict[str, Any] = {}
@@ -195,6 +199,7 @@ class SymbolicTracer(fx.Tracer):
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """Create a node, and note its site."""
         node = super().create_node(kind, target, *args, **kwargs)
+        note_data(node)
         if not torch.is_grad_enabled():
             self.frames[-1].stops_gradients = True
         if kind == "call_module" and self._call_site is not None:

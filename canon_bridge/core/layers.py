@@ -16,6 +16,26 @@ class Add(nn.Module):
         return left + right
 
 
+class OfRank(nn.Identity):
+    """The identity for input with a given number of dimensions; where a merge holds for no other.
+
+    Parameters
+    ----------
+    rank : int
+        Number of dimensions, the batch and the channels included.
+    """
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the input; raise ``ValueError`` if it has another number of dimensions."""
+        if input.dim() != self.rank:
+            raise ValueError(f"this copy was canonized for {self.rank} dimensions here, but got {tuple(input.shape)}.")
+        return input
+
+
 def clone(module: nn.Module) -> nn.Module:
     """Return a module for a second call site of ``module``: same type, same tensors, dictionaries of its own.
 

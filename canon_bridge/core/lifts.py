@@ -98,24 +98,45 @@ LIFTS: Mapping[Any, Lift] = {
     F.adaptive_max_pool3d: _pool("adaptive_max_pool3d", _adaptive_max_pool(nn.AdaptiveMaxPool3d)),
 }
 
-_SIZES = frozenset({"size", "dim", "numel", "ndimension", "nelement", "element_size", "get_device"})
+_SIZES = frozenset(
+    {"size", "dim", "numel", "ndimension", "nelement", "element_size", "get_device", "stride", "storage_offset"}
+    | {"is_contiguous", "is_floating_point", "is_complex", "item", "tolist"}
+)
+_SIZE_FUNCTIONS = frozenset({len, torch.numel, torch.is_tensor, torch.is_floating_point, isinstance})
 _SIZE_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device", "requires_grad", "is_cuda"})
+_SEVERAL = frozenset({"chunk", "split", "unbind", "tensor_split", "hsplit", "vsplit", "dsplit", "split_with_sizes"})
+_SEVERAL_FUNCTIONS = frozenset({getattr(torch, name) for name in _SEVERAL if hasattr(torch, name)})
+
+
+def note_data(node: fx.Node) -> None:
+    """Note on a new node of a graph whether the data of the input reach it (not only sizes, numbers and weights)."""
+    node.meta["has_data"] = _has_data(node)
+
+
+def _has_data(node: fx.Node) -> bool:
+    if node.op in ("placeholder", "get_attr"):
+        return node.op == "placeholder"
+    is_size = (
+        (node.op == "call_method" and node.target in _SIZES)
+        or (node.op == "call_function" and node.target in _SIZE_FUNCTIONS)
+        or (node.target is getattr and node.args[1] in _SIZE_ATTRIBUTES)
+    )
+    return not is_size and any(before.meta.get("has_data", True) for before in node.all_input_nodes)
 
 
 def is_tensor(value: object) -> bool:
-    """Return whether a value of the graph is a tensor that the input reaches (not a size, number or weight)."""
-    if not isinstance(value, fx.Node) or value.op == "get_attr":
+    """Return whether a value of the graph is one tensor that the data of the input reach."""
+    if not isinstance(value, fx.Node) or not value.meta.get("has_data", True):
         return False
-    if value.op == "call_method" and value.target in _SIZES:
+    if value.target is operator.add or value.target is operator.iadd:  # joined tuples of tensors
+        return not any(isinstance(a, list | tuple) or _is_several(a) for a in value.args)
+    return not _is_several(value)
+
+
+def _is_several(value: object) -> bool:
+    if not isinstance(value, fx.Node):
         return False
-    if value.op == "call_function":
-        if value.target is getattr:
-            return value.args[1] not in _SIZE_ATTRIBUTES
-        if value.target is len:
-            return False
-        if getattr(value.target, "__module__", None) in ("_operator", "math", "builtins"):
-            return any(is_tensor(node) for node in value.all_input_nodes)
-    return True
+    return value.target in (_SEVERAL if value.op == "call_method" else _SEVERAL_FUNCTIONS)
 
 
 def find_lift(node: fx.Node) -> Lift | None:
@@ -156,6 +177,9 @@ def works_in_place(node: fx.Node, module: nn.Module | None) -> bool:
         return True
     if node.op == "call_method":
         return isinstance(node.target, str) and node.target.endswith("_") and not node.target.endswith("__")
-    name = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
-    in_place_operator = node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
-    return in_place_operator or (name.endswith("_") and not name.endswith("__"))
+    if node.op != "call_function":
+        return False
+    name, home = getattr(node.target, "__name__", ""), getattr(node.target, "__module__", "")
+    if home == "_operator":  # `and_` and `or_` overwrite nothing
+        return node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+    return name.endswith("_") and not name.endswith("__")

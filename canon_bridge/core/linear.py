@@ -53,8 +53,9 @@ def is_linear(module: nn.Module) -> bool:
 def why_not_foldable(module: nn.Module) -> str | None:
     """Return the reason why the parameters of a linear layer cannot be replaced, or None if they can."""
     parameters = vars(module)["_parameters"]
-    if parameters.get("weight") is None or "bias" not in parameters:
-        return "its weight or bias is computed anew (weight_norm, spectral_norm, pruning or a parametrization)"
+    for name in ("weight", "bias"):
+        if name not in parameters or parameters["weight"] is None:
+            return f"its {name} is computed in forward (weight_norm, spectral_norm, pruning or a parametrization)"
     return None
 
 

@@ -3,6 +3,7 @@
 Floor 2: imports ``activation``, ``linear`` and below. Values are read anew at every call.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import partial
 
@@ -47,8 +48,11 @@ def merge_right(
         fold_before(edits, linear, affine if activation is None else behind[activation])
 
 
-def make_linear(edits: Edits, parent: nn.Module, name: str, norm: nn.Module) -> None:
-    """Put a per-channel linear layer, a 1x1 depthwise convolution, in the place of a norm that nothing can take."""
+def make_linear(edits: Edits, model: nn.Module, norm: nn.Module) -> None:
+    """Put a per-channel linear layer, a 1x1 depthwise convolution, in the place of a norm that nothing can take.
+
+    Everywhere in the model where the norm is registered.
+    """
     affine = NORMS[type(norm)].read(norm)
     channels = affine.scale.numel()
     old = norm.running_mean
@@ -59,7 +63,14 @@ def make_linear(edits: Edits, parent: nn.Module, name: str, norm: nn.Module) -> 
     vars(layer)["_parameters"]["weight"] = nn.Parameter(weight.detach().clone(), requires_grad)
     vars(layer)["_parameters"]["bias"] = nn.Parameter(affine.shift.detach().to(old.dtype), requires_grad)
     vars(layer)["forward"] = partial(_per_channel_linear, layer)
-    edits.set(parent, "_modules", name, layer)
+    replace_child(edits, model, norm, layer)
+
+
+def replace_child(edits: Edits, model: nn.Module, child: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` in the place of ``child`` under every name that it has in the model."""
+    for parent in list(model.modules()):
+        for name in [name for name, module in vars(parent)["_modules"].items() if module is child]:
+            edits.set(parent, "_modules", name, new)
 
 
 def expect_rank(edits: Edits, norm: nn.Module, rank: int, paths: str) -> None:
@@ -81,15 +92,18 @@ def _per_channel_linear(layer: nn.Module, input: Tensor) -> Tensor:
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
     assert isinstance(bias, Tensor)
-    flat = input.reshape(*input.shape[:2], -1, 1)
+    flat = input.reshape(*input.shape[:2], math.prod(input.shape[2:]), 1)
     return F.conv2d(flat, weight, bias, groups=weight.shape[0]).view(input.shape)
+
+
+_SHAPES = {2: "(N, C)", 3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 
 
 def _of_rank(norm: nn.Module, rank: int, paths: str, input: Tensor) -> Tensor:
     if input.dim() != rank:
         raise ValueError(
-            f"{paths} are merged for input with {rank} dimensions (a batch with its channels in dimension 1), but got "
-            f"{tuple(input.shape)}: here the layers count other channels. Add the batch dimension, or use a "
-            "convolution with kernel size 1 where a Linear layer acts on the last dimension."
+            f"{paths} are merged for input of shape {_SHAPES[rank]}, but got {tuple(input.shape)}: here the layers "
+            "count other channels. Add the batch dimension, or use a convolution with kernel size 1 where a Linear "
+            "layer acts on the last dimension."
         )
     return type(norm).forward(norm, input)

@@ -52,7 +52,7 @@ Entry = Merge | Leftover | Refusal
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Every BatchNorm of a model, in the order of ``named_modules``, and what becomes of it.
+    """Every BatchNorm of a model, in the order of the data flow, and what becomes of it.
 
     Attributes
     ----------
@@ -174,7 +174,7 @@ def make_plan(model: nn.Module, options: Options, scope: Scope) -> Plan:
     return Plan(
         type(model).__name__,
         options,
-        tuple(entries[path] for path, _ in model.named_modules() if path in entries),
+        tuple(sorted(entries.values(), key=lambda entry: explicit.position(entry.norm))),
         explicit.rewrites,
         explicit.failures,
         finder.in_place_modules() if scope.explicit else (),

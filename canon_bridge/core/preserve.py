@@ -23,7 +23,7 @@ def preserved(model: nn.Module) -> Generator[None]:
         for value in former.values()
         if isinstance(value, list | dict | set)
     ]
-    buffers = [(buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [(buffer, _version(buffer), buffer.detach().clone()) for buffer in model.buffers()]
     try:
         yield
     finally:
@@ -43,7 +43,11 @@ def preserved(model: nn.Module) -> Generator[None]:
             _restore(buffer, version, values)
 
 
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
 def _restore(buffer: Tensor, version: int, values: Tensor) -> None:
-    if buffer._version != version:
+    if _version(buffer) != version or (version == -1 and not torch.equal(buffer, values)):
         with torch.no_grad():
             buffer.copy_(values)

@@ -51,7 +51,7 @@ def _flatten(arguments: Mapping[str, Any]) -> str | None:
 
 
 def _dropout(arguments: Mapping[str, Any]) -> str | None:
-    return "dropout is in training mode" if arguments.get("training") else None
+    return "dropout is in training mode" if arguments.get("training") or arguments.get("train") else None
 
 
 _FLATTEN = Through("flatten", _flatten, flattens=True)
@@ -72,9 +72,8 @@ THROUGH_MODULES: Mapping[type[nn.Module], Through] = {
 # For a function or method: the entry, and the names of its arguments behind the tensor.
 THROUGH_CALLS: Mapping[Any, tuple[Through, tuple[str, ...]]] = {
     **dict.fromkeys((torch.flatten, "flatten"), (_FLATTEN, ("start_dim", "end_dim"))),
-    **dict.fromkeys(
-        (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout), (_DROPOUT, ("p", "training", "inplace"))
-    ),
+    **dict.fromkeys((F.dropout, F.dropout1d, F.dropout2d, F.dropout3d), (_DROPOUT, ("p", "training", "inplace"))),
+    torch.dropout: (_DROPOUT, ("p", "train")),
     "contiguous": (Through("contiguous"), ()),
 }
 
@@ -99,6 +98,6 @@ def find_through(node: fx.Node, module: nn.Module | None) -> tuple[Through, str 
         return None
     through, names = entry
     # F.dropout defaults to training=True: an argument that is not given counts as torch's default.
-    defaults = {"training": True} if through is _DROPOUT else {}
+    defaults = {"training": True} if "training" in names else {}
     arguments = {**defaults, **dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
     return through, through.obstacle(arguments)

@@ -4,6 +4,7 @@ Floor 4: imports ``graph``, ``values`` and ``preserve``.
 """
 
 import copy
+import functools
 import types
 from typing import Any
 
@@ -41,7 +42,7 @@ def trace(model: nn.Module, arguments: tuple[Any, ...] | None = None) -> Flow:
     return _run(model, ValueTracer(True, "", inputs, {}, {}), True)
 
 
-def trace_locally(container: nn.Module, path: str, flow: Flow) -> Flow:
+def trace_locally(container: nn.Module, path: str, flow: Flow | None = None) -> Flow:
     """Trace the forward of one container alone, with its children as leaves.
 
     Parameters
@@ -50,7 +51,7 @@ def trace_locally(container: nn.Module, path: str, flow: Flow) -> Flow:
         The module whose forward to trace.
     path : str
         Its name in the model.
-    flow : Flow
+    flow : Flow, optional
         The flow of the whole model: it knows what the container is called with, and what its children return.
 
     Raises
@@ -58,14 +59,13 @@ def trace_locally(container: nn.Module, path: str, flow: Flow) -> Flow:
     TracingError
         If that does not work, or a new forward would differ from the container's own.
     """
-    inputs = flow.inputs.get(path)
+    inputs, returns = (flow.inputs.get(path), flow.returns) if flow else (None, {})
     try:
-        local = _run(container, SymbolicTracer(False, path, inputs, flow.returns), False)
+        return _run(container, SymbolicTracer(False, path, inputs, returns), False)
     except TracingError:
-        if inputs is None or not flow.values:
+        if inputs is None or flow is None or not flow.values:
             raise
-        local = _run(container, ValueTracer(False, path, inputs, flow.returns, flow.values), True)
-    return local
+        return _run(container, ValueTracer(False, path, inputs, returns, flow.values), True)
 
 
 def _run(root: nn.Module, tracer: SymbolicTracer, with_values: bool) -> Flow:
@@ -100,9 +100,13 @@ def _with_forward_in_class(root: nn.Module, path: str) -> nn.Module:
     forward = vars(root).get("forward")
     if forward is None:
         return root
-    if not isinstance(forward, types.MethodType) or forward.__self__ is not root:
+    if isinstance(forward, functools.partial) and forward.args == (root,) and not forward.keywords:
+        function: Any = forward.func  # the way in which canonization binds a forward
+    elif isinstance(forward, types.MethodType) and forward.__self__ is root:
+        function = forward.__func__
+    else:
         raise TracingError(f"{path or 'the model'} has a forward on the instance that is not a bound method")
     twin = copy.copy(root)
     del vars(twin)["forward"]
-    twin.__class__ = type(type(root).__name__, (type(root),), {"forward": forward.__func__})
+    twin.__class__ = type(type(root).__name__, (type(root),), {"forward": function})
     return twin

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.fx.proxy import Attribute
 
-from canon_bridge.core.arguments import is_proxy
+from canon_bridge.core.arguments import copied, is_proxy
 from canon_bridge.core.graph import InPlaceProxy, Inputs, SymbolicTracer
 
 
@@ -84,7 +84,6 @@ class ValueTracer(SymbolicTracer):
         self, inline: bool, path: str, inputs: Inputs, returns: dict[str, Any], values: dict[fx.Node, Any]
     ) -> None:
         super().__init__(inline, path, inputs, returns)
-        self.inputs[""] = inputs
         self._earlier = values
         self._computing = False
 
@@ -120,7 +119,7 @@ class ValueTracer(SymbolicTracer):
     def _compute(self, node: fx.Node) -> Any:
         args, kwargs = map_arg((node.args, node.kwargs), self.values.__getitem__)
         if node.op == "placeholder":
-            return self._earlier_value(self.bound[str(node.target).lstrip("*")])
+            return copied(self._earlier_value(self.bound[str(node.target).lstrip("*")]))
         if node.op == "get_attr":
             return self._attribute(str(node.target))
         if node.op == "call_module":
