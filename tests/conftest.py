@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+# Small operations: threads that wait for each other cost more than they bring, and two test processes share the cores.
+torch.set_num_threads(1)
+
 
 def randomize(model: nn.Module, seed: int = 0, eps: float = 0.1, mild: bool = False) -> nn.Module:
     """Give every BatchNorm random statistics: weights of both signs, one zero, one tiny; a large eps.

@@ -77,3 +77,26 @@ def copied(structure: Any) -> Any:
 
 def _copy(value: object) -> object:
     return value.clone() if isinstance(value, Tensor) else value
+
+
+def same_truth(value: Any, expected: bool, path: str) -> None:
+    """Raise ``ValueError`` unless the condition is what it was on the example inputs."""
+    _same(bool(value), expected, path)
+
+
+def same_number(value: Any, expected: float, path: str) -> None:
+    """Raise ``ValueError`` unless the number is what it was on the example inputs (equal, for it may be a size)."""
+    _same(type(expected)(value), expected, path)
+
+
+def same_length(value: Any, expected: int, path: str) -> None:
+    """Raise ``ValueError`` unless the length is what it was on the example inputs."""
+    _same(len(value), expected, path)
+
+
+def _same(now: object, expected: object, path: str) -> None:
+    if now != expected:
+        raise ValueError(
+            f"the course of {path or 'the model'} depends on its input: here on a value that is {now!r} and was "
+            f"{expected!r} for the example_inputs; canonize with example_inputs that are like this input."
+        )

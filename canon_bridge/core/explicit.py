@@ -85,7 +85,9 @@ def make_explicit(model: nn.Module, flow: Flow, rewrite: bool = True) -> Explici
     survey = _Survey(model, flow)
     rewrites: list[Rewrite] = []
     moved: dict[Site, _Wanted] = {}
-    for path, entries in (survey.wanted() if rewrite else {}).items():
+    # Where the course depends on values, the new forward checks that it is the course that the chains were found on.
+    decided: dict[str, list[_Wanted]] = {path: [] for path in sorted(flow.decided)}
+    for path, entries in ({**decided, **survey.wanted()} if rewrite else {}).items():
         names = {entry.site: entry.name for entry in entries}
         makers = {entry.name: entry.make for entry in entries}
         try:

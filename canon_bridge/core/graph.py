@@ -4,6 +4,7 @@ Floor 2: imports ``arguments``, ``layers`` and ``lifts``; the only user of ``fx.
 writes nothing to the model and runs no hook.
 """
 
+import functools
 import inspect
 import operator
 from collections import Counter
@@ -19,6 +20,11 @@ from canon_bridge.core.layers import Add
 from canon_bridge.core.lifts import is_tensor, note_data
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+# Attributes of tensors that are tensors or sizes; and classes of torch.nn that have no forward of their own to know.
+ATTRIBUTES = frozenset({"T", "mT", "H", "mH", "data", "real", "imag", "shape", "ndim", "dtype", "device"})
+CONTAINERS = frozenset({nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict})
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,8 @@ class Flow:
         What each container was called with and what it returned, with proxies for data, by path.
     values : dict
         The value of each node, where the flow was traced with values.
+    decided : frozenset of str
+        The containers whose course depended on such values.
     """
 
     graph: fx.Graph
@@ -69,6 +77,7 @@ class Flow:
     inputs: dict[str, Inputs]
     returns: dict[str, Any]
     values: dict[fx.Node, Any]
+    decided: frozenset[str]
 
 
 @dataclass
@@ -95,19 +104,22 @@ class InPlaceProxy(fx.Proxy):
 
     def __getattr__(self, k: str) -> Any:
         # Without gradients as without hooks: what a forward does for them alone (checkpoints) is no data flow.
-        return False if k in ("requires_grad", "_is_param", "_is_buffer") else super().__getattr__(k)
+        if k in ("requires_grad", "_is_param", "_is_buffer"):
+            return False
+        if k in ATTRIBUTES:  # fx would return a proxy without in-place operators
+            return self.tracer.create_proxy("call_function", getattr, (self, k), {})
+        return super().__getattr__(k)
 
-    def __iadd__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+    def _overwrite(self, target: Callable[..., Any], other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
 
-    def __isub__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
-
-    def __imul__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
-
-    def __itruediv__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+    __iadd__ = functools.partialmethod(_overwrite, operator.iadd)
+    __isub__ = functools.partialmethod(_overwrite, operator.isub)
+    __imul__ = functools.partialmethod(_overwrite, operator.imul)
+    __itruediv__ = functools.partialmethod(_overwrite, operator.itruediv)
+    __ifloordiv__ = functools.partialmethod(_overwrite, operator.ifloordiv)
+    __ipow__ = functools.partialmethod(_overwrite, operator.ipow)
+    __imod__ = functools.partialmethod(_overwrite, operator.imod)
 
 
 class SymbolicTracer(fx.Tracer):
@@ -139,6 +151,7 @@ class SymbolicTracer(fx.Tracer):
         self.inputs: dict[str, Inputs] = {} if inputs is None else {path: inputs}
         self.returns: dict[str, Any] = {}
         self.values: dict[fx.Node, Any] = {}
+        self.decided: set[str] = set()
         self.bound: dict[str, Any] = {}
         self._known_returns = returns or {}
         self._root_inputs = inputs
@@ -174,7 +187,12 @@ class SymbolicTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether a call of the module is one operation of the graph."""
-        return not self.inline or isinstance(m, Add) or super().is_leaf_module(m, module_qualified_name)
+        if not self.inline or isinstance(m, Add) or super().is_leaf_module(m, module_qualified_name):
+            return True
+        # A subclass of a layer of torch.nn is a layer, even if its forward is not known.
+        return any(
+            base.__module__.startswith("torch.nn.modules") and base not in CONTAINERS for base in type(m).__mro__
+        )
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -71,6 +71,10 @@ def _adaptive_max_pool(module: MakeModule) -> MakeModule:
     return build
 
 
+IN_PLACE_OPERATORS = frozenset(
+    {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.ipow, operator.imod}
+)
+
 _RELU = Lift("relu", nn.ReLU, ignores=("inplace",))
 _ADD = Lift("add", _add, operands=2)
 
@@ -173,7 +177,7 @@ def works_in_place(node: fx.Node, module: nn.Module | None) -> bool:
     """Return whether the call overwrites its first argument."""
     if module is not None and getattr(module, "inplace", False) is True:
         return True
-    if node.kwargs.get("inplace") is True or (node.target is F.relu and node.args[1:] == (True,)):
+    if node.kwargs.get("inplace") is True:  # functions hand it on by keyword, however they were called
         return True
     if node.op == "call_method":
         return isinstance(node.target, str) and node.target.endswith("_") and not node.target.endswith("__")
@@ -181,5 +185,5 @@ def works_in_place(node: fx.Node, module: nn.Module | None) -> bool:
         return False
     name, home = getattr(node.target, "__name__", ""), getattr(node.target, "__module__", "")
     if home == "_operator":  # `and_` and `or_` overwrite nothing
-        return node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+        return node.target in IN_PLACE_OPERATORS
     return name.endswith("_") and not name.endswith("__")

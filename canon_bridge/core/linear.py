@@ -95,7 +95,7 @@ def fold_after(edits: Edits, module: nn.Module, affine: Affine) -> None:
     grouped_scale = scale.view(view.shape[0], -1)[_OUT_INDEX[LINEAR[type(module)].transposed]]
     new_weight = (view * grouped_scale.view(*grouped_scale.shape, *(1,) * (view.dim() - 3))).view_as(weight)
     if bias is None:
-        new_bias = shift
+        new_bias = shift.clone()  # another layer may take the same map
     else:
         # The bias is (C_out,) or, after a fold_before with zero padding, (C_out, n_1, ..., n_d).
         broadcast = (-1, *(1,) * (bias.dim() - 1))
@@ -232,4 +232,6 @@ def _write(edits: Edits, module: nn.Module, weight: Tensor, bias: Tensor) -> Non
     old = module.weight
     assert isinstance(old, Tensor)
     for name, value in (("weight", weight), ("bias", bias)):
-        edits.set(module, "_parameters", name, nn.Parameter(value.to(old.dtype), old.requires_grad))
+        former = vars(module)["_parameters"].get(name)
+        requires_grad = (old if former is None else former).requires_grad
+        edits.set(module, "_parameters", name, nn.Parameter(value.to(old.dtype), requires_grad))

@@ -71,10 +71,12 @@ def trace_locally(container: nn.Module, path: str, flow: Flow | None = None) -> 
 def _run(root: nn.Module, tracer: SymbolicTracer, with_values: bool) -> Flow:
     path = tracer.frames[0].owner
     try:
-        with preserved(root), torch.inference_mode(False), torch.enable_grad():
+        with preserved(root) as kept, torch.inference_mode(False), torch.enable_grad():
             graph = tracer.trace(_with_forward_in_class(root, path))
         if tracer.frames[0].stops_gradients and not tracer.inline:
             raise RuntimeError("it switches gradients off in the middle, which a new forward would not")
+        if kept.was_changed and not tracer.inline:
+            raise RuntimeError("it writes on its module, which a new forward would not")
     except Exception as error:
         place = tracer.frames[-1].owner
         where = root if place == path else root.get_submodule(place)
@@ -88,7 +90,16 @@ def _run(root: nn.Module, tracer: SymbolicTracer, with_values: bool) -> Flow:
         raise TracingError(
             f"the forward of {place or 'the model'} ({type(where).__name__}) cannot be traced: {reason}; {advice}"
         ) from error
-    return Flow(graph, tracer.sites, tracer.constants, tracer.expected, tracer.inputs, tracer.returns, tracer.values)
+    return Flow(
+        graph,
+        tracer.sites,
+        tracer.constants,
+        tracer.expected,
+        tracer.inputs,
+        tracer.returns,
+        tracer.values,
+        frozenset(tracer.decided),
+    )
 
 
 def _with_forward_in_class(root: nn.Module, path: str) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.fx.proxy import Attribute
 
-from canon_bridge.core.arguments import copied, is_proxy
+from canon_bridge.core.arguments import copied, is_proxy, same_length, same_number, same_truth
 from canon_bridge.core.graph import InPlaceProxy, Inputs, SymbolicTracer
 
 
@@ -39,20 +39,25 @@ class ValueProxy(InPlaceProxy):
             return Attribute(self, name)  # a method; it is recorded when it is called
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
+    def _decide(self, check: Callable[..., None], value: Any) -> Any:
+        tracer = self.tracer
+        assert isinstance(tracer, ValueTracer)
+        return tracer.decide(self.node, check, value)
+
     def __bool__(self) -> bool:
-        return bool(self.value)
+        return self._decide(same_truth, bool(self.value))
 
     def __len__(self) -> int:
-        return len(self.value)
+        return self._decide(same_length, len(self.value))
 
     def __int__(self) -> int:
-        return int(self.value)
+        return self._decide(same_number, int(self.value))
 
     def __float__(self) -> float:
-        return float(self.value)
+        return self._decide(same_number, float(self.value))
 
     def __index__(self) -> int:
-        return self.value.__index__()
+        return self._decide(same_number, self.value.__index__())
 
     def __contains__(self, item: object) -> bool:
         return item in self.value
@@ -61,7 +66,7 @@ class ValueProxy(InPlaceProxy):
         return id(self)
 
     def __iter__(self) -> Iterator[Any]:
-        keys = self.value.keys() if isinstance(self.value, dict) else range(len(self.value))
+        keys = self.value.keys() if isinstance(self.value, dict) else range(len(self))
         return iter([self.tracer.create_proxy("call_function", operator.getitem, (self, key), {}) for key in keys])
 
     def keys(self) -> Any:
@@ -96,7 +101,17 @@ class ValueTracer(SymbolicTracer):
                     self.values[node] = self._compute(node)
             finally:
                 self._computing = False
-        return self.values[node] if type(self.values[node]) in (type(None), bool, str) else ValueProxy(node, self)
+        value = self.values[node]
+        if type(value) is bool and node.op.startswith("call_") and node.target is not getattr:
+            return self.decide(node, same_truth, value)
+        return value if type(value) in (type(None), bool, str) else ValueProxy(node, self)
+
+    def decide(self, node: fx.Node, check: Callable[..., None], value: Any) -> Any:
+        """Return a value that the course may depend on, and have a new forward check that it is the same."""
+        self.decided.add(self.frames[-1].owner)
+        if not self.inline:
+            self.values[self.create_node("call_function", check, (node, value, self.frames[0].owner), {})] = None
+        return value
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Return a proxy for a parameter that forward uses, or the parameter itself to a module that is computed."""
