@@ -34,3 +34,27 @@ def gradient_times_input(model: nn.Module, x: Tensor) -> Tensor:
     x = x.detach().clone().requires_grad_()
     (gradient,) = torch.autograd.grad(model(x)[:, TARGET].sum(), x)
     return (x * gradient).detach()
+
+
+class PreActivation(nn.Module):
+    """Every pattern once, and a convolution that two building blocks write to from both sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv0 = nn.Conv2d(3, 6, 3, padding=1)
+        self.norm0 = nn.BatchNorm2d(6)
+        self.relu0 = nn.ReLU(inplace=True)
+        self.norm1 = nn.BatchNorm2d(6)
+        self.relu1 = nn.ReLU()
+        self.conv1 = nn.Conv2d(6, 6, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(6)
+        self.pool = nn.MaxPool2d(2)
+        self.norm3 = nn.BatchNorm2d(6)
+        self.conv2 = nn.Conv2d(6, 4, 1)
+        self.flatten = nn.Flatten()
+        self.head = nn.Linear(4 * 8 * 8, 5)
+
+    def forward(self, x):
+        x = self.relu0(self.norm0(self.conv0(x)))
+        x = self.norm2(self.conv1(self.relu1(self.norm1(x)))).relu()
+        return self.head(self.flatten(self.conv2(self.norm3(self.pool(x)))))

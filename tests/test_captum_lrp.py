@@ -1,18 +1,14 @@
 """LRP and LayerLRP for Captum: repeatable, complete, nothing left on the model, clear errors."""
 
-import copy
-
-import captum.attr
 import pytest
 import torch
 import torchvision
 from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, EpsilonRule, IdentityRule
 from torch import nn
 
-import canon_bridge.captum
 from canon_bridge.captum import LRP, LayerLRP, presets, rules
-from tests.conftest import Snapshot, alive, randomize, relative_error
-from tests.models import NAMES, TARGET, gradient_times_input, images, network, small_densenet
+from tests.conftest import Snapshot, randomize, relative_error
+from tests.models import TARGET, images, small_densenet
 
 TOLERANCE = 1e-12
 
@@ -198,7 +194,7 @@ def test_new_weights_and_new_modules_are_seen(two_inputs):
     randomize(two_inputs, seed=7)
     after = lrp.attribute((a, b), target=TARGET)
     assert relative_error(after[0], before[0]) > 1e-3
-    two_inputs.head = nn.Linear(4, 5).double()
+    two_inputs.head = nn.Linear(4 * 64, 5).double()
     assert lrp.attribute((a, b), target=TARGET)[0].equal(LRP(two_inputs).attribute((a, b), target=TARGET)[0])
 
 
@@ -208,52 +204,6 @@ def test_verbose_names_rules_and_modules(capsys):
     printed = capsys.readouterr().out
     assert "ZPlus on features.conv0 (Conv2d)" in printed
     assert "Norm on adaptive_avg_pool2d (AdaptiveAvgPool2d)" in printed
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_pre_processing_step_for_captums_own_lrp(name):
-    model, x = network(name), images(1)
-    snapshot = Snapshot.of(model)
-    with canon_bridge.captum.canonize(model):
-        assert alive(model) == []
-        first = captum.attr.LRP(model).attribute(x, target=TARGET)
-        second = captum.attr.LRP(model).attribute(x, target=TARGET)
-    assert first.equal(second)
-    assert bool(torch.isfinite(first).all())
-    snapshot.check()
-
-
-def test_captums_own_rules_by_hand_leave_nothing_in_the_block():
-    # Captum's Alpha1_Beta0_Rule moves weights to new storages and deletes the rule that the user has set.
-    model, x = network("resnet18"), images(1)
-    snapshot = Snapshot.of(model)
-    with canon_bridge.captum.canonize(model):
-        model.conv1.rule = Alpha1_Beta0_Rule()
-        captum.attr.LRP(model).attribute(x, target=TARGET)
-        assert "rule" not in vars(model.conv1)
-    snapshot.check()
-
-
-@pytest.mark.parametrize("build", [small_densenet, lambda: network("resnet18")], ids=["densenet", "resnet"])
-def test_without_the_step_captum_is_wrong(build):
-    model, x = copy.deepcopy(build()), images(1)
-    expected = gradient_times_input(model, x)
-    assert relative_error(captum.attr.LRP(model).attribute(x, target=TARGET), expected) > 1
-    with canon_bridge.captum.canonize(model):
-        assert relative_error(captum.attr.LRP(model).attribute(x, target=TARGET), expected) < 1e-4
-
-
-def test_our_rules_in_captums_own_lrp():
-    model, x = small_densenet(), images()
-    expected = LRP(model, presets.epsilon(1e-9)).attribute(x, target=TARGET)
-    with canon_bridge.captum.canonize(model):
-        for module in model.modules():
-            rule = presets.epsilon(1e-9).rule_for(module)
-            if rule is not None and not isinstance(module, nn.ReLU):
-                module.rule = rule
-        relevance = captum.attr.LRP(model).attribute(x, target=TARGET)
-    # Max pooling has Captum's epsilon rule there: the same where the maximum is not near zero.
-    assert relative_error(relevance, expected) < 1e-6
 
 
 def test_resnet_of_torchvision_with_bottlenecks():

@@ -1,6 +1,6 @@
 """The only place that knows the order of the steps: plan, apply, the block, undo.
 
-Floor 8: imports everything below it.
+Floor 9: imports everything below it.
 """
 
 import functools

@@ -1,6 +1,6 @@
 """The public functions of the core.
 
-Floor 9: imports ``canonization`` and the keywords.
+Floor 10: imports ``canonization`` and the keywords.
 """
 
 import copy

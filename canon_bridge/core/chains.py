@@ -1,6 +1,6 @@
 """Where the affine map of each normalization layer can go, found on the data flow of the whole model.
 
-Floor 6: imports ``explicit`` and the tables below it. Nothing here writes to a model or reads parameter values.
+Floor 7: imports ``explicit`` and the tables below it. Nothing here writes to a model or reads parameter values.
 """
 
 from dataclasses import dataclass, field, replace

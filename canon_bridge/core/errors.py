@@ -1,4 +1,7 @@
-"""The exceptions of the package that are more specific than ``ValueError`` and ``TypeError``."""
+"""The exceptions of the package that are more specific than ``ValueError`` and ``TypeError``.
+
+Floor 0: imports nothing.
+"""
 
 
 class TracingError(RuntimeError):

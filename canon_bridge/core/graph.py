@@ -135,12 +135,19 @@ class SymbolicTracer(fx.Tracer):
         What the root is called with. Constants among them (else the defaults) are taken as they are.
     returns : dict
         What containers are known to return, by path; a call of such a leaf gets that structure.
+    fixed_numbers : bool
+        Whether numbers among the arguments of the root are constants, for a forward that computes sizes from them.
     """
 
     proxy_buffer_attributes = True
 
     def __init__(
-        self, inline: bool, path: str = "", inputs: Inputs | None = None, returns: dict[str, Any] | None = None
+        self,
+        inline: bool,
+        path: str = "",
+        inputs: Inputs | None = None,
+        returns: dict[str, Any] | None = None,
+        fixed_numbers: bool = True,
     ) -> None:
         super().__init__()
         self.inline = inline
@@ -154,6 +161,7 @@ class SymbolicTracer(fx.Tracer):
         self.decided: set[str] = set()
         self.bound: dict[str, Any] = {}
         self._known_returns = returns or {}
+        self._fixed_numbers = fixed_numbers
         self._root_inputs = inputs
         self._call_site: Site | None = None
 
@@ -175,7 +183,8 @@ class SymbolicTracer(fx.Tracer):
     def _argument(self, parameter: inspect.Parameter, proxy: Any) -> Any:
         is_named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         value = self.bound.get(parameter.name, parameter.default if is_named else DATA)
-        if value is parameter.empty or pattern(value) is DATA:
+        is_free_number = type(value) in (int, float) and not self._fixed_numbers
+        if value is parameter.empty or pattern(value) is DATA or is_free_number:
             return proxy
         # `if mask is None` would take the wrong branch on a proxy, `for part in parts` none at all.
         self.expected[parameter.name] = pattern(value)

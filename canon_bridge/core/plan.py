@@ -1,6 +1,6 @@
 """What would be done to a model and what not, and why.
 
-Floor 7: imports ``chains`` and below. Conflicts between chains are resolved here, nothing is written to the model.
+Floor 8: imports ``chains`` and below. Conflicts between chains are resolved here, nothing is written to the model.
 """
 
 from collections import Counter

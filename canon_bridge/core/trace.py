@@ -35,6 +35,11 @@ def trace(model: nn.Module, arguments: tuple[Any, ...] | None = None) -> Flow:
     """
     inputs = None if arguments is None else (arguments, dict[str, Any]())
     try:
+        # Numbers as data, so that the model can be called with others.
+        return _run(model, SymbolicTracer(True, "", inputs, fixed_numbers=False), False)
+    except TracingError:
+        pass
+    try:
         return _run(model, SymbolicTracer(True, "", inputs), False)
     except TracingError:
         if inputs is None:
@@ -60,8 +65,10 @@ def trace_locally(container: nn.Module, path: str, flow: Flow | None = None) -> 
         If that does not work, or a new forward would differ from the container's own.
     """
     inputs, returns = (flow.inputs.get(path), flow.returns) if flow else (None, {})
+    # The root as it was traced before; a container gets the numbers that its parent writes, always the same.
+    fixed = path != "" or (flow is not None and any(type(value) in (int, float) for value in flow.expected.values()))
     try:
-        return _run(container, SymbolicTracer(False, path, inputs, returns), False)
+        return _run(container, SymbolicTracer(False, path, inputs, returns, fixed), False)
     except TracingError:
         if inputs is None or flow is None or not flow.values:
             raise
