@@ -5,6 +5,7 @@ Floor 1: imports ``edits``.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from canon_bridge.core.edits import slots
@@ -52,5 +53,7 @@ def _kind(tensor: Tensor) -> _Mark:
 
 
 def _mark(tensor: Tensor) -> _Mark:
-    values = tensor.detach().double() if tensor.device.type != "mps" else tensor.detach().float()
-    return *_kind(tensor), float(values.sum()), float(values.square().sum())
+    # Accumulated in float64, but on Apple's GPU, which has none.
+    dtype = torch.float32 if tensor.device.type == "mps" else torch.float64
+    values = tensor.detach()
+    return *_kind(tensor), float(values.sum(dtype=dtype)), float(torch.linalg.vector_norm(values, dtype=dtype))
