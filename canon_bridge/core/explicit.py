@@ -46,12 +46,13 @@ class Explicit:
     rewrites: tuple[Rewrite, ...]
     failures: tuple[tuple[str, str], ...]  # (container, why it keeps its functional operations)
 
-    def position(self, path: str) -> int:
-        """Return where in the flow the module is first called or, if it is inlined, at work; the end if nowhere."""
+    def positions(self) -> dict[str, int]:
+        """Return where in the flow each module is first called or, if it is inlined, at work."""
+        first: dict[str, int] = {}
         for node, site in self.flow.sites.items():
-            if node.target == path or site.owner == path or site.owner.startswith(f"{path}."):
-                return self.aliases.order[node]
-        return len(self.aliases.order)
+            for path in (str(node.target) if node.op == "call_module" else site.owner, site.owner):
+                first.setdefault(path, self.aliases.order[node])
+        return first
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 Floor 8: imports ``chains`` and below. Conflicts between chains are resolved here, nothing is written to the model.
 """
 
+import sys
 from collections import Counter
 from dataclasses import dataclass
 
@@ -171,10 +172,11 @@ def make_plan(model: nn.Module, options: Options, scope: Scope) -> Plan:
             entries[path] = Refusal(path, "it is not called in forward")
         elif path not in norms and isinstance(module, _BatchNorm):
             entries[path] = Refusal(path, f"its forward may differ from a BatchNorm's ({type(module).__name__})")
+    positions = explicit.positions()
     return Plan(
         type(model).__name__,
         options,
-        tuple(sorted(entries.values(), key=lambda entry: explicit.position(entry.norm))),
+        tuple(sorted(entries.values(), key=lambda entry: positions.get(entry.norm, sys.maxsize))),
         explicit.rewrites,
         explicit.failures,
         finder.in_place_modules() if scope.explicit else (),

@@ -3,7 +3,6 @@
 Floor 0: imports torch alone.
 """
 
-import copy
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ def preserved(model: nn.Module) -> Generator[Kept]:
     modules = list(model.modules())
     attributes = [(vars(module), dict(vars(module))) for module in modules]
     contents: list[tuple[Any, Any]] = [
-        (value, copy.copy(value))
+        (value, value.copy() if value else None)  # most are empty
         for _, former in attributes
         for value in former.values()
         if isinstance(value, list | dict | set)
@@ -42,28 +41,33 @@ def preserved(model: nn.Module) -> Generator[Kept]:
                 now.clear()
                 now.update(former)
         for value, former in contents:
-            if isinstance(value, list):
-                kept.was_changed |= len(value) != len(former) or any(
-                    a is not b for a, b in zip(value, former, strict=True)
-                )
-                value[:] = former
-            elif list(value) != list(former) or (
-                isinstance(value, dict) and any(value[key] is not former[key] for key in former)
-            ):
-                kept.was_changed = True
-                value.clear()
-                value.update(former)
+            kept.was_changed |= _restore_content(value, former)
         for buffer, version, values in buffers:
             _restore(buffer, version, values)
+
+
+def _restore_content(value: Any, former: Any) -> bool:
+    """Give a list, dictionary or set its former content (None: empty); return whether it had another one."""
+    if not value and not former:
+        return False
+    now, before = _items(value), _items(former or ())
+    if len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True)):
+        return False
+    value.clear()
+    if former:
+        (value.extend if isinstance(value, list) else value.update)(former)
+    return True
+
+
+def _items(content: Any) -> list[Any]:
+    return [*content, *content.values()] if isinstance(content, dict) else list(content)
 
 
 def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _restore(buffer: Tensor, version: int, values: Tensor) -> bool:
-    if _version(buffer) == version and (version != -1 or torch.equal(buffer, values)):
-        return False
-    with torch.no_grad():
-        buffer.copy_(values)
-    return True
+def _restore(buffer: Tensor, version: int, values: Tensor) -> None:
+    if _version(buffer) != version or (version == -1 and not torch.equal(buffer, values)):
+        with torch.no_grad():
+            buffer.copy_(values)
