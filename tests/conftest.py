@@ -1,6 +1,5 @@
 """Shared pieces of the tests: random statistics that let no forgotten term pass, and a snapshot of a whole model."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +101,3 @@ def alive(model: nn.Module) -> list[str]:
             if not torch.equal(norm(x), x):
                 paths.append(path)
     return paths
-
-
-Build = Callable[[], nn.Module]

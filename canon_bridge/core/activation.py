@@ -78,11 +78,6 @@ def is_activation(module: nn.Module) -> bool:
     return type(module) in ACTIVATIONS and "forward" not in vars(module)
 
 
-def is_elementwise(module: nn.Module) -> bool:
-    """Return whether the module is an element-wise activation of torch.nn (it may work in place)."""
-    return hasattr(module, "inplace") and type(module).__module__.startswith("torch.nn.modules")
-
-
 def _thresholded_relu(module: nn.Module, input: Tensor) -> Tensor:
     value = _compared(module, input)
     lower, upper = _bounds(module, input)

@@ -79,27 +79,23 @@ _RELU = Lift("relu", nn.ReLU, ignores=("inplace",))
 _ADD = Lift("add", _add, operands=2)
 
 
-def _pool(name: str, build: MakeModule) -> Lift:
-    return Lift(name, build)
-
-
 LIFTS: Mapping[Any, Lift] = {
     **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _ADD),
     **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), _RELU),
-    **dict.fromkeys((F.avg_pool1d, torch.avg_pool1d), _pool("avg_pool1d", nn.AvgPool1d)),
-    F.avg_pool2d: _pool("avg_pool2d", nn.AvgPool2d),
-    F.avg_pool3d: _pool("avg_pool3d", nn.AvgPool3d),
+    **dict.fromkeys((F.avg_pool1d, torch.avg_pool1d), Lift("avg_pool1d", nn.AvgPool1d)),
+    F.avg_pool2d: Lift("avg_pool2d", nn.AvgPool2d),
+    F.avg_pool3d: Lift("avg_pool3d", nn.AvgPool3d),
     **dict.fromkeys(
-        (F.adaptive_avg_pool1d, torch.adaptive_avg_pool1d), _pool("adaptive_avg_pool1d", nn.AdaptiveAvgPool1d)
+        (F.adaptive_avg_pool1d, torch.adaptive_avg_pool1d), Lift("adaptive_avg_pool1d", nn.AdaptiveAvgPool1d)
     ),
-    F.adaptive_avg_pool2d: _pool("adaptive_avg_pool2d", nn.AdaptiveAvgPool2d),
-    F.adaptive_avg_pool3d: _pool("adaptive_avg_pool3d", nn.AdaptiveAvgPool3d),
-    **dict.fromkeys((F.max_pool1d, torch.max_pool1d), _pool("max_pool1d", _max_pool(nn.MaxPool1d))),
-    **dict.fromkeys((F.max_pool2d, torch.max_pool2d), _pool("max_pool2d", _max_pool(nn.MaxPool2d))),
-    **dict.fromkeys((F.max_pool3d, torch.max_pool3d), _pool("max_pool3d", _max_pool(nn.MaxPool3d))),
-    F.adaptive_max_pool1d: _pool("adaptive_max_pool1d", _adaptive_max_pool(nn.AdaptiveMaxPool1d)),
-    F.adaptive_max_pool2d: _pool("adaptive_max_pool2d", _adaptive_max_pool(nn.AdaptiveMaxPool2d)),
-    F.adaptive_max_pool3d: _pool("adaptive_max_pool3d", _adaptive_max_pool(nn.AdaptiveMaxPool3d)),
+    F.adaptive_avg_pool2d: Lift("adaptive_avg_pool2d", nn.AdaptiveAvgPool2d),
+    F.adaptive_avg_pool3d: Lift("adaptive_avg_pool3d", nn.AdaptiveAvgPool3d),
+    **dict.fromkeys((F.max_pool1d, torch.max_pool1d), Lift("max_pool1d", _max_pool(nn.MaxPool1d))),
+    **dict.fromkeys((F.max_pool2d, torch.max_pool2d), Lift("max_pool2d", _max_pool(nn.MaxPool2d))),
+    **dict.fromkeys((F.max_pool3d, torch.max_pool3d), Lift("max_pool3d", _max_pool(nn.MaxPool3d))),
+    F.adaptive_max_pool1d: Lift("adaptive_max_pool1d", _adaptive_max_pool(nn.AdaptiveMaxPool1d)),
+    F.adaptive_max_pool2d: Lift("adaptive_max_pool2d", _adaptive_max_pool(nn.AdaptiveMaxPool2d)),
+    F.adaptive_max_pool3d: Lift("adaptive_max_pool3d", _adaptive_max_pool(nn.AdaptiveMaxPool3d)),
 }
 
 _SIZES = frozenset(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from canon_bridge.core.activation import ACTIVATIONS, SMALLEST_SCALE, is_activation, is_elementwise
+from canon_bridge.core.activation import ACTIVATIONS, SMALLEST_SCALE, is_activation
 from canon_bridge.core.affine import Affine
 from canon_bridge.core.edits import Edits
 from tests.conftest import relative_error
@@ -222,8 +222,3 @@ def test_only_the_exact_type_with_its_own_forward_is_an_activation(kind: type[nn
     assert not is_activation(nn.Tanh())
     module, _ = absorb(kind, Affine(torch.ones(1), torch.ones(1)))
     assert not is_activation(module)
-
-
-def test_is_elementwise() -> None:
-    assert all(is_elementwise(module) for module in (nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.Hardswish(), nn.ELU()))
-    assert not any(is_elementwise(module) for module in (nn.BatchNorm1d(2), nn.Linear(2, 2), nn.Softmax(1)))
