@@ -34,17 +34,11 @@ def trace(model: nn.Module, arguments: tuple[Any, ...] | None = None) -> Flow:
         cannot run on symbolic values, nor on ``arguments``. The message names the module and the cause.
     """
     inputs = None if arguments is None else (arguments, dict[str, Any]())
-    try:
-        # Numbers as data, so that the model can be called with others.
-        return _run(model, SymbolicTracer(True, "", inputs, fixed_numbers=False), False)
-    except TracingError:
-        pass
-    try:
-        return _run(model, SymbolicTracer(True, "", inputs), False)
-    except TracingError:
-        if inputs is None:
-            raise
-    return _run(model, ValueTracer(True, "", inputs, {}, {}), True)
+    # First with numbers as data, so that the model can be called with others.
+    tracers = [SymbolicTracer(True, "", inputs, fixed_numbers=False), SymbolicTracer(True, "", inputs)]
+    if inputs is not None:
+        tracers.append(ValueTracer(True, "", inputs, {}, {}))
+    return _first_that_works(model, tracers)
 
 
 def trace_locally(container: nn.Module, path: str, flow: Flow | None = None) -> Flow:
@@ -67,15 +61,22 @@ def trace_locally(container: nn.Module, path: str, flow: Flow | None = None) -> 
     inputs, returns = (flow.inputs.get(path), flow.returns) if flow else (None, {})
     # The root as it was traced before; a container gets the numbers that its parent writes, always the same.
     fixed = path != "" or (flow is not None and any(type(value) in (int, float) for value in flow.expected.values()))
-    try:
-        return _run(container, SymbolicTracer(False, path, inputs, returns, fixed), False)
-    except TracingError:
-        if inputs is None or flow is None or not flow.values:
-            raise
-        return _run(container, ValueTracer(False, path, inputs, returns, flow.values), True)
+    tracers = [SymbolicTracer(False, path, inputs, returns, fixed)]
+    if inputs is not None and flow is not None and flow.values:
+        tracers.append(ValueTracer(False, path, inputs, returns, flow.values))
+    return _first_that_works(container, tracers)
 
 
-def _run(root: nn.Module, tracer: SymbolicTracer, with_values: bool) -> Flow:
+def _first_that_works(root: nn.Module, tracers: list[SymbolicTracer]) -> Flow:
+    for tracer in tracers[:-1]:
+        try:
+            return _run(root, tracer)
+        except TracingError:
+            continue
+    return _run(root, tracers[-1])
+
+
+def _run(root: nn.Module, tracer: SymbolicTracer) -> Flow:
     path = tracer.frames[0].owner
     try:
         with preserved(root) as kept, torch.inference_mode(False), torch.enable_grad():
@@ -90,7 +91,7 @@ def _run(root: nn.Module, tracer: SymbolicTracer, with_values: bool) -> Flow:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         advice = (
             "not even on example_inputs; rewrite this forward with plain operations on tensors."
-            if with_values
+            if isinstance(tracer, ValueTracer)
             else "it probably depends on the values, the shape, the length or the type of its input. Pass "
             "example_inputs=(x,) to trace it with values, or rewrite this forward without such control flow."
         )

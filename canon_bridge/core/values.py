@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx.node import map_arg
 from torch.fx.proxy import Attribute
 
@@ -139,8 +139,7 @@ class ValueTracer(SymbolicTracer):
             return self._attribute(str(node.target))
         if node.op == "call_module":
             # A copy of each tensor: a module that works in place must not spoil what other nodes read.
-            args = tuple(value.clone() if isinstance(value, Tensor) else value for value in args)
-            return self.root.get_submodule(str(node.target)).forward(*args, **kwargs)
+            return self.root.get_submodule(str(node.target)).forward(*copied(args), **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]

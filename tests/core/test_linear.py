@@ -5,7 +5,7 @@ geometries of convolutions are in ``test_linear_geometry``.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -37,15 +37,6 @@ SPATIAL_TYPES = pytest.mark.parametrize(
     "kind", [kind for kind, spec in LINEAR.items() if spec.spatial], ids=lambda kind: kind.__name__
 )
 FOLDS = pytest.mark.parametrize("fold", [fold_before, fold_after])
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    # The tensors are tiny: threads that wait for each other would take ten times as long.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make(

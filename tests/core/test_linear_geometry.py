@@ -35,15 +35,6 @@ CONVOLUTIONS = pytest.mark.parametrize(
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    # The tensors are tiny: threads that wait for each other would take ten times as long.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def sampled(kind: type[nn.Module], number: int, seed: int = 0) -> Iterator[Case]:
     """Yield random geometries; each axis has its own kernel, stride, dilation and padding."""
     chance, spec = random.Random(seed), LINEAR[kind]

@@ -1,7 +1,7 @@
 """A folded layer as a module: its Parameters, copies and state, and what a rule may do to its compact bias."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -33,15 +33,6 @@ CHANGES = pytest.mark.parametrize(
     [torch.zeros_like, torch.square, lambda b: b.clamp(min=0), lambda b: b.clamp(max=0), lambda b: 0.25 * b],
     ids=["zero", "square", "positive", "negative", "gamma"],
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    # The tensors are tiny: threads that wait for each other would take ten times as long.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def folded(kind: type[nn.Module], bias: bool = True, dtype: torch.dtype = torch.float64) -> nn.Module:
