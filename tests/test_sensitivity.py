@@ -8,9 +8,9 @@ from torch import nn
 
 from canon_bridge import canonize
 from canon_bridge.captum import LRP, presets
-from canon_bridge.core import activation, affine, linear
+from canon_bridge.core import absorb, activation, affine, linear, psi
 from canon_bridge.core.affine import Affine
-from tests.conftest import relative_error
+from tests.conftest import randomize, relative_error
 from tests.models import TARGET, gradient_times_input, images, small_densenet
 
 TOLERANCE = 1e-12  # as in test_oracle
@@ -19,8 +19,7 @@ TOLERANCE = 1e-12  # as in test_oracle
 def _read_as(monkeypatch, change):
     entry = affine.NORMS[nn.BatchNorm2d]
     wrong = replace(entry, read=lambda module: change(module, entry.read(module)))
-    monkeypatch.setattr(affine, "NORMS", {**affine.NORMS, nn.BatchNorm2d: wrong})
-    monkeypatch.setattr("canon_bridge.core.merge.NORMS", affine.NORMS)
+    monkeypatch.setitem(affine.NORMS, nn.BatchNorm2d, wrong)
 
 
 def _no_eps_in_scale(monkeypatch):
@@ -37,8 +36,7 @@ def _eps_stays_in_the_norm(monkeypatch):
     def identity(module):
         return {slot: value for slot, value in entry.identity(module).items() if slot[1] != "eps"}
 
-    monkeypatch.setattr(affine, "NORMS", {**affine.NORMS, nn.BatchNorm2d: replace(entry, identity=identity)})
-    monkeypatch.setattr("canon_bridge.core.merge.NORMS", affine.NORMS)
+    monkeypatch.setitem(affine.NORMS, nn.BatchNorm2d, replace(entry, identity=identity))
 
 
 def _no_mean(monkeypatch):
@@ -61,15 +59,14 @@ def _no_border(monkeypatch):
 
 
 def _relu_as(monkeypatch, change):
-    absorb = activation.ACTIVATIONS[nn.ReLU]
+    right = absorb.ABSORBERS[nn.ReLU]
 
     def wrong(edits, module, before, clip):
-        behind = absorb(edits, module, before, clip)
+        behind = right(edits, module, before, clip)
         change(vars(module)["_buffers"])
         return behind
 
-    monkeypatch.setattr(activation, "ACTIVATIONS", {nn.ReLU: wrong})
-    monkeypatch.setattr("canon_bridge.core.merge.ACTIVATIONS", activation.ACTIVATIONS)
+    monkeypatch.setitem(absorb.ABSORBERS, nn.ReLU, wrong)
 
 
 def _sign_of_the_threshold(monkeypatch):
@@ -119,4 +116,73 @@ def test_relevance_that_passes_clipped_units_is_rejected_by_the_oracle(monkeypat
     model, x = small_densenet(), images()
     monkeypatch.setattr(activation, "_stop_at_clipped", lambda module, args: None)
     wrong = LRP(model, presets.epsilon(1e-30)).attribute(x, target=TARGET)
+    assert not relative_error(wrong, gradient_times_input(model, x)) < 1e3 * TOLERANCE
+
+
+def leaky() -> nn.Module:
+    """Norms that go through leaky activations and a max pooling to the right."""
+    torch.manual_seed(0)
+    layers = [nn.BatchNorm2d(3), nn.LeakyReLU(0.3), nn.MaxPool2d(2), nn.Conv2d(3, 6, 3, padding=1)]
+    layers += [nn.BatchNorm2d(6), nn.PReLU(6), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(6 * 4, 5)]
+    return randomize(nn.Sequential(*layers).double())
+
+
+def _buffers_as(kinds, name, change):
+    def break_it(monkeypatch):
+        for kind in kinds:
+            right = absorb.ABSORBERS[kind]
+
+            def wrong(edits, module, before, clip, right=right):
+                behind = right(edits, module, before, clip)
+                buffers = vars(module)["_buffers"]
+                buffers[name] = change(buffers[name])
+                return behind
+
+            monkeypatch.setitem(absorb.ABSORBERS, kind, wrong)
+
+    return break_it
+
+
+LEAKY = (nn.LeakyReLU, nn.PReLU)
+WRONG_BEHIND = {
+    "no shift in front": _buffers_as(LEAKY, "psi_shift", torch.zeros_like),
+    "no sign of the scale in front": _buffers_as(LEAKY, "psi_scale", torch.abs),
+    "no shift taken out": _buffers_as(LEAKY, "psi_offset", torch.zeros_like),
+    "no scale taken out": _buffers_as(LEAKY, "psi_factor", torch.ones_like),
+    "channels in another order": _buffers_as(LEAKY, "psi_shift", lambda values: values.roll(1)),
+    "always the maximum": _buffers_as((nn.MaxPool2d,), "pool_sign", torch.ones_like),
+    "always the minimum": _buffers_as((nn.MaxPool2d,), "pool_sign", lambda values: -torch.ones_like(values)),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_BEHIND)
+def test_function_and_oracle_reject_wrong_activations_and_pools(wrong, monkeypatch):
+    model, x = leaky(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    output, relevance = model(x).detach(), gradient_times_input(model, x)
+    right = LRP(model, presets.epsilon(1e-30), prefer="right").attribute(x, target=TARGET)
+    assert relative_error(right, relevance) < TOLERANCE
+    WRONG_BEHIND[wrong](monkeypatch)
+    with canonize(model, prefer="right"):
+        wrong_output = model(x).detach()
+    assert not relative_error(wrong_output, output) < 1e3 * TOLERANCE
+    wrong_relevance = LRP(model, presets.epsilon(1e-30), prefer="right").attribute(x, target=TARGET)
+    assert not relative_error(wrong_relevance, relevance) < 1e3 * TOLERANCE
+
+
+def _as_smooth(is_linear_by_pieces, module, args):
+    return right_share(False, module, args)
+
+
+def _everything(is_linear_by_pieces, module, args):
+    return None
+
+
+right_share = psi._pass_share
+
+
+@pytest.mark.parametrize("share", [_as_smooth, _everything])
+def test_another_share_of_relevance_is_rejected_by_the_oracle(share, monkeypatch):
+    model, x = leaky(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    monkeypatch.setattr(psi, "_pass_share", share)
+    wrong = LRP(model, presets.epsilon(1e-30), prefer="right").attribute(x, target=TARGET)
     assert not relative_error(wrong, gradient_times_input(model, x)) < 1e3 * TOLERANCE

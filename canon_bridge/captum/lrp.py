@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from canon_bridge.captum import presets
 from canon_bridge.captum.canonical import OnCanonicalModel
 from canon_bridge.captum.taps import Tap
+from canon_bridge.core.canonization import check_module
 from canon_bridge.core.options import Clipped, ExampleInputs, Leftover, Options, Prefer
 
 Relevance = Tensor | tuple[Tensor, ...]
@@ -50,7 +51,7 @@ class LRP(OnCanonicalModel, captum.attr.LRP):
         leftover: Leftover = "linear",
         example_inputs: ExampleInputs | None = None,
     ) -> None:
-        _check_model(model)
+        check_module(model)
         captum.attr.LRP.__init__(self, model)
         self._set_up(preset, Options(prefer, clipped, leftover, example_inputs))
 
@@ -114,7 +115,7 @@ class LayerLRP(OnCanonicalModel, captum.attr.LayerLRP):
         leftover: Leftover = "linear",
         example_inputs: ExampleInputs | None = None,
     ) -> None:
-        _check_model(model)
+        check_module(model)
         captum.attr.LayerLRP.__init__(self, model, cast(Any, layer))
         self._set_up(preset, Options(prefer, clipped, leftover, example_inputs))
 
@@ -141,8 +142,3 @@ class LayerLRP(OnCanonicalModel, captum.attr.LayerLRP):
         deltas = [self.compute_convergence_delta(relevance, output) for relevance in found]
         relevance, delta = (found, deltas) if isinstance(self.layer, list) else (found[0], deltas[0])
         return (relevance, delta) if return_convergence_delta else relevance
-
-
-def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module.")

@@ -2,11 +2,17 @@
 
 from typing import Any
 
+from captum.attr._core.lrp import SUPPORTED_LAYERS_WITH_RULES
 from captum.attr._utils.custom_modules import Addition_Module
+from captum.attr._utils.lrp_rules import EpsilonRule
 from torch import Tensor, nn
 
 from canon_bridge.core.canonization import Canonization
+from canon_bridge.core.layers import Mean
 from canon_bridge.core.options import Backend, Clipped, ExampleInputs, Leftover, Options, Prefer
+
+# Captum looks rules up by exact type: a mean over space has the rule of the average pools.
+SUPPORTED_LAYERS_WITH_RULES.setdefault(Mean, EpsilonRule)
 
 
 def _own_inputs(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

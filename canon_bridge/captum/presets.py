@@ -8,12 +8,14 @@ from torch import nn
 
 from canon_bridge.captum.rules import Epsilon, Norm, Pass, Rule, ZPlus
 from canon_bridge.core.affine import NORMS
-from canon_bridge.core.layers import Add
+from canon_bridge.core.layers import Add, BatchNorm
 from canon_bridge.core.linear import LINEAR
 
 Types = tuple[type[nn.Module], ...]
 
-CONVOLUTIONS: Types = tuple(kind for kind, entry in LINEAR.items() if entry.spatial)
+# Types of other packages, which the tables hold by name, are subclasses of these.
+CONVOLUTIONS: Types = tuple(kind for kind, entry in LINEAR.items() if entry.spatial and isinstance(kind, type))
+BATCH_NORMS: Types = (*(kind for kind in NORMS if isinstance(kind, type)), BatchNorm)
 AVERAGE_POOLS: Types = (
     nn.AvgPool1d,
     nn.AvgPool2d,
@@ -77,7 +79,7 @@ def _base(stabilizer: float) -> tuple[tuple[Types, Callable[[], Rule]], ...]:
         (ACTIVATIONS, Pass),
         (SUMS, lambda: Norm(stabilizer)),
         (AVERAGE_POOLS, lambda: Norm(stabilizer)),
-        (tuple(NORMS), Pass),
+        (BATCH_NORMS, Pass),
     )
 
 

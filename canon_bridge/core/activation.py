@@ -1,23 +1,16 @@
 """The thresholded ReLU: what a ReLU becomes when the BatchNorm before it moves to the layers behind it.
 
-Floor 1: imports ``affine`` and ``edits``. A new activation is one entry of ``ACTIVATIONS``.
+Floor 3: imports ``absorbed``, ``affine`` and ``edits``.
 """
 
-from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from canon_bridge.core.absorbed import choose, composed, per_channel
 from canon_bridge.core.affine import Affine
 from canon_bridge.core.edits import Edits
-
-# Below this scale, or beyond this threshold (about the largest float16), the quotient -b/s is not used: it loses
-# nothing yet, but grows towards overflow.
-SMALLEST_SCALE = 1e-12
-LARGEST_THRESHOLD = 6e4
-
-Absorb = Callable[[Edits, nn.Module, Affine, bool], Affine]
 
 
 def absorb_into_relu(edits: Edits, module: nn.Module, affine: Affine, clip_relevance: bool) -> Affine:
@@ -27,7 +20,8 @@ def absorb_into_relu(edits: Edits, module: nn.Module, affine: Affine, clip_relev
               \mathrm{thr}(x) = \max(x, t) \; (s > 0), \quad \min(x, t) \; (s < 0)
 
     A channel with ``s == 0`` is the constant ``relu(b)``: there thr is 0 and the returned shift is ``relu(b)``. Where
-    ``|s| < 1e-12`` or ``|t| > 6e4``, nothing is divided: thr is ``max(s x, -b)`` and the returned scale is 1.
+    ``|s| < 1e-12`` or ``|t| > 6e4``, nothing is divided: thr is ``max(s x, -b)`` and the returned scale is 1. A ReLU
+    that has absorbed a map already absorbs this one, which comes before it, too.
 
     Parameters
     ----------
@@ -51,12 +45,13 @@ def absorb_into_relu(edits: Edits, module: nn.Module, affine: Affine, clip_relev
     ----------
     Hui & Binder 2019, "BatchNorm Decomposition for Deep Neural Network Interpretation", IWANN, section 3.
     """
+    return composed(edits, module, affine, partial(_write, edits, module, clip_relevance))
+
+
+def _write(edits: Edits, module: nn.Module, clip_relevance: bool, affine: Affine, is_first: bool) -> Affine:
     scale, shift = affine.scale, affine.shift
-    zero = scale == 0
-    large = scale.abs() >= SMALLEST_SCALE
-    quotient = -shift / torch.where(large, scale, torch.ones_like(scale))
-    normal = large & (quotient.abs() <= LARGEST_THRESHOLD)
-    tiny = ~(zero | normal)
+    zero, normal, tiny = choose(affine)
+    quotient = -shift / torch.where(normal, scale, torch.ones_like(scale))
     threshold = torch.where(normal, quotient, torch.where(tiny, -shift, torch.zeros_like(shift)))
     sign = torch.where(tiny, torch.ones_like(scale), scale.sign())
     edits.set_buffer(module, "thr_sign", sign)
@@ -64,26 +59,18 @@ def absorb_into_relu(edits: Edits, module: nn.Module, affine: Affine, clip_relev
     if bool(tiny.any()):
         edits.set_buffer(module, "thr_factor", torch.where(tiny, scale, torch.ones_like(scale)))
     edits.set(module, "__dict__", "forward", partial(_thresholded_relu, module))
-    if clip_relevance:
+    if clip_relevance and is_first:
         edits.add_pre_hook(module, _stop_at_clipped)
     ones = torch.ones_like(scale)
     return Affine(torch.where(normal, scale, ones), torch.where(zero, shift.relu(), shift))
 
 
-ACTIVATIONS: Mapping[type[nn.Module], Absorb] = {nn.ReLU: absorb_into_relu}
-
-
-def is_activation(module: nn.Module) -> bool:
-    """Return whether the module is of a type in ``ACTIVATIONS`` and computes what that type computes."""
-    return type(module) in ACTIVATIONS and "forward" not in vars(module)
-
-
 def _thresholded_relu(module: nn.Module, input: Tensor) -> Tensor:
     value = _compared(module, input)
     lower, upper = _bounds(module, input)
-    bounded = torch.minimum(torch.maximum(value.detach(), lower), upper)
     if not (torch.is_grad_enabled() and value.requires_grad):
-        return bounded
+        return torch.minimum(torch.maximum(value, lower), upper)
+    bounded = torch.minimum(torch.maximum(value.detach(), lower), upper)
     # The gradient of min and max at a tie is one half; here it must be that of the ReLU, zero.
     return torch.where(_is_clipped(value.detach(), lower, upper), bounded, value)
 
@@ -105,22 +92,15 @@ def _stop_at_clipped(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tenso
 def _compared(module: nn.Module, input: Tensor) -> Tensor:
     """Return what is compared with the threshold: the input, times the scale in channels where that is tiny."""
     factor = vars(module)["_buffers"].get("thr_factor")
-    return input if factor is None else input * _per_channel(factor, input)
+    return input if factor is None else input * per_channel(factor, input)
 
 
 def _bounds(module: nn.Module, input: Tensor) -> tuple[Tensor, Tensor]:
     """Return the interval of each channel: open above for scales > 0, below for scales < 0, a point for scale 0."""
     buffers = vars(module)["_buffers"]
-    sign, threshold = (_per_channel(buffers[name], input) for name in ("thr_sign", "thr_value"))
+    sign, threshold = (per_channel(buffers[name], input) for name in ("thr_sign", "thr_value"))
     return torch.where(sign >= 0, threshold, -torch.inf), torch.where(sign <= 0, threshold, torch.inf)
 
 
 def _is_clipped(value: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     return (value <= lower) | (value >= upper)  # false for NaN, which passes as in the ReLU
-
-
-def _per_channel(values: Tensor, input: Tensor) -> Tensor:
-    # (C,) against (N, C, *spatial), or against (N, C * k) behind a flatten.
-    if input.shape[1] != values.numel():
-        values = values.repeat_interleave(input.shape[1] // values.numel())
-    return values.to(input.dtype).view(-1, *(1,) * (input.dim() - 2))

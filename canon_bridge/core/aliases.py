@@ -1,6 +1,6 @@
 """Which operations give the same memory another name, and who reads a tensor after it was overwritten.
 
-Floor 2: imports ``lifts``. A new view is one entry of a table below.
+Floor 1: imports ``lifts``. A new view is one entry of a table below.
 """
 
 import operator
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from canon_bridge.core.lifts import works_in_place
+from canon_bridge.core.data import works_in_place
 
 # fmt: off
 _NAMES = frozenset(

@@ -70,6 +70,15 @@ def unpack(like: Any, whole: Any) -> Any:
     return like
 
 
+def kept(structure: Any) -> Any:
+    """Return the structure as it is now: forward may append to a list that it has handed on."""
+    if type(structure) in (list, tuple):
+        return type(structure)(kept(item) for item in structure)
+    if type(structure) is dict:
+        return {key: kept(item) for key, item in cast("dict[Any, Any]", structure).items()}
+    return structure
+
+
 def copied(structure: Any) -> Any:
     """Return the structure with copies of its tensors: forward may overwrite what it is given."""
     return tree_map(_copy, structure)

@@ -17,8 +17,13 @@ class AxisGeometry:
 
     Attributes
     ----------
+    low, high : int
+        The padding; where it depends on the size, the most that there is for any size.
     extra : int
         Only for a transposed convolution: how many positions ``output_padding`` may add at the upper end.
+    by_size : bool
+        Whether just so much is padded that there are ``ceil(size / stride)`` positions, the odd element at the upper
+        end ("same" padding as TensorFlow has it); never for a transposed convolution.
     """
 
     kernel: int
@@ -28,6 +33,7 @@ class AxisGeometry:
     high: int
     transposed: bool = False
     extra: int = 0
+    by_size: bool = False
 
     @property
     def has_border(self) -> bool:
@@ -35,6 +41,14 @@ class AxisGeometry:
         if self.transposed:
             return self.kernel > 1 or self.stride > 1 or self.extra > 0 or self.low > 0
         return self.low > 0 or self.high > 0
+
+    def padding(self, size: int) -> tuple[int, int]:
+        """Return the padding at both ends of an input of ``size`` elements."""
+        if not self.by_size:
+            return self.low, self.high
+        last = (-(-size // self.stride) - 1) * self.stride  # where the first tap of the last position stands
+        total = max(last + self.dilation * (self.kernel - 1) + 1 - size, 0)
+        return total // 2, total - total // 2
 
     def valid_taps(self, position: int, size: int) -> tuple[int, int, int]:
         """Return ``(first, last, phase)`` of the taps that lie inside an input of ``size`` elements.
@@ -49,7 +63,7 @@ class AxisGeometry:
             last = min(self.kernel - 1, origin // self.dilation)
             return min(first, self.kernel), max(last, -1), origin % self.stride
         # Tap k reads input position * stride - low + k * dilation, if that is in [0, size).
-        origin = position * self.stride - self.low
+        origin = position * self.stride - self.padding(size)[0]
         first = max(0, -(origin // self.dilation))
         last = min(self.kernel - 1, (size - 1 - origin) // self.dilation)
         return min(first, self.kernel), max(last, -1), 0

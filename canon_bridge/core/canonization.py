@@ -1,6 +1,6 @@
 """The only place that knows the order of the steps: plan, apply, the block, undo.
 
-Floor 9: imports everything below it.
+Floor 15: imports everything below it.
 """
 
 import functools
@@ -11,14 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from canon_bridge.core.affine import check_norm
+from canon_bridge.core.affine import check_norm, children_after
 from canon_bridge.core.arguments import CONSTANTS, copied
+from canon_bridge.core.chains import Chain
 from canon_bridge.core.edits import Edits, writes_in_force
 from canon_bridge.core.guard import Guard
 from canon_bridge.core.layers import Add
-from canon_bridge.core.merge import expect_rank, make_linear, merge_left, merge_right
+from canon_bridge.core.linear import make_plain
+from canon_bridge.core.merge import expect_rank, make_linear, merge, replace_child, sequence_behind
 from canon_bridge.core.options import Backend, Options, Scope
-from canon_bridge.core.plan import Merge, Plan, make_plan
+from canon_bridge.core.plan import Plan
+from canon_bridge.core.planning import make_plan
 from canon_bridge.core.snapshot import drop_scratch
 from canon_bridge.core.watch import Watch
 
@@ -44,8 +47,7 @@ class Canonization:
         backend: Backend | None = None,
         scope: Scope | None = None,
     ) -> None:
-        if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module.")
+        check_module(model)
         self.model = model
         self.options = options
         self.backend = backend or Backend()
@@ -128,13 +130,14 @@ class Canonization:
                 "the model has other modules or flags than when this plan was made, or another canonization of it "
                 "began or ended since; call canonize(model) anew, in the state that the model is in now."
             )
-        for merge in self.plan.merges:
-            check_norm(self.model.get_submodule(merge.norm), merge.norm)
+        paths = {path for path, _ in self.model.named_modules()}
+        for path in [entry.norm for entry in self.plan.merges if entry.norm in paths]:
+            check_norm(self.model.get_submodule(path), path)
 
     def _merged_paths(self) -> list[str]:
         chains = [merge.chain for merge in self.plan.merges]
-        linears = {target.linear: None for chain in chains for target in chain.targets}
-        return [*linears, *(chain.norm for chain in chains)]
+        linears = dict.fromkeys(target for chain in chains for target in chain.targets)
+        return [*linears, *self.plan.plain, *(chain.norm for chain in chains)]
 
     def _write(self, edits: Edits) -> None:
         model, plan = self.model, self.plan
@@ -148,22 +151,22 @@ class Canonization:
             edits.set(container, "__dict__", "forward", functools.partial(rewrite.function, container))
         for path in plan.out_of_place:
             edits.set(model.get_submodule(path), "__dict__", "inplace", False)
-        for merge in plan.merges:
-            self._merge(edits, merge)
+        for path in plan.plain:
+            make_plain(edits, model.get_submodule(path))
+        for entry in plan.merges:
+            self._merge(edits, entry.chain)
         for leftover in plan.leftovers:
             make_linear(edits, model, model.get_submodule(leftover.norm))
+        for norm in [model.get_submodule(entry.norm) for entry in plan.merges]:
+            if children_after(norm):
+                replace_child(edits, model, norm, sequence_behind(norm))
         self._adapt(edits)
 
-    def _merge(self, edits: Edits, merge: Merge) -> None:
-        chain, find = merge.chain, self.model.get_submodule
-        norm = find(chain.norm)
-        if chain.direction == "left":
-            merge_left(edits, [find(target.linear) for target in chain.targets], norm)
-        else:
-            targets = {find(t.linear): None if t.activation is None else find(t.activation) for t in chain.targets}
-            merge_right(edits, targets, norm, self.options.clipped == "absorb")
-        if chain.rank is not None:
-            expect_rank(edits, norm, chain.rank, f"{chain.norm} and {chain.targets[0].linear}")
+    def _merge(self, edits: Edits, chain: Chain) -> None:
+        find = self.model.get_submodule
+        merge(edits, find, chain, self.options.clipped == "absorb")
+        if chain.ranks:
+            expect_rank(edits, find(chain.norm), chain.ranks, f"{chain.norm} and {chain.targets[0]}")
 
     def _adapt(self, edits: Edits) -> None:
         modules = list(self.model.modules())
@@ -196,9 +199,15 @@ class Canonization:
             )
 
 
+def check_module(model: nn.Module) -> None:
+    """Raise ``TypeError`` if the model is something else."""
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module.")
+
+
 def _deviation(old: Tensor, new: Tensor) -> float:
-    """Return the largest deviation relative to the largest value; infinite where only one of the two is NaN."""
+    """Return the largest deviation relative to the largest value (or one); infinite where only one of them is NaN."""
     if not bool(torch.equal(old.isnan(), new.isnan())):
         return float("inf")
-    scale = old.nan_to_num().abs().max().double().clamp(min=1e-300)
-    return float((new - old).nan_to_num().abs().max().double() / scale)
+    scale = float(old.nan_to_num().abs().max())
+    return float((new - old).nan_to_num().abs().max()) / (scale or 1.0)

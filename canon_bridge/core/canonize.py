@@ -1,15 +1,16 @@
 """The public functions of the core.
 
-Floor 10: imports ``canonization`` and the keywords.
+Floor 16: imports ``canonization`` and the keywords.
 """
 
 import copy
 
 from torch import nn
 
-from canon_bridge.core.canonization import Canonization
+from canon_bridge.core.canonization import Canonization, check_module
 from canon_bridge.core.edits import Edits
 from canon_bridge.core.layers import OfRank
+from canon_bridge.core.linear import computes_weight, make_plain, why_not_foldable
 from canon_bridge.core.merge import replace_child
 from canon_bridge.core.options import Clipped, ExampleInputs, Leftover, Options, Prefer
 from canon_bridge.core.plan import Plan
@@ -100,13 +101,28 @@ def canonized_copy(
 ) -> nn.Module:
     """Return a permanent, independent, canonical copy of a model, in which merged BatchNorms are ``nn.Identity``.
 
-    Parameters and errors are those of :func:`canonize`; ``model`` is not changed.
+    Parameters and errors are those of :func:`canonize`; ``model`` is not changed. Linear layers that compute their
+    weight (a parametrization, weight_norm) have it as a parameter in the copy.
     """
-    twin = copy.deepcopy(model)
+    check_module(model)
+    twin = _copy(model)
     canonization = Canonization(twin, Options(prefer, clipped, leftover, example_inputs))
     canonization.apply()
     edits = Edits()
     for merge in canonization.plan.merges:
-        rank = merge.chain.rank
-        replace_child(edits, twin, twin.get_submodule(merge.norm), nn.Identity() if rank is None else OfRank(rank))
+        norm, ranks = twin.get_submodule(merge.norm), merge.chain.ranks
+        if not isinstance(norm, nn.Sequential):  # what a norm calls behind itself stays
+            replace_child(edits, twin, norm, OfRank(ranks) if ranks else nn.Identity())
     return twin
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    # Tensors that hooks have computed (weight_norm) cannot be copied: they are parameters meanwhile.
+    edits = Edits()
+    try:
+        for module in model.modules():
+            if computes_weight(module) and why_not_foldable(module) is None:
+                make_plain(edits, module)
+        return copy.deepcopy(model)
+    finally:
+        edits.undo()

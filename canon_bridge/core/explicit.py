@@ -1,6 +1,6 @@
 """Operations that rules must see as modules: which there are, and what every call of a flow computes.
 
-Floor 6: imports ``rewrite``, ``aliases``, ``lifts`` and ``layers``. Nothing here writes to a model.
+Floor 10: imports ``rewrite``, ``aliases``, ``lifts`` and ``layers``. Nothing here writes to a model.
 """
 
 from collections import defaultdict
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from canon_bridge.core.affine import children_after
 from canon_bridge.core.aliases import Aliases
 from canon_bridge.core.errors import TracingError
 from canon_bridge.core.graph import Flow, Site
@@ -45,14 +46,7 @@ class Explicit:
     aliases: Aliases
     rewrites: tuple[Rewrite, ...]
     failures: tuple[tuple[str, str], ...]  # (container, why it keeps its functional operations)
-
-    def positions(self) -> dict[str, int]:
-        """Return where in the flow each module is first called or, if it is inlined, at work."""
-        first: dict[str, int] = {}
-        for node, site in self.flow.sites.items():
-            for path in (str(node.target) if node.op == "call_module" else site.owner, site.owner):
-                first.setdefault(path, self.aliases.order[node])
-        return first
+    handed_on: frozenset[fx.Node]  # calls in place whose result, in a new forward, is what later readers read
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +82,11 @@ def make_explicit(model: nn.Module, flow: Flow, rewrite: bool = True) -> Explici
     moved: dict[Site, _Wanted] = {}
     # Where the course depends on values, the new forward checks that it is the course that the chains were found on.
     decided: dict[str, list[_Wanted]] = {path: [] for path in sorted(flow.decided)}
-    for path, entries in ({**decided, **survey.wanted()} if rewrite else {}).items():
-        names = {entry.site: entry.name for entry in entries}
+    reread = survey.reread() if rewrite else {}
+    handed_on: set[fx.Node] = set()
+    by_container = {**decided, **{path: [] for path in reread}, **survey.wanted()} if rewrite else {}
+    for path, entries in by_container.items():
+        names = {entry.site: entry.name for entry in entries} | reread.get(path, {})
         makers = {entry.name: entry.make for entry in entries}
         try:
             rewrites.append(write_forward(model.get_submodule(path), path, flow, names, makers))
@@ -97,9 +94,12 @@ def make_explicit(model: nn.Module, flow: Flow, rewrite: bool = True) -> Explici
             survey.failures.append((path, str(error)))
         else:
             moved.update({entry.site: entry for entry in entries})
+            handed_on.update(node for site in reread.get(path, ()) for node in survey.nodes_of[site])
     if rewrite and flow.expected and not any(new.path == "" for new in rewrites):
         rewrites.append(guard_forward(model, flow))
-    return Explicit(flow, survey.operations(moved), survey.aliases, tuple(rewrites), tuple(survey.failures))
+    return Explicit(
+        flow, survey.operations(moved), survey.aliases, tuple(rewrites), tuple(survey.failures), frozenset(handed_on)
+    )
 
 
 class _Survey:
@@ -133,6 +133,17 @@ class _Survey:
                 entries.append(_Wanted(site, name, make, module))
         return wanted
 
+    def reread(self) -> dict[str, dict[Site, str]]:
+        """Return the calls of modules in place after which the old name is read again, by container, and the child."""
+        found: dict[str, dict[Site, str]] = {}
+        for site, nodes in self.nodes_of.items():
+            module = self.aliases.modules.get(nodes[0])
+            if module is None or not self.aliases.overwrites(nodes[0]) or site != self.calls_of[module][0]:
+                continue
+            if self.aliases.read_after(nodes[0]) and self._may_be_out_of_place(site, nodes):
+                found.setdefault(site.owner, {})[site] = str(nodes[0].target).removeprefix(f"{site.owner}.")
+        return found
+
     def operations(self, moved: dict[Site, _Wanted]) -> dict[fx.Node, Operation]:
         """Return what each node computes, given the call sites that got a module of their own."""
         operations: dict[fx.Node, Operation] = {}
@@ -156,15 +167,17 @@ class _Survey:
             self.failures.append((site.owner, f"{lift.name}: it overwrites a tensor that is read under another name"))
             return None
         try:
-            module = build_module(nodes[0], lift)
+            module = build_module(nodes[0], lift, self.model)
         except ValueError as error:
             self.failures.append((site.owner, f"{lift.name}: {error}"))
             return None
-        return lift.name, Add if isinstance(module, Add) else lambda: build_module(nodes[0], lift), module
+        return lift.name, Add if isinstance(module, Add) else lambda: build_module(nodes[0], lift, self.model), module
 
     def _second_call(self, site: Site, nodes: list[fx.Node]) -> tuple[str, Callable[[], nn.Module], nn.Module] | None:
         module = self.aliases.modules.get(nodes[0])
         if module is None or not _is_stateless(module) or site == self.calls_of[module][0]:
+            return None
+        if children_after(self.model.get_submodule(site.owner)):  # not a forward that could be written anew
             return None
         in_place = not self._may_be_out_of_place(site, nodes)
 

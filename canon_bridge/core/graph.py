@@ -1,12 +1,10 @@
 """The data flow of a model, containers inlined, with the place in the source that wrote each operation.
 
-Floor 2: imports ``arguments``, ``layers`` and ``lifts``; the only user of ``fx.Tracer`` but for ``values``. Tracing
+Floor 6: imports ``arguments``, ``layers`` and ``lifts``; the only user of ``fx.Tracer`` but for ``values``. Tracing
 writes nothing to the model and runs no hook.
 """
 
-import functools
 import inspect
-import operator
 from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -15,15 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from canon_bridge.core.arguments import DATA, is_proxy, pattern, unpack
-from canon_bridge.core.layers import Add
-from canon_bridge.core.lifts import is_tensor, note_data
+from canon_bridge.core.affine import children_after
+from canon_bridge.core.arguments import DATA, is_proxy, kept, pattern, unpack
+from canon_bridge.core.data import note_data
+from canon_bridge.core.known import is_known
+from canon_bridge.core.layers import Add, Multiply
+from canon_bridge.core.proxies import InPlaceProxy
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-# Attributes of tensors that are tensors or sizes; and classes of torch.nn that have no forward of their own to know.
-ATTRIBUTES = frozenset({"T", "mT", "H", "mH", "data", "real", "imag", "shape", "ndim", "dtype", "device"})
+# Classes of torch.nn that have no forward of their own to know.
 CONTAINERS = frozenset({nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict})
 
 
@@ -67,7 +67,7 @@ class Flow:
     values : dict
         The value of each node, where the flow was traced with values.
     decided : frozenset of str
-        The containers whose course depended on such values.
+        The containers whose course depended on such values, or on whether a gradient is wanted.
     """
 
     graph: fx.Graph
@@ -90,36 +90,6 @@ class _Frame:
         occurrence = self.counts[what]
         self.counts[what] += 1
         return Site(self.owner, what, occurrence)
-
-
-class InPlaceProxy(fx.Proxy):
-    """A proxy that records ``x += y`` as the in-place operation that it is (fx records ``x = x + y``).
-
-    It is an instance of Tensor where it stands for one, for models that ask ``isinstance(x, Tensor)``.
-    """
-
-    @property
-    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return Tensor if is_tensor(self.node) else type(self)
-
-    def __getattr__(self, k: str) -> Any:
-        # Without gradients as without hooks: what a forward does for them alone (checkpoints) is no data flow.
-        if k in ("requires_grad", "_is_param", "_is_buffer"):
-            return False
-        if k in ATTRIBUTES:  # fx would return a proxy without in-place operators
-            return self.tracer.create_proxy("call_function", getattr, (self, k), {})
-        return super().__getattr__(k)
-
-    def _overwrite(self, target: Callable[..., Any], other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", target, (self, other), {})
-
-    __iadd__ = functools.partialmethod(_overwrite, operator.iadd)
-    __isub__ = functools.partialmethod(_overwrite, operator.isub)
-    __imul__ = functools.partialmethod(_overwrite, operator.imul)
-    __itruediv__ = functools.partialmethod(_overwrite, operator.itruediv)
-    __ifloordiv__ = functools.partialmethod(_overwrite, operator.ifloordiv)
-    __ipow__ = functools.partialmethod(_overwrite, operator.ipow)
-    __imod__ = functools.partialmethod(_overwrite, operator.imod)
 
 
 class SymbolicTracer(fx.Tracer):
@@ -196,7 +166,9 @@ class SymbolicTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether a call of the module is one operation of the graph."""
-        if not self.inline or isinstance(m, Add) or super().is_leaf_module(m, module_qualified_name):
+        if not self.inline or isinstance(m, Add | Multiply) or is_known(m):
+            return True
+        if super().is_leaf_module(m, module_qualified_name):
             return True
         # A subclass of a layer of torch.nn is a layer, even if its forward is not known.
         return any(
@@ -213,14 +185,24 @@ class SymbolicTracer(fx.Tracer):
             self._call_site = site
             called = self.create_proxy("call_module", path, args, kwargs)
             owner = self.frames[0].owner
-            return unpack(self._known_returns.get(f"{owner}.{path}" if owner else path, DATA), called)
-        self.inputs.setdefault(path, (args, kwargs))
+            result = unpack(self._known_returns.get(f"{owner}.{path}" if owner else path, DATA), called)
+            return self._behind(m, path, result) if self.inline else result
+        self.inputs.setdefault(path, (kept(args), kept(kwargs)))
         self.frames.append(_Frame(path))
         # forward itself, not the call: the user's hooks are not made for proxies and must not run here.
         result = m.forward(*args, **kwargs)
         # Popped only on success: after an exception the last frame names the module that cannot be traced.
         self.frames.pop()
         self.returns.setdefault(path, result)
+        return result
+
+    def _behind(self, norm: nn.Module, path: str, result: Any) -> Any:
+        """Record what a normalization layer calls behind itself."""
+        self.frames.append(_Frame(path))
+        for name in children_after(norm):
+            child = getattr(norm, name)
+            result = self.call_module(child, child.forward, (result,), {})
+        self.frames.pop()
         return result
 
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:

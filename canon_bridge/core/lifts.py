@@ -1,20 +1,25 @@
-"""Which functional operations become modules, and which of them work in place.
+"""Which functional operations become modules.
 
-Floor 1: imports ``layers``. A new functional operation is one entry of ``LIFTS``.
+Floor 2: imports ``data``, ``functional`` and ``layers``. A new functional operation is one entry of ``LIFTS``.
 """
 
+import inspect
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.fx.node import map_arg
 
-from canon_bridge.core.layers import Add
+import canon_bridge.core.functional as functional
+from canon_bridge.core.data import is_tensor
+from canon_bridge.core.functional import MakeModule
+from canon_bridge.core.layers import Multiply
 
-MakeModule = Callable[..., nn.Module]
+_IGNORED = frozenset({"input", "other", "self", "inplace"})  # operands, and what a module out of place has no use for
 
 
 @dataclass(frozen=True)
@@ -26,117 +31,109 @@ class Lift:
     name : str
         What the new child module is called; a number is appended where the name is taken.
     build : callable
-        Makes the module from the arguments behind the tensors.
+        Makes the module from the arguments behind the tensors; its parameters have the names of the function's.
     operands : int
         How many leading arguments are tensors.
-    ignores : tuple of str
-        Keywords that the module form has no use for (``inplace``).
+    sizes : tuple of str
+        Parameters that forward may compute; the module gets them before each call.
+    tensors : tuple of str
+        Parameters that are tensors of the model.
     """
 
     name: str
     build: MakeModule
     operands: int = 1
-    ignores: tuple[str, ...] = ()
+    sizes: tuple[str, ...] = ()
+    tensors: tuple[str, ...] = ()
 
 
-def _add(alpha: float = 1) -> nn.Module:
-    if alpha != 1:
-        raise ValueError(f"alpha={alpha}: a weighted sum is not the sum of two branches")
-    return Add()
+_WEIGHTS = ("weight", "bias")
+_TENSORS = ("running_mean", "running_var", "weight", "bias")
+_KERNEL = ("kernel_size", "stride", "padding")
 
 
-def _max_pool(module: MakeModule) -> MakeModule:
-    # The functions and the modules order their arguments differently.
-    def build(
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        dilation: Any = 1,
-        ceil_mode: bool = False,
-        return_indices: bool = False,
-    ) -> nn.Module:
-        if return_indices:
-            raise ValueError("return_indices=True: it has two outputs")
-        return module(kernel_size, stride, padding, dilation, ceil_mode=ceil_mode)
-
-    return build
+def _entries(functions: Iterable[Any], name: str, build: MakeModule, *more: Any) -> dict[Any, Lift]:
+    return dict.fromkeys(functions, Lift(name, build, *more))
 
 
-def _adaptive_max_pool(module: MakeModule) -> MakeModule:
-    def build(output_size: Any, return_indices: bool = False) -> nn.Module:
-        if return_indices:
-            raise ValueError("return_indices=True: it has two outputs")
-        return module(output_size)
+def _pools(dim: int) -> dict[Any, Lift]:
+    """Return the entries of all pools with this number of spatial dimensions."""
+    kinds: dict[str, tuple[Callable[[MakeModule], MakeModule], tuple[str, ...]]] = {
+        "avg_pool": (lambda module: module, _KERNEL),
+        "max_pool": (functional.max_pool, _KERNEL),
+        "adaptive_avg_pool": (lambda module: module, ("output_size",)),
+        "adaptive_max_pool": (functional.adaptive_max_pool, ("output_size",)),
+    }
+    lifts: dict[Any, Lift] = {}
+    for kind, (adapt, sizes) in kinds.items():
+        name = f"{kind}{dim}d"
+        module = getattr(nn, "".join(part.capitalize() for part in kind.split("_")) + f"{dim}d")
+        functions = {getattr(F, name)}
+        if kind != "adaptive_max_pool":  # torch's own returns the indices, too
+            functions.add(getattr(torch, name, getattr(F, name)))
+        lifts.update(_entries(functions, name, adapt(module), 1, sizes))
+    return lifts
 
-    return build
+
+def _convolutions(dim: int) -> dict[Any, Lift]:
+    """Return the entries of both convolutions with this number of spatial dimensions, by tensors of the model."""
+    lifts: dict[Any, Lift] = {}
+    for name, module, adapt in (
+        (f"conv{dim}d", f"Conv{dim}d", functional.convolution),
+        (f"conv_transpose{dim}d", f"ConvTranspose{dim}d", functional.transposed_convolution),
+    ):
+        functions = {getattr(F, name), getattr(torch, name)}
+        lifts.update(_entries(functions, name, adapt(getattr(nn, module)), 1, (), _WEIGHTS))
+    return lifts
 
 
-IN_PLACE_OPERATORS = frozenset(
-    {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.ipow, operator.imod}
-)
-
-_RELU = Lift("relu", nn.ReLU, ignores=("inplace",))
-_ADD = Lift("add", _add, operands=2)
+def _activation(name: str, build: MakeModule) -> dict[Any, Lift]:
+    """Return the entry under all spellings: functions of torch and torch.nn.functional, methods, in place or not."""
+    spellings = (name, f"{name}_")
+    functions = [getattr(home, n) for home in (F, torch) for n in spellings if hasattr(home, n)]
+    methods = [n for n in spellings if hasattr(torch.Tensor, n)]
+    return _entries([*functions, *methods], name, build)
 
 
 LIFTS: Mapping[Any, Lift] = {
-    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _ADD),
-    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), _RELU),
-    **dict.fromkeys((F.avg_pool1d, torch.avg_pool1d), Lift("avg_pool1d", nn.AvgPool1d)),
-    F.avg_pool2d: Lift("avg_pool2d", nn.AvgPool2d),
-    F.avg_pool3d: Lift("avg_pool3d", nn.AvgPool3d),
-    **dict.fromkeys(
-        (F.adaptive_avg_pool1d, torch.adaptive_avg_pool1d), Lift("adaptive_avg_pool1d", nn.AdaptiveAvgPool1d)
+    **_entries((operator.add, operator.iadd, torch.add, "add", "add_"), "add", functional.add, 2),
+    **_entries(
+        (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"), "multiply", Multiply, 2
     ),
-    F.adaptive_avg_pool2d: Lift("adaptive_avg_pool2d", nn.AdaptiveAvgPool2d),
-    F.adaptive_avg_pool3d: Lift("adaptive_avg_pool3d", nn.AdaptiveAvgPool3d),
-    **dict.fromkeys((F.max_pool1d, torch.max_pool1d), Lift("max_pool1d", _max_pool(nn.MaxPool1d))),
-    **dict.fromkeys((F.max_pool2d, torch.max_pool2d), Lift("max_pool2d", _max_pool(nn.MaxPool2d))),
-    **dict.fromkeys((F.max_pool3d, torch.max_pool3d), Lift("max_pool3d", _max_pool(nn.MaxPool3d))),
-    F.adaptive_max_pool1d: Lift("adaptive_max_pool1d", _adaptive_max_pool(nn.AdaptiveMaxPool1d)),
-    F.adaptive_max_pool2d: Lift("adaptive_max_pool2d", _adaptive_max_pool(nn.AdaptiveMaxPool2d)),
-    F.adaptive_max_pool3d: Lift("adaptive_max_pool3d", _adaptive_max_pool(nn.AdaptiveMaxPool3d)),
+    F.linear: Lift("linear", functional.linear, tensors=_WEIGHTS),
+    **_convolutions(1),
+    **_convolutions(2),
+    **_convolutions(3),
+    **_pools(1),
+    **_pools(2),
+    **_pools(3),
+    **_entries((torch.mean, "mean"), "mean", functional.mean),
+    F.interpolate: Lift("interpolate", functional.interpolate, sizes=("size", "scale_factor")),
+    F.batch_norm: Lift("batch_norm", functional.batch_norm, tensors=_TENSORS),
+    torch.batch_norm: Lift("batch_norm", functional.raw_batch_norm, tensors=_TENSORS),
+    **_activation("relu", nn.ReLU),
+    **_activation("relu6", nn.ReLU6),
+    **_activation("hardtanh", nn.Hardtanh),
+    **_activation("clamp", functional.clamp),
+    **_activation("leaky_relu", nn.LeakyReLU),
+    **_activation("elu", nn.ELU),
+    **_activation("selu", nn.SELU),
+    **_activation("celu", nn.CELU),
+    **_activation("gelu", nn.GELU),
+    **_activation("silu", nn.SiLU),
+    **_activation("mish", nn.Mish),
+    **_activation("hardswish", nn.Hardswish),
+    **_activation("hardsigmoid", nn.Hardsigmoid),
+    **_activation("sigmoid", nn.Sigmoid),
+    **_activation("tanh", nn.Tanh),
+    **_activation("logsigmoid", nn.LogSigmoid),
+    **_activation("softplus", nn.Softplus),
+    **_activation("softsign", nn.Softsign),
+    **_activation("softshrink", nn.Softshrink),
+    **_activation("hardshrink", nn.Hardshrink),
+    **_activation("tanhshrink", nn.Tanhshrink),
+    **_activation("threshold", nn.Threshold),
 }
-
-_SIZES = frozenset(
-    {"size", "dim", "numel", "ndimension", "nelement", "element_size", "get_device", "stride", "storage_offset"}
-    | {"is_contiguous", "is_floating_point", "is_complex", "item", "tolist"}
-)
-_SIZE_FUNCTIONS = frozenset({len, torch.numel, torch.is_tensor, torch.is_floating_point, isinstance})
-_SIZE_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device", "requires_grad", "is_cuda"})
-_SEVERAL = frozenset({"chunk", "split", "unbind", "tensor_split", "hsplit", "vsplit", "dsplit", "split_with_sizes"})
-_SEVERAL_FUNCTIONS = frozenset({getattr(torch, name) for name in _SEVERAL if hasattr(torch, name)})
-
-
-def note_data(node: fx.Node) -> None:
-    """Note on a new node of a graph whether the data of the input reach it (not only sizes, numbers and weights)."""
-    node.meta["has_data"] = _has_data(node)
-
-
-def _has_data(node: fx.Node) -> bool:
-    if node.op in ("placeholder", "get_attr"):
-        return node.op == "placeholder"
-    is_size = (
-        (node.op == "call_method" and node.target in _SIZES)
-        or (node.op == "call_function" and node.target in _SIZE_FUNCTIONS)
-        or (node.target is getattr and node.args[1] in _SIZE_ATTRIBUTES)
-    )
-    return not is_size and any(before.meta.get("has_data", True) for before in node.all_input_nodes)
-
-
-def is_tensor(value: object) -> bool:
-    """Return whether a value of the graph is one tensor that the data of the input reach."""
-    if not isinstance(value, fx.Node) or not value.meta.get("has_data", True):
-        return False
-    if value.target is operator.add or value.target is operator.iadd:  # joined tuples of tensors
-        return not any(isinstance(a, list | tuple) or _is_several(a) for a in value.args)
-    return not _is_several(value)
-
-
-def _is_several(value: object) -> bool:
-    if not isinstance(value, fx.Node):
-        return False
-    return value.target in (_SEVERAL if value.op == "call_method" else _SEVERAL_FUNCTIONS)
 
 
 def find_lift(node: fx.Node) -> Lift | None:
@@ -155,31 +152,66 @@ def operands(node: fx.Node, lift: Lift) -> tuple[Any, ...]:
     return (*node.args, *by_keyword)[: lift.operands]
 
 
-def build_module(node: fx.Node, lift: Lift) -> nn.Module:
-    """Make the module for a call; raise ``ValueError`` where an argument is computed or has no module form."""
-    arguments = node.args[lift.operands :]
-    keywords = {k: v for k, v in node.kwargs.items() if k not in (*lift.ignores, "input", "other", "self")}
-    if "inplace" in lift.ignores:
-        arguments = ()
-    if set(node.all_input_nodes) - set(operands(node, lift)):
+def computed_sizes(node: fx.Node, lift: Lift) -> dict[str, Any]:
+    """Return the sizes that forward computes for the call, by the attribute of the module that they are for."""
+    arguments = _arguments(node, lift)
+    sizes = {name: value for name, value in arguments.items() if name in lift.sizes and _nodes_in(value)}
+    if "kernel_size" in sizes and arguments.get("stride") is None:
+        sizes["stride"] = sizes["kernel_size"]
+    return sizes
+
+
+def build_module(node: fx.Node, lift: Lift, root: nn.Module) -> nn.Module:
+    """Make the module for a call; raise ``ValueError`` where an argument is computed or has no module form.
+
+    Parameters
+    ----------
+    node : fx.Node
+        The call, in a graph of the root.
+    lift : Lift
+        Its entry.
+    root : nn.Module
+        The module that the graph's attributes belong to.
+    """
+    arguments = _arguments(node, lift)
+    for name in computed_sizes(node, lift):
+        arguments[name] = 2  # not one: a pool to one element is known to be a point
+    for name in lift.tensors:
+        if _nodes_in(arguments.get(name)):
+            arguments[name] = _constant(arguments[name], root)
+    if any(_nodes_in(value) for value in arguments.values()):
         raise ValueError("an argument is computed in forward")
     try:
-        return lift.build(*arguments, **keywords).eval()
+        return lift.build(**arguments).eval()
+    except (TypeError, AttributeError, AssertionError) as error:
+        raise ValueError(f"its arguments have no module form ({error})") from error
+
+
+def _constant(node: fx.Node, root: nn.Module) -> Any:
+    """Return the value of a node that is computed from tensors of the model alone."""
+    if node.op == "placeholder" or node.op == "call_module":
+        raise ValueError("a tensor is computed from the input")
+    if node.op == "get_attr":
+        try:
+            return operator.attrgetter(str(node.target))(root)
+        except AttributeError as error:
+            raise ValueError("a tensor is made in forward") from error
+    args, kwargs = map_arg((node.args, node.kwargs), lambda before: _constant(before, root))
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+
+
+def _arguments(node: fx.Node, lift: Lift) -> dict[str, Any]:
+    """Return the arguments behind the tensors by name."""
+    keywords = {name: value for name, value in node.kwargs.items() if name not in _IGNORED}
+    try:
+        return dict(inspect.signature(lift.build).bind(*node.args[lift.operands :], **keywords).arguments)
     except TypeError as error:
         raise ValueError(f"its arguments have no module form ({error})") from error
 
 
-def works_in_place(node: fx.Node, module: nn.Module | None) -> bool:
-    """Return whether the call overwrites its first argument."""
-    if module is not None and getattr(module, "inplace", False) is True:
-        return True
-    if node.kwargs.get("inplace") is True:  # functions hand it on by keyword, however they were called
-        return True
-    if node.op == "call_method":
-        return isinstance(node.target, str) and node.target.endswith("_") and not node.target.endswith("__")
-    if node.op != "call_function":
-        return False
-    name, home = getattr(node.target, "__name__", ""), getattr(node.target, "__module__", "")
-    if home == "_operator":  # `and_` and `or_` overwrite nothing
-        return node.target in IN_PLACE_OPERATORS
-    return name.endswith("_") and not name.endswith("__")
+def _nodes_in(value: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    map_arg(value, found.append)
+    return found

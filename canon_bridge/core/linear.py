@@ -1,72 +1,89 @@
 """Linear layers: which axes of a weight are channels, and how an affine map is folded in on either side.
 
-Floor 1: imports ``affine`` and ``border``. A new linear layer is one entry of ``LINEAR``.
+Floor 2: imports ``affine``, ``border``, ``linear_types`` and ``weights``.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from canon_bridge.core.affine import Affine, working_dtype
-from canon_bridge.core.border import AxisGeometry, gather, tap_sets
+from canon_bridge.core.border import tap_sets
 from canon_bridge.core.edits import Edits
+from canon_bridge.core.kinds import find_kind
+from canon_bridge.core.linear_types import LINEAR, LinearType, axis_geometries, forward_from_slots, linear_type
+from canon_bridge.core.weights import TENSORS, computed_tensors, evaluated, make_tensors_plain
 
-
-@dataclass(frozen=True)
-class LinearType:
-    """How one exact type of linear layer lays out its weight.
-
-    Attributes
-    ----------
-    spatial : int
-        Number of spatial dimensions; 0 for a layer that acts on features.
-    transposed : bool
-        Whether the weight is ``(C_in, C_out / groups, *kernel)`` instead of ``(C_out, C_in / groups, *kernel)``.
-    """
-
-    spatial: int
-    transposed: bool = False
-
-
-LINEAR: Mapping[type[nn.Module], LinearType] = {
-    nn.Linear: LinearType(0),
-    nn.Conv1d: LinearType(1),
-    nn.Conv2d: LinearType(2),
-    nn.Conv3d: LinearType(3),
-    nn.ConvTranspose1d: LinearType(1, transposed=True),
-    nn.ConvTranspose2d: LinearType(2, transposed=True),
-    nn.ConvTranspose3d: LinearType(3, transposed=True),
-}
+# What the forward of a layer calls, and what a user may have put over it on the instance.
+_METHODS = ("forward", "_call_impl", "_conv_forward", "_output_padding")
 
 
 def is_linear(module: nn.Module) -> bool:
     """Return whether the module is of a type in ``LINEAR`` and computes what that type computes."""
-    forward = vars(module).get("forward")
-    own = forward is None or (isinstance(forward, partial) and forward.func is _forward_with_map)
-    return type(module) in LINEAR and own
+    own = {"forward"} if _has_own_forward(module) else set[str]()
+    return find_kind(LINEAR, module) is not None and not any(n in vars(module) for n in _METHODS if n not in own)
 
 
 def why_not_foldable(module: nn.Module) -> str | None:
     """Return the reason why the parameters of a linear layer cannot be replaced, or None if they can."""
-    parameters = vars(module)["_parameters"]
-    for name in ("weight", "bias"):
-        if name not in parameters or parameters["weight"] is None:
-            return f"its {name} is computed in forward (weight_norm, spectral_norm, pruning or a parametrization)"
+    computed = computed_tensors(module)
+    for name in TENSORS:
+        hidden = name in vars(module) or hasattr(type_before_parametrizations(module), name)
+        if name not in computed and (hidden or name not in vars(module)["_parameters"]):
+            return f"its {name} is neither a Parameter nor computed in a way that is known"
+    entry = linear_type(module)
+    if entry.same is not None and entry.same(module) and module.padding not in (0, (0, 0)):
+        return "it pads twice, by the size of its input and by its padding"
+    try:
+        weight = module.weight if computed.isdisjoint(TENSORS) else evaluated(module).weight
+    except Exception as error:  # whatever a parametrization of the user raises
+        return f"its weight or bias cannot be computed ({type(error).__name__}: {error})"
+    if not isinstance(weight, Tensor) or tuple(weight.shape) != _weight_shape(module):
+        return f"its weight has not the shape {_weight_shape(module)} that its attributes tell"
     return None
+
+
+def computes_weight(module: nn.Module) -> bool:
+    """Return whether a linear layer computes its weight or bias for each forward, as :func:`make_plain` can undo it.
+
+    False for a module that is not linear, see :func:`is_linear`.
+    """
+    if not is_linear(module):
+        return False
+    by_class = linear_type(module).weight is not None and not _has_own_forward(module)
+    return by_class or not computed_tensors(module).isdisjoint(TENSORS)
+
+
+def make_plain(edits: Edits, module: nn.Module) -> None:
+    """Make a linear layer hold its effective weight and bias (of evaluation mode, of this moment) as plain Parameters.
+
+    A layer that computes neither keeps its Parameters; a second call does nothing.
+
+    Parameters
+    ----------
+    edits : Edits
+        The journal; its undo makes the layer compute its weight again.
+    module : nn.Module
+        A layer for which :func:`is_linear` holds and :func:`why_not_foldable` gives no reason.
+    """
+    by_class = None if _has_own_forward(module) else linear_type(module).weight
+    edits.hold(module)
+    if computes_weight(module):
+        make_tensors_plain(edits, module, by_class)
+        if by_class is not None:
+            edits.set(module, "__dict__", "forward", partial(forward_from_slots, module))
 
 
 def in_channels(module: nn.Module) -> int:
     """Return the number of channels (features) that the layer takes in."""
-    return int(module.in_channels if LINEAR[type(module)].spatial else module.in_features)  # pyright: ignore
+    return int(module.in_channels if linear_type(module).spatial else module.in_features)  # pyright: ignore
 
 
 def out_channels(module: nn.Module) -> int:
     """Return the number of channels (features) that the layer puts out."""
-    return int(module.out_channels if LINEAR[type(module)].spatial else module.out_features)  # pyright: ignore
+    return int(module.out_channels if linear_type(module).spatial else module.out_features)  # pyright: ignore
 
 
 def fold_after(edits: Edits, module: nn.Module, affine: Affine) -> None:
@@ -88,11 +105,11 @@ def fold_after(edits: Edits, module: nn.Module, affine: Affine) -> None:
     Guillemot et al. 2020, "Breaking Batch Normalization for better explainability of Deep Neural Networks
     through Layer-wise Relevance Propagation", eq. 6.
     """
-    weight, bias = _parameters(module)
+    weight, bias = _plain_parameters(edits, module)
     dtype = working_dtype(weight.dtype)
     scale, shift = _to(affine.scale, weight), _to(affine.shift, weight)
     view = _grouped(module, weight.to(dtype))
-    grouped_scale = scale.view(view.shape[0], -1)[_OUT_INDEX[LINEAR[type(module)].transposed]]
+    grouped_scale = scale.view(view.shape[0], -1)[_OUT_INDEX[linear_type(module).transposed]]
     new_weight = (view * grouped_scale.view(*grouped_scale.shape, *(1,) * (view.dim() - 3))).view_as(weight)
     if bias is None:
         new_bias = shift.clone()  # another layer may take the same map
@@ -127,8 +144,8 @@ def fold_before(edits: Edits, module: nn.Module, affine: Affine) -> None:
     Hui & Binder 2019, "BatchNorm Decomposition for Deep Neural Network Interpretation"; the dependence on the
     border is section 3.2 of the design of this package.
     """
-    weight, bias = _parameters(module)
-    spec = LINEAR[type(module)]
+    weight, bias = _plain_parameters(edits, module)
+    spec = linear_type(module)
     dtype = working_dtype(weight.dtype)
     affine = affine.repeat(in_channels(module) // affine.scale.numel())
     scale, shift = _to(affine.scale, weight), _to(affine.shift, weight)
@@ -146,7 +163,8 @@ def fold_before(edits: Edits, module: nn.Module, affine: Affine) -> None:
     if any(geometry.has_border for geometry in geometries):
         for axis, geometry in enumerate(geometries, start=1):
             inside = torch.tensor(tap_sets(geometry).rows, dtype=dtype, device=taps.device)
-            taps = (taps.movedim(axis, -1) @ inside.T).movedim(-1, axis)
+            # Not as a product of matrices: autocast would compute that in half precision.
+            taps = (taps.movedim(axis, -1).unsqueeze(-2) * inside).sum(-1).movedim(-1, axis)
     else:
         taps = taps.reshape(taps.shape[0], -1).sum(1)
     if bias is not None:
@@ -154,54 +172,7 @@ def fold_before(edits: Edits, module: nn.Module, affine: Affine) -> None:
         taps = _widen(taps, wide) + _widen(bias.to(dtype), wide)
     _write(edits, module, new_weight, taps)
     if taps.dim() > 1 and "forward" not in vars(module):
-        edits.set(module, "__dict__", "forward", partial(_forward_with_map, module))
-
-
-def axis_geometries(module: nn.Module) -> tuple[AxisGeometry, ...]:
-    """Return for each spatial axis of the layer how its output positions meet the input."""
-    spec = LINEAR[type(module)]
-    return tuple(_axis_geometry(module, axis, spec.transposed) for axis in range(spec.spatial))
-
-
-def _axis_geometry(module: nn.Module, axis: int, transposed: bool) -> AxisGeometry:
-    kernel, stride, dilation = (int(getattr(module, n)[axis]) for n in ("kernel_size", "stride", "dilation"))
-    reach = dilation * (kernel - 1)
-    padding: object = module.padding
-    if module.padding_mode != "zeros":
-        low = high = 0  # reflect, replicate and circular padding copy values: a constant stays the constant
-    elif padding == "same":
-        low, high = reach // 2, reach - reach // 2
-    elif isinstance(padding, str):
-        low = high = 0
-    else:
-        low = high = int(padding[axis])  # pyright: ignore[reportIndexIssue, reportUnknownArgumentType]
-    # Every tap of a transposed convolution may fall outside; output_padding and output_size add positions at the
-    # upper end, at most stride - 1 or dilation - 1 of them.
-    extra = max(stride, dilation) - 1 if transposed else 0
-    return AxisGeometry(kernel, stride, dilation, low, high, transposed, extra)
-
-
-def _forward_with_map(module: nn.Module, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-    """Compute the layer with the compact bias, gathered to the size of the output; read both slots anew."""
-    bias = module.bias
-    spec = LINEAR[type(module)]
-    if not isinstance(bias, Tensor) or bias.dim() == 1:
-        return type(module).forward(module, input, *(() if output_size is None else (output_size,)))
-    output = _without_bias(module, input, output_size)
-    sizes = zip(input.shape[-spec.spatial :], output.shape[-spec.spatial :], strict=True)
-    return output + gather(bias, axis_geometries(module), list(sizes))
-
-
-def _without_bias(module: nn.Module, input: Tensor, output_size: list[int] | None) -> Tensor:
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return module._conv_forward(input, module.weight, None)  # knows every padding mode
-    assert isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
-    spatial = LINEAR[type(module)].spatial
-    geometry: list[list[int]] = [list(getattr(module, n)) for n in ("stride", "padding", "kernel_size", "dilation")]
-    stride, padding, kernel_size, dilation = geometry
-    output_padding = module._output_padding(input, output_size, stride, padding, kernel_size, spatial, dilation)
-    convolve = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[spatial]
-    return convolve(input, module.weight, None, stride, padding, output_padding, module.groups, dilation)
+        edits.set(module, "__dict__", "forward", partial(forward_from_slots, module))
 
 
 _OUT_INDEX = {False: (slice(None), slice(None), None), True: (slice(None), None, slice(None))}
@@ -214,10 +185,25 @@ def _grouped(module: nn.Module, weight: Tensor) -> Tensor:
     return weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
 
 
-def _parameters(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+def _plain_parameters(edits: Edits, module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    make_plain(edits, module)
     weight, bias = module.weight, module.bias
     assert isinstance(weight, Tensor)  # why_not_foldable has refused all others
     return weight.detach(), bias.detach() if isinstance(bias, Tensor) else None
+
+
+def _has_own_forward(module: nn.Module) -> bool:
+    forward = vars(module).get("forward")
+    # A shallow copy has the forward of the module that it was copied from.
+    return isinstance(forward, partial) and forward.func is forward_from_slots and forward.args[0] is module
+
+
+def _weight_shape(module: nn.Module) -> tuple[int, ...]:
+    groups, entry = int(getattr(module, "groups", 1)), linear_type(module)
+    first, second = out_channels(module), in_channels(module)
+    if entry.transposed:
+        first, second = second, first
+    return first, second // groups, *(getattr(module, "kernel_size", ()) if entry.spatial else ())
 
 
 def _to(values: Tensor, like: Tensor) -> Tensor:
@@ -235,3 +221,19 @@ def _write(edits: Edits, module: nn.Module, weight: Tensor, bias: Tensor) -> Non
         former = vars(module)["_parameters"].get(name)
         requires_grad = (old if former is None else former).requires_grad
         edits.set(module, "_parameters", name, nn.Parameter(value.to(old.dtype), requires_grad))
+
+
+__all__ = [
+    "LINEAR",
+    "LinearType",
+    "axis_geometries",
+    "computes_weight",
+    "fold_after",
+    "fold_before",
+    "in_channels",
+    "is_linear",
+    "linear_type",
+    "make_plain",
+    "out_channels",
+    "why_not_foldable",
+]

@@ -1,51 +1,77 @@
-"""Carry out one merge: read the affine map, fold it into the linear layers, make the norm the identity.
+"""Carry out one merge: read the affine map, fold it into the layers of the chain, make the norm the identity.
 
-Floor 2: imports ``activation``, ``linear`` and below. Values are read anew at every call.
+Floor 5: imports ``absorb``, ``linear``, ``chains`` and below. Values are read anew at every call.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from canon_bridge.core.activation import ACTIVATIONS
-from canon_bridge.core.affine import NORMS, Affine
+from canon_bridge.core.absorb import find_absorber
+from canon_bridge.core.affine import Affine, children_after, is_norm, norm_type, width
+from canon_bridge.core.chains import Chain
 from canon_bridge.core.edits import Edits
 from canon_bridge.core.linear import fold_after, fold_before
 
 
-def merge_left(edits: Edits, linears: Iterable[nn.Module], norm: nn.Module) -> None:
-    """Merge a norm into the linear layer before it (each of them, if several feed it); see :func:`fold_after`."""
-    affine = _take(edits, norm)
-    for linear in linears:
-        fold_after(edits, linear, affine)
-
-
-def merge_right(
-    edits: Edits, targets: Mapping[nn.Module, nn.Module | None], norm: nn.Module, clip_relevance: bool
-) -> None:
-    """Merge a norm into all linear layers behind it; see :func:`fold_before`.
+def merge(edits: Edits, find: Callable[[str], nn.Module], chain: Chain, clip_relevance: bool) -> None:
+    """Merge a norm into the layers of its chain.
 
     Parameters
     ----------
     edits : Edits
         The journal.
-    targets : mapping of nn.Module to (nn.Module or None)
-        For each linear layer the activation between the norm and it, which becomes thresholded.
-    norm : nn.Module
-        The normalization layer.
+    find : callable
+        From a path to the module.
+    chain : Chain
+        Where the map goes.
     clip_relevance : bool
-        See :func:`absorb_into_relu`.
+        Whether relevance at clipped units stops; see :func:`absorb_into_relu`.
     """
-    affine = _take(edits, norm)
-    behind: dict[nn.Module, Affine] = {}
-    for linear, activation in targets.items():
-        if activation is not None and activation not in behind:
-            behind[activation] = ACTIVATIONS[type(activation)](edits, activation, affine, clip_relevance)
-        fold_before(edits, linear, affine if activation is None else behind[activation])
+    affine = take(edits, find(chain.norm))
+    for step in chain.steps:
+        module, arriving = find(step.module), affine.select(step.channels)
+        if step.absorbs:
+            absorb = find_absorber(module, again=True)
+            assert absorb is not None  # the plan has asked
+            affine = affine.joined(absorb(edits, module, arriving, clip_relevance))
+        elif is_norm(module):
+            _compose(edits, module, arriving, comes_before=chain.direction == "right")
+        elif chain.direction == "right":
+            fold_before(edits, module, arriving)
+        else:
+            fold_after(edits, module, arriving)
+
+
+def take(edits: Edits, norm: nn.Module) -> Affine:
+    """Return the map of a norm, and make the norm the identity."""
+    entry = norm_type(norm)
+    with torch.no_grad():
+        affine = entry.read(norm)
+        for (table, name), value in entry.identity(norm).items():
+            edits.set(norm, table, name, value)
+    return affine
+
+
+def _compose(edits: Edits, norm: nn.Module, affine: Affine, comes_before: bool) -> None:
+    """Have a norm compute its own map together with one that comes before or behind it."""
+    affine = affine.repeat(width(norm) // affine.scale.numel())
+    own = take(edits, norm)
+    whole = own.after(affine) if comes_before else affine.after(own)
+    old = norm.running_mean
+    assert isinstance(old, Tensor)
+    for name, value in (("weight", whole.scale), ("bias", whole.shift)):
+        former, value = getattr(norm, name), value.detach().to(old.dtype)
+        if name in vars(norm)["_buffers"]:
+            edits.set(norm, "_buffers", name, value)
+        else:
+            requires_grad = isinstance(former, Tensor) and former.requires_grad
+            edits.set(norm, "_parameters", name, nn.Parameter(value, requires_grad))
 
 
 def make_linear(edits: Edits, model: nn.Module, norm: nn.Module) -> None:
@@ -53,7 +79,7 @@ def make_linear(edits: Edits, model: nn.Module, norm: nn.Module) -> None:
 
     Everywhere in the model where the norm is registered.
     """
-    affine = NORMS[type(norm)].read(norm)
+    affine = norm_type(norm).read(norm)
     channels = affine.scale.numel()
     old = norm.running_mean
     assert isinstance(old, Tensor)
@@ -63,7 +89,25 @@ def make_linear(edits: Edits, model: nn.Module, norm: nn.Module) -> None:
     vars(layer)["_parameters"]["weight"] = nn.Parameter(weight.detach().clone(), requires_grad)
     vars(layer)["_parameters"]["bias"] = nn.Parameter(affine.shift.detach().to(old.dtype), requires_grad)
     vars(layer)["forward"] = partial(_per_channel_linear, layer)
+    # What a forward may look up on the norm besides calling it.
+    vars(layer).update({name: vars(norm)[name] for name in ("num_features", "eps", "affine") if name in vars(norm)})
+    if children_after(norm):
+        layer = sequence_behind(norm, ("linear", layer))
+    _share_hooks(norm, layer)
     replace_child(edits, model, norm, layer)
+
+
+def sequence_behind(norm: nn.Module, *first: tuple[str, nn.Module]) -> nn.Sequential:
+    """Return the children that a norm calls behind itself, as a sequence with the names and hooks of the norm."""
+    children = [(name, getattr(norm, name)) for name in children_after(norm)]
+    sequence = nn.Sequential(OrderedDict([*first, *children])).eval()
+    _share_hooks(norm, sequence)
+    return sequence
+
+
+def _share_hooks(norm: nn.Module, stand_in: nn.Module) -> None:
+    """Give the module that stands in for a norm the same hooks, as long as it does."""
+    vars(stand_in).update({name: value for name, value in vars(norm).items() if "hook" in name})
 
 
 def replace_child(edits: Edits, model: nn.Module, child: nn.Module, new: nn.Module) -> None:
@@ -73,18 +117,9 @@ def replace_child(edits: Edits, model: nn.Module, child: nn.Module, new: nn.Modu
             edits.set(parent, "_modules", name, new)
 
 
-def expect_rank(edits: Edits, norm: nn.Module, rank: int, paths: str) -> None:
+def expect_rank(edits: Edits, norm: nn.Module, ranks: tuple[int, ...], paths: str) -> None:
     """Make a merged norm, whose type accepts several ranks, refuse input of another rank than the merge holds for."""
-    edits.set(norm, "__dict__", "forward", partial(_of_rank, norm, rank, paths))
-
-
-def _take(edits: Edits, norm: nn.Module) -> Affine:
-    entry = NORMS[type(norm)]
-    with torch.no_grad():
-        affine = entry.read(norm)
-        for (table, name), value in entry.identity(norm).items():
-            edits.set(norm, table, name, value)
-    return affine
+    edits.set(norm, "__dict__", "forward", partial(_of_rank, norm, ranks, paths))
 
 
 def _per_channel_linear(layer: nn.Module, input: Tensor) -> Tensor:
@@ -99,10 +134,11 @@ def _per_channel_linear(layer: nn.Module, input: Tensor) -> Tensor:
 _SHAPES = {2: "(N, C)", 3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 
 
-def _of_rank(norm: nn.Module, rank: int, paths: str, input: Tensor) -> Tensor:
-    if input.dim() != rank:
+def _of_rank(norm: nn.Module, ranks: tuple[int, ...], paths: str, input: Tensor) -> Tensor:
+    if input.dim() not in ranks:
+        wanted = " or ".join(_SHAPES[rank] for rank in ranks)
         raise ValueError(
-            f"{paths} are merged for input of shape {_SHAPES[rank]}, but got {tuple(input.shape)}: here the layers "
+            f"{paths} are merged for input of shape {wanted}, but got {tuple(input.shape)}: here the layers "
             "count other channels. Add the batch dimension, or use a convolution with kernel size 1 where a Linear "
             "layer acts on the last dimension."
         )

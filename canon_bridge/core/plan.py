@@ -1,23 +1,21 @@
-"""What would be done to a model and what not, and why.
+"""What would be done to a model and what not, and why: the record, and how it is printed.
 
-Floor 8: imports ``chains`` and below. Conflicts between chains are resolved here, nothing is written to the model.
+Floor 10: imports ``chains``, ``rewrite`` and ``options``.
 """
 
-import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-
-from canon_bridge.core.affine import check_norm, is_identity, is_norm
-from canon_bridge.core.chains import Chain, ChainFinder, Obstacle
-from canon_bridge.core.explicit import Operation, make_explicit
-from canon_bridge.core.options import Options, Scope
+from canon_bridge.core.chains import Chain
+from canon_bridge.core.options import Options
 from canon_bridge.core.rewrite import Rewrite
 from canon_bridge.core.table import format_table
-from canon_bridge.core.trace import trace
+
+ORDER = (
+    "BatchNorms are resolved in the order of the data flow, each after those before it: the preferred direction, then "
+    "the other one, then what `leftover` says."
+)
 
 
 @dataclass(frozen=True)
@@ -31,21 +29,79 @@ class Merge:
         """Path of the BatchNorm."""
         return self.chain.norm
 
+    @property
+    def group(self) -> tuple[str, ...]:
+        """What happens, and through what, without the names of modules."""
+        kinds = [name.rpartition(" ")[0] if name.endswith(self.chain.absorbers) else name for name in self._through]
+        return f"merged {self.chain.direction}", ", ".join(dict.fromkeys(kinds)) or "-"
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """One line of the table of details."""
+        into = ", ".join(self.chain.targets)
+        return self.chain.norm, self.chain.direction, into, ", ".join(self._through) or "-"
+
+    @property
+    def _through(self) -> tuple[str, ...]:
+        return self.chain.through
+
 
 @dataclass(frozen=True)
 class Leftover:
-    """A BatchNorm that no linear layer can take, and that becomes an explicit per-channel linear layer."""
+    """A BatchNorm that no linear layer can take, and that becomes an explicit per-channel linear layer.
+
+    Attributes
+    ----------
+    norm : str
+        Its path.
+    reason : str
+        What stood in the way, for each direction.
+    kind : str
+        The same without the names of modules.
+    """
 
     norm: str
     reason: str
+    kind: str = ""
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        """What happens, and why, without the names of modules."""
+        return "made a per-channel linear layer", self.kind or self.reason
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """One line of the table of details."""
+        return self.norm, "-", "a per-channel linear layer", self.reason
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A BatchNorm (or an operation that should become a module) that is left as it is, and why."""
+    """A BatchNorm that is left as it is, and why.
+
+    Attributes
+    ----------
+    norm : str
+        Its path.
+    reason : str
+        Why it stays.
+    kind : str
+        The same without the names of modules.
+    """
 
     norm: str
     reason: str
+    kind: str = ""
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        """What happens, and why, without the names of modules."""
+        return "left as it is", self.kind or self.reason
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """One line of the table of details."""
+        return self.norm, "-", "nothing", self.reason
 
 
 Entry = Merge | Leftover | Refusal
@@ -53,7 +109,7 @@ Entry = Merge | Leftover | Refusal
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Every BatchNorm of a model, in the order of the data flow, and what becomes of it.
+    """Every BatchNorm of a model, in the order in which they are resolved, and what becomes of it.
 
     Attributes
     ----------
@@ -62,13 +118,15 @@ class Plan:
     options : Options
         The keywords that the plan was made with.
     entries : tuple of Merge, Leftover or Refusal
-        One for each BatchNorm.
+        One for each BatchNorm, in the order of the data flow: conflicts are resolved in this order.
     rewrites : tuple of Rewrite
         The containers whose forward calls modules instead of functions, or one module for each call site.
     failures : tuple of (str, str)
         Containers that keep functional operations, and why.
     out_of_place : tuple of str
         Modules that work in place and are made not to.
+    plain : tuple of str
+        Linear layers whose weight is computed (a parametrization, a standardization) and becomes a parameter.
     """
 
     model: str
@@ -77,6 +135,7 @@ class Plan:
     rewrites: tuple[Rewrite, ...]
     failures: tuple[tuple[str, str], ...]
     out_of_place: tuple[str, ...]
+    plain: tuple[str, ...] = ()
 
     @property
     def merges(self) -> tuple[Merge, ...]:
@@ -94,20 +153,7 @@ class Plan:
         return tuple(entry for entry in self.entries if isinstance(entry, Refusal))
 
     def __str__(self) -> str:
-        options = self.options
-        lines = [
-            f"plan for {self.model} (prefer={options.prefer!r}, clipped={options.clipped!r}, "
-            f"leftover={options.leftover!r})",
-            "",
-        ]
-        if self.entries:
-            header = ("BatchNorm", "direction", "merged into", "through")
-            lines += [*format_table(header, [_row(entry) for entry in self.entries]), ""]
-        for rewrite in (rewrite for rewrite in self.rewrites if rewrite.children):
-            names = ", ".join(name for name, _ in rewrite.children)
-            lines.append(f"explicit modules in {rewrite.path or 'the model itself'}: {names}")
-        lines += [f"not explicit in {path or 'the model itself'}: {reason}" for path, reason in self.failures]
-        return "\n".join([*lines, self.total()])
+        return "\n".join(self._lines())
 
     def total(self) -> str:
         """Return the totals in one line."""
@@ -119,99 +165,37 @@ class Plan:
             f"{modules} operations made modules"
         )
 
-
-def _row(entry: Entry) -> tuple[str, str, str, str]:
-    if isinstance(entry, Merge):
-        chain = entry.chain
-        return (
-            chain.norm,
-            chain.direction,
-            ", ".join(target.linear for target in chain.targets),
-            ", ".join(chain.through) or "-",
+    def _lines(self) -> Iterator[str]:
+        options = self.options
+        yield (
+            f"plan for {self.model} (prefer={options.prefer!r}, clipped={options.clipped!r}, "
+            f"leftover={options.leftover!r})"
         )
-    if isinstance(entry, Leftover):
-        return entry.norm, "-", "a per-channel linear layer", entry.reason
-    return entry.norm, "-", "nothing", entry.reason
+        yield self.total()
+        if self.entries:
+            yield from ("", *self._groups(), "", ORDER, "", *self._details())
+        yield from self._explicit()
 
+    def _groups(self) -> Iterator[str]:
+        """Yield a table of how many BatchNorms go which way, the most frequent first."""
+        counts = Counter(entry.group for entry in self.entries)
+        examples = {entry.group: entry.norm for entry in reversed(self.entries)}
+        rows = [(str(count), *group, examples[group]) for group, count in counts.most_common()]
+        return format_table(("count", "what happens", "through, or why", "first"), rows)
 
-def make_plan(model: nn.Module, options: Options, scope: Scope) -> Plan:
-    """Decide what becomes of each BatchNorm of the model.
+    def _details(self) -> Iterator[str]:
+        rows = [(str(number), *entry.row) for number, entry in enumerate(self.entries, 1)]
+        return format_table(("order", "BatchNorm", "direction", "merged into", "through, or why"), rows)
 
-    The order of resolution: BatchNorms in the order of the data flow; for each, the preferred direction, then the
-    other one, then what ``leftover`` says. A linear layer may take one BatchNorm on each side.
-
-    Parameters
-    ----------
-    model : nn.Module
-        The model, in evaluation mode; it is not changed.
-    options : Options
-        The keywords of ``canonize``.
-    scope : Scope
-        Which part of it to plan.
-
-    Raises
-    ------
-    ValueError
-        If a BatchNorm is in training mode or has no running statistics.
-    TracingError
-        If the data flow cannot be found.
-    """
-    check_types(model)
-    norms = {path: module for path, module in model.named_modules() if is_norm(module)}
-    for path, module in norms.items():
-        check_norm(module, path or "the model")
-    explicit = make_explicit(model, trace(model, options.arguments), scope.explicit)
-    finder = ChainFinder(explicit)
-    entries: dict[str, Entry] = {}
-    for node, operation in explicit.operations.items():
-        path = str(node.target)
-        if node.op == "call_module" and path in norms and path not in entries:
-            entries[path] = _resolve(finder, node, operation, options, scope)
-    for path, module in model.named_modules():
-        if path in norms and path not in entries:
-            entries[path] = Refusal(path, "it is not called in forward")
-        elif path not in norms and isinstance(module, _BatchNorm):
-            entries[path] = Refusal(path, f"its forward may differ from a BatchNorm's ({type(module).__name__})")
-    positions = explicit.positions()
-    return Plan(
-        type(model).__name__,
-        options,
-        tuple(sorted(entries.values(), key=lambda entry: positions.get(entry.norm, sys.maxsize))),
-        explicit.rewrites,
-        explicit.failures,
-        finder.in_place_modules() if scope.explicit else (),
-    )
-
-
-def check_types(model: nn.Module) -> None:
-    """Raise ``TypeError`` for modules whose parts cannot be changed: scripted and quantized ones."""
-    for path, module in model.named_modules():
-        kind = type(module).__module__
-        if isinstance(module, torch.jit.ScriptModule):
-            found = "a scripted module"
-        elif "quantized" in kind and kind.startswith("torch."):
-            found = f"a quantized module ({type(module).__name__})"
-        else:
-            continue
-        raise TypeError(f"{path or 'the model'} is {found}, which cannot be changed; canonize the model it came from.")
-
-
-def _resolve(finder: ChainFinder, node: fx.Node, norm: Operation, options: Options, scope: Scope) -> Entry:
-    path = norm.path
-    if is_identity(norm.module):
-        return Refusal(path, "it is the identity already")
-    if path in finder.read_elsewhere:
-        return Refusal(path, "a forward reads its tensors by itself")
-    other = "right" if options.prefer == "left" else "left"
-    obstacles: list[str] = []
-    for direction in (options.prefer, other):
-        chain = finder.left(node) if direction == "left" else finder.right(node)
-        if isinstance(chain, Obstacle):
-            obstacles.append(f"{direction}: {chain.reason}")
-        elif scope.kinds is None or chain.kind in scope.kinds:
-            return Merge(chain)
-    reason = "; ".join(obstacles) or "such a merge was not asked for"
-    return Leftover(path, reason) if options.leftover == "linear" and scope.kinds is None else Refusal(path, reason)
-
-
-__all__ = ["Chain", "Leftover", "Merge", "Obstacle", "Plan", "Refusal", "make_plan"]
+    def _explicit(self) -> Iterator[str]:
+        """Yield what else is changed, and which functional operations stay."""
+        made = [rewrite for rewrite in self.rewrites if rewrite.children]
+        if made or self.plain or self.failures:
+            yield ""
+        for rewrite in made:
+            names = ", ".join(name for name, _ in rewrite.children)
+            yield f"explicit modules in {rewrite.path or 'the model itself'}: {names}"
+        if self.plain:
+            yield f"computed weights made parameters: {', '.join(self.plain)}"
+        for path, reason in self.failures:
+            yield f"not explicit in {path or 'the model itself'}: {reason}"

@@ -1,6 +1,6 @@
 """A new forward for one container, which calls a child module where the user's forward calls a function.
 
-Floor 5: imports ``trace``, ``arguments`` and ``lifts``. Nothing here writes to a model; ``canonization`` applies it.
+Floor 9: imports ``trace``, ``arguments`` and ``lifts``. Nothing here writes to a model; ``canonization`` applies it.
 """
 
 import functools
@@ -13,9 +13,11 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from canon_bridge.core.arguments import fits
+from canon_bridge.core.data import works_in_place
 from canon_bridge.core.errors import TracingError
 from canon_bridge.core.graph import Flow, Site
-from canon_bridge.core.lifts import find_lift, operands, works_in_place
+from canon_bridge.core.layers import configure
+from canon_bridge.core.lifts import computed_sizes, find_lift, operands
 from canon_bridge.core.trace import trace_locally
 
 
@@ -82,6 +84,9 @@ def write_forward(
         if call is not node:
             node.replace_all_uses_with(call)
             local.graph.erase_node(node)
+    for node in reversed(local.graph.nodes):  # tensors that modules hold now need not be there any more
+        if node.op == "get_attr" and not node.users:
+            local.graph.erase_node(node)
     function = _expecting(_compile(local.graph, path), local.expected, inspect.signature(container.forward), path)
     return Rewrite(path, function, tuple(makers.items()), dict(local.constants))
 
@@ -99,6 +104,9 @@ def _retarget(graph: fx.Graph, node: fx.Node, name: str) -> fx.Node:
         node.target = name
         return node
     with graph.inserting_before(node):
+        sizes = computed_sizes(node, lift)
+        if sizes:
+            graph.call_function(configure, (graph.create_node("get_attr", name),), sizes)
         return graph.call_module(name, operands(node, lift))
 
 

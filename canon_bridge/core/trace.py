@@ -1,6 +1,6 @@
 """Trace a model or one container: symbolically, and with values where that does not work.
 
-Floor 4: imports ``graph``, ``values`` and ``preserve``.
+Floor 8: imports ``graph``, ``values`` and ``preserve``.
 """
 
 import copy
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from canon_bridge.core.checkpoints import without_checkpoints
 from canon_bridge.core.errors import TracingError
 from canon_bridge.core.graph import Flow, SymbolicTracer
 from canon_bridge.core.preserve import preserved
@@ -79,7 +80,12 @@ def _first_that_works(root: nn.Module, tracers: list[SymbolicTracer]) -> Flow:
 def _run(root: nn.Module, tracer: SymbolicTracer) -> Flow:
     path = tracer.frames[0].owner
     try:
-        with preserved(root) as kept, torch.inference_mode(False), torch.enable_grad():
+        with (
+            preserved(root) as kept,
+            without_checkpoints(lambda: tracer.decided.add(tracer.frames[-1].owner)),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
             graph = tracer.trace(_with_forward_in_class(root, path))
         if tracer.frames[0].stops_gradients and not tracer.inline:
             raise RuntimeError("it switches gradients off in the middle, which a new forward would not")

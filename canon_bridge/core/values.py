@@ -1,6 +1,6 @@
 """Tracing with values: a proxy that knows what it stands for, so that control flow on values can be followed.
 
-Floor 3: imports ``arguments`` and ``graph``.
+Floor 7: imports ``arguments`` and ``graph``.
 """
 
 import operator
@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 from torch.fx.proxy import Attribute
 
+from canon_bridge.core.affine import children_after, normalized
 from canon_bridge.core.arguments import copied, is_proxy, same_length, same_number, same_truth
 from canon_bridge.core.graph import InPlaceProxy, Inputs, SymbolicTracer
 
@@ -34,6 +35,8 @@ class ValueProxy(InPlaceProxy):
         return type(self.value)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "requires_grad":
+            return self.without_gradient()
         attribute = getattr(self.value, name)
         if callable(attribute):
             return Attribute(self, name)  # a method; it is recorded when it is called
@@ -60,7 +63,7 @@ class ValueProxy(InPlaceProxy):
         return self._decide(same_number, self.value.__index__())
 
     def __contains__(self, item: object) -> bool:
-        return item in self.value
+        return any(bool(part == item) for part in self)
 
     def __hash__(self) -> int:
         return id(self)
@@ -138,8 +141,11 @@ class ValueTracer(SymbolicTracer):
         if node.op == "get_attr":
             return self._attribute(str(node.target))
         if node.op == "call_module":
+            module = self.root.get_submodule(str(node.target))
+            if self.inline and children_after(module):  # the children have nodes of their own
+                return normalized(module, args[0])  # pyright: ignore[reportArgumentType]
             # A copy of each tensor: a module that works in place must not spoil what other nodes read.
-            return self.root.get_submodule(str(node.target)).forward(*copied(args), **kwargs)
+            return module.forward(*copied(args), **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]

@@ -7,12 +7,13 @@ from typing import Any, Self
 from torch import nn
 from zennit.canonizers import Canonizer
 
-from canon_bridge.core.activation import is_activation
-from canon_bridge.core.affine import check_norm, is_norm
+from canon_bridge.core.absorb import is_relu
+from canon_bridge.core.affine import check_norm, is_norm, width
 from canon_bridge.core.canonization import Canonization
+from canon_bridge.core.chains import Chain, Step
 from canon_bridge.core.edits import Edits
 from canon_bridge.core.linear import is_linear
-from canon_bridge.core.merge import merge_left, merge_right
+from canon_bridge.core.merge import merge
 from canon_bridge.core.options import Clipped, Options, Prefer, Scope
 from canon_bridge.zennit.model import BACKEND
 
@@ -53,10 +54,11 @@ class _MergeBatchNorm(Canonizer):
         with undo_on_error(instances):
             for merge in plan.merges:
                 chain = merge.chain
-                modules: list[Any] = [[root_module.get_submodule(target.linear) for target in chain.targets]]
+                modules: list[Any] = [[root_module.get_submodule(path) for path in chain.targets]]
                 modules.append(root_module.get_submodule(chain.norm))
-                if self.kind == "activation":
-                    modules.append(root_module.get_submodule(str(chain.targets[0].activation)))
+                modules += [root_module.get_submodule(path) for path in chain.absorbers]
+                if not all(map(is_relu, modules[2:])):
+                    continue
                 instance = self.copy()
                 instances.append(instance)
                 instance.register(*modules)
@@ -70,6 +72,22 @@ class _MergeBatchNorm(Canonizer):
         """Return an instance with the same keywords that is not applied to anything."""
         return type(self)(self.options.clipped)
 
+    def _merge(
+        self, direction: str, linears: Sequence[nn.Module], batch_norm: nn.Module, relu: nn.Module | None = None
+    ) -> None:
+        """Merge by the chain of these modules; where they are in a model does not matter."""
+        self._check(linears, batch_norm, relu)
+        modules = {str(number): linear for number, linear in enumerate(linears)} | {"norm": batch_norm}
+        channels = tuple(range(width(batch_norm)))
+        steps = [Step(name, channels) for name in modules if name != "norm"]
+        if relu is not None:
+            modules["relu"] = relu
+            behind = tuple(channel + len(channels) for channel in channels)
+            steps = [Step("relu", channels, absorbs=True), *(Step(step.module, behind) for step in steps)]
+        chain = Chain("norm", len(channels), direction, tuple(steps), ())
+        with undo_on_error([self]):
+            merge(self._edits, modules.__getitem__, chain, self.options.clipped == "absorb")
+
     def _check(self, linears: Sequence[nn.Module], batch_norm: nn.Module, relu: nn.Module | None = None) -> None:
         if not is_norm(batch_norm):
             raise TypeError(f"batch_norm is a {type(batch_norm).__name__}; it must be a BatchNorm of torch.nn.")
@@ -77,7 +95,7 @@ class _MergeBatchNorm(Canonizer):
         for linear in linears:
             if not is_linear(linear):
                 raise TypeError(f"linears holds a {type(linear).__name__}; only linear layers of torch.nn can merge.")
-        if relu is not None and not is_activation(relu):
+        if relu is not None and not is_relu(relu):
             raise TypeError(f"relu is a {type(relu).__name__} (or thresholded already); it must be a torch.nn.ReLU.")
 
 
@@ -88,9 +106,7 @@ class SequentialMergeBatchNorm(_MergeBatchNorm):
 
     def register(self, linears: Sequence[nn.Module], batch_norm: nn.Module) -> None:  # pyright: ignore
         """Merge ``batch_norm`` into the linear layers before it, in place."""
-        self._check(linears, batch_norm)
-        with undo_on_error([self]):
-            merge_left(self._edits, linears, batch_norm)
+        self._merge("left", linears, batch_norm)
 
 
 class MergeBatchNormtoRight(_MergeBatchNorm):
@@ -100,9 +116,7 @@ class MergeBatchNormtoRight(_MergeBatchNorm):
 
     def register(self, linears: Sequence[nn.Module], batch_norm: nn.Module) -> None:  # pyright: ignore
         """Merge ``batch_norm`` into the linear layers behind it, in place."""
-        self._check(linears, batch_norm)
-        with undo_on_error([self]):
-            merge_right(self._edits, dict.fromkeys(linears), batch_norm, clip_relevance=False)
+        self._merge("right", linears, batch_norm)
 
 
 class ThreshReLUMergeBatchNorm(_MergeBatchNorm):
@@ -120,10 +134,7 @@ class ThreshReLUMergeBatchNorm(_MergeBatchNorm):
         self, linears: Sequence[nn.Module], batch_norm: nn.Module, relu: nn.Module
     ) -> None:
         """Merge ``batch_norm`` into the linear layers behind ``relu``, which becomes thresholded, in place."""
-        self._check(linears, batch_norm, relu)
-        with undo_on_error([self]):
-            absorb = self.options.clipped == "absorb"
-            merge_right(self._edits, dict.fromkeys(linears, relu), batch_norm, clip_relevance=absorb)
+        self._merge("right", linears, batch_norm, relu)
 
 
 class CompositeCanonizer(Canonizer):

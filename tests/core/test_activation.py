@@ -1,9 +1,8 @@
-"""The thresholded activations: ``phi(s x + b) = s_eff psi(x) + b_eff``, value and gradient, and no NaN or infinity.
+"""The thresholded ReLU: ``relu(s x + b) = s_eff thr(x) + b_eff``, value and gradient, and no NaN or infinity.
 
-The reference is the activation itself behind the affine map, computed and differentiated by torch.
+The reference is the ReLU itself behind the affine map, computed and differentiated by torch.
 """
 
-from collections.abc import Callable
 from itertools import product
 
 import pytest
@@ -11,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from canon_bridge.core.activation import ACTIVATIONS, SMALLEST_SCALE, is_activation
+from canon_bridge.core.absorb import find_absorber, is_relu
+from canon_bridge.core.absorbed import LARGEST_THRESHOLD, SMALLEST_SCALE
+from canon_bridge.core.activation import absorb_into_relu
 from canon_bridge.core.affine import Affine
 from canon_bridge.core.edits import Edits
 from tests.conftest import relative_error
 
-FUNCTIONS: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {nn.ReLU: F.relu}
-ACTIVATION_TYPES = pytest.mark.parametrize("kind", ACTIVATIONS, ids=lambda kind: kind.__name__)
 # Value and gradient are computed without autograd in another way than with it.
 MODES = pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
 
@@ -53,9 +52,9 @@ def apply(affine: Affine, x: Tensor) -> Tensor:
     return view(affine.scale, x) * x + view(affine.shift, x)
 
 
-def absorb(kind: type[nn.Module], affine: Affine, clip_relevance: bool = False) -> tuple[nn.Module, Affine]:
-    module = kind()
-    return module, ACTIVATIONS[kind](Edits(), module, affine, clip_relevance)
+def absorb(affine: Affine, clip_relevance: bool = False) -> tuple[nn.Module, Affine]:
+    module = nn.ReLU()
+    return module, absorb_into_relu(Edits(), module, affine, clip_relevance)
 
 
 def deviation(value: Tensor, x: Tensor, affine: Affine) -> float:
@@ -66,18 +65,16 @@ def deviation(value: Tensor, x: Tensor, affine: Affine) -> float:
     return float(error.detach().nan_to_num(torch.inf, torch.inf).max())
 
 
-@ACTIVATION_TYPES
 @MODES
-def test_absorbed_activation_is_the_activation(kind: type[nn.Module], grad: bool) -> None:
-    assert kind in FUNCTIONS, f"add the function that {kind.__name__} computes"
+def test_the_thresholded_relu_is_the_relu(grad: bool) -> None:
     affine = Affine(torch.randn(8).double(), torch.randn(8).double())
     affine.scale[:3] = torch.tensor([0.0, 1e-20, -1e-14])
-    module, left = absorb(kind, affine)
+    module, left = absorb(affine)
     for shape in ((6, 8), (6, 8, 5), (2, 8, 3, 4), (2, 8, 2, 3, 2)):
         x = torch.randn(shape, dtype=torch.float64, requires_grad=grad)
-        reference = FUNCTIONS[kind](apply(affine, x))
+        reference = F.relu(apply(affine, x))
         assert relative_error(apply(left, module(x)), reference) < 8 * torch.finfo(x.dtype).eps
-        forgotten = FUNCTIONS[kind](view(affine.scale, x) * x)
+        forgotten = F.relu(view(affine.scale, x) * x)
         assert relative_error(forgotten, reference) > 1e-3
 
 
@@ -86,7 +83,7 @@ def test_absorbed_activation_is_the_activation(kind: type[nn.Module], grad: bool
 @pytest.mark.parametrize("spatial", [(), (9,), (3, 2)])
 def test_every_scale_and_shift(dtype: torch.dtype, grad: bool, spatial: tuple[int, ...]) -> None:
     affine = affine_grid(dtype)
-    module, left = absorb(nn.ReLU, affine)
+    module, left = absorb(affine)
     x = inputs(affine, grad, spatial)
     thr = module(x)
     assert thr.dtype == dtype
@@ -121,14 +118,14 @@ def test_a_tiny_scale_must_not_be_divided_by(grad: bool) -> None:
     t = view(-affine.shift / affine.scale, x)
     divided = torch.where(view(affine.scale, x) > 0, torch.maximum(x, t), torch.minimum(x, t))
     assert deviation(apply(affine, divided), x, affine) == torch.inf
-    module, left = absorb(nn.ReLU, affine)
+    module, left = absorb(affine)
     assert deviation(apply(left, module(x)), x, affine) < ROUNDINGS
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gradient_is_that_of_the_relu(dtype: torch.dtype) -> None:
     affine = affine_grid(dtype)
-    module, left = absorb(nn.ReLU, affine)
+    module, left = absorb(affine)
     x = inputs(affine, grad=True)
     before = apply(affine, x)
     (expected,) = torch.autograd.grad(F.relu(before).sum(), x)
@@ -145,7 +142,7 @@ def test_gradient_is_that_of_the_relu(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("shift", [0.0, 1.0, -3.0])
 def test_gradient_at_a_tie_is_zero(scale: float, shift: float) -> None:
     affine = Affine(torch.tensor([scale]), torch.tensor([shift]))
-    module, left = absorb(nn.ReLU, affine)
+    module, left = absorb(affine)
     x = torch.full((1, 1), -shift / scale, requires_grad=True)
     assert torch.equal(apply(affine, x), torch.zeros(1, 1))
     value = apply(left, module(x))
@@ -160,7 +157,7 @@ def test_gradient_at_a_tie_is_zero(scale: float, shift: float) -> None:
 @pytest.mark.parametrize("special", [torch.nan, torch.inf, -torch.inf])
 def test_nan_and_infinity_are_those_of_the_relu(special: float, grad: bool) -> None:
     affine = affine_grid(torch.float32, (1.0, -1.0, 2e-12, -2e-12, 1e-20, -1e-37))
-    module, left = absorb(nn.ReLU, affine)
+    module, left = absorb(affine)
     x = torch.full((1, affine.scale.numel()), special, requires_grad=grad)
     reference = F.relu(apply(affine, x))
     assert torch.allclose(apply(left, module(x)), reference, rtol=1e-6, atol=0.5, equal_nan=True)
@@ -169,7 +166,7 @@ def test_nan_and_infinity_are_those_of_the_relu(special: float, grad: bool) -> N
 @MODES
 def test_nan_is_not_hidden_by_a_zero_scale(grad: bool) -> None:
     affine = affine_grid(torch.float32, (0.0, -0.0))
-    module, _ = absorb(nn.ReLU, affine)
+    module, _ = absorb(affine)
     assert bool(module(torch.full((1, affine.scale.numel()), torch.nan, requires_grad=grad)).isnan().all())
 
 
@@ -177,7 +174,7 @@ def test_nan_is_not_hidden_by_a_zero_scale(grad: bool) -> None:
 @pytest.mark.parametrize("scales", [SCALES[:-2], SCALES[-2:], TINY], ids=["normal", "zero", "tiny"])
 def test_values_do_not_depend_on_whether_gradients_are_wanted(scales: tuple[float, ...], special: float) -> None:
     affine = affine_grid(torch.float32, scales)
-    module, _ = absorb(nn.ReLU, affine)
+    module, _ = absorb(affine)
     x = inputs(affine) * special
     without, wanted = module(x), module(x.clone().requires_grad_()).detach()
     assert torch.equal(without.isnan(), wanted.isnan())
@@ -188,7 +185,7 @@ def test_values_do_not_depend_on_whether_gradients_are_wanted(scales: tuple[floa
 @pytest.mark.parametrize(("dtype", "scale", "shift"), [(torch.float16, 1e-6, -0.1), (torch.float32, 1e-11, -1e28)])
 def test_threshold_beyond_the_range_of_the_dtype(dtype: torch.dtype, scale: float, shift: float, grad: bool) -> None:
     affine = Affine(torch.tensor([scale, -scale]), torch.tensor([shift, shift]))
-    module, left = absorb(nn.ReLU, affine)
+    module, left = absorb(affine)
     x = torch.randn(4, 2, dtype=dtype, requires_grad=grad)
     value = module(x)
     assert bool(torch.isfinite(value).all())
@@ -198,11 +195,9 @@ def test_threshold_beyond_the_range_of_the_dtype(dtype: torch.dtype, scale: floa
 
 @pytest.mark.parametrize("special", SCALES + TINY)
 def test_zero_and_tiny_scales_are_left_to_the_layers_behind(special: float) -> None:
-    _, left = absorb(nn.ReLU, Affine(torch.tensor([special, special]), torch.tensor([-2.0, 3.0])))
-    if abs(special) < SMALLEST_SCALE:
-        assert left.scale.tolist() == [1, 1]
-    elif abs(special) > 0.1:
-        assert left.scale.tolist() == pytest.approx([special, special])
+    _, left = absorb(Affine(torch.tensor([special, special]), torch.tensor([-2.0, 3.0])))
+    undivided = abs(special) < SMALLEST_SCALE or 2 / abs(special) > LARGEST_THRESHOLD
+    assert left.scale.tolist() == pytest.approx([1 if undivided else special] * 2)
     assert left.shift.tolist() == ([0, 3] if special == 0 else [-2, 3])
 
 
@@ -210,15 +205,18 @@ def test_zero_and_tiny_scales_are_left_to_the_layers_behind(special: float) -> N
 @pytest.mark.parametrize("times", [1, 4])
 def test_behind_a_flatten_each_channel_repeats(times: int, grad: bool) -> None:
     affine = affine_grid(torch.float64)
-    module, _ = absorb(nn.ReLU, affine)
+    module, _ = absorb(affine)
     x = inputs(affine, grad, (times,))
     assert torch.equal(module(x.flatten(1)), module(x).flatten(1))
 
 
-@ACTIVATION_TYPES
-def test_only_the_exact_type_with_its_own_forward_is_an_activation(kind: type[nn.Module]) -> None:
-    assert is_activation(kind())
-    assert not is_activation(type("Sub", (kind,), {})())
-    assert not is_activation(nn.Tanh())
-    module, _ = absorb(kind, Affine(torch.ones(1), torch.ones(1)))
-    assert not is_activation(module)
+def test_which_modules_become_a_thresholded_relu() -> None:
+    assert is_relu(nn.ReLU())
+    assert is_relu(nn.ReLU(inplace=True))
+    assert is_relu(type("Named", (nn.ReLU,), {})())
+    assert not is_relu(type("Other", (nn.ReLU,), {"forward": lambda self, x: x})())
+    assert not is_relu(nn.Tanh())
+    assert not is_relu(nn.ReLU6())
+    module, _ = absorb(Affine(torch.ones(1), torch.ones(1)))
+    assert not is_relu(module)
+    assert find_absorber(module, again=True) is absorb_into_relu

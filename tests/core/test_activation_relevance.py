@@ -16,7 +16,7 @@ from tests.core.test_activation import MODES, ROUNDINGS, SCALES, TINY, absorb, a
 @pytest.mark.parametrize("scales", [SCALES[:4], SCALES, SCALES + TINY])
 def test_buffers_move_with_the_module_and_stay_out_of_its_state(scales: tuple[float, ...]) -> None:
     affine = affine_grid(torch.float32, scales)
-    module, left = absorb(nn.ReLU, affine)
+    module, left = absorb(affine)
     assert not module.state_dict()
     assert list(dict(module.named_buffers()))[:2] == ["thr_sign", "thr_value"]
     assert {b.dtype for b in module.double().buffers()} == {torch.float64}
@@ -40,7 +40,7 @@ def test_in_place_relu_no_longer_writes_to_its_input(grad: bool) -> None:
 @pytest.mark.parametrize("clip_relevance", [True, False])
 def test_copy_is_independent(clip_relevance: bool) -> None:
     affine = Affine(torch.tensor([1.0, -2.0]), torch.tensor([0.5, 0.5]))
-    module, _ = absorb(nn.ReLU, affine, clip_relevance)
+    module, _ = absorb(affine, clip_relevance)
     x = torch.randn(5, 2, requires_grad=True)
     before = module(x)
     twin = copy.deepcopy(module)
@@ -90,12 +90,12 @@ def test_relevance_at_clipped_units(attach: Callable[[nn.Module], None], first: 
     assert 0.2 < float(clipped.double().mean()) < 0.9
     assert torch.equal(arrived, torch.where(clipped, 0, relevance) if clip_relevance else relevance)
     # The clipped output is the same number whatever the rule does.
-    reference, _ = absorb(nn.ReLU, affine)
+    reference, _ = absorb(affine)
     assert torch.equal(output, reference(x))
 
 
 def test_nan_relevance_stops_at_clipped_units() -> None:
-    module, _ = absorb(nn.ReLU, Affine(torch.tensor([1.0]), torch.tensor([0.0])), True)
+    module, _ = absorb(Affine(torch.tensor([1.0]), torch.tensor([0.0])), True)
     pass_by_backward_hook(module)
     x = torch.tensor([[-1.0], [1.0]], requires_grad=True)
     (arrived,) = torch.autograd.grad(module(x), x, torch.tensor([[torch.nan], [2.0]]))
@@ -103,7 +103,7 @@ def test_nan_relevance_stops_at_clipped_units() -> None:
 
 
 def test_without_gradients_the_input_is_passed_on_as_it_is() -> None:
-    module, _ = absorb(nn.ReLU, Affine(torch.tensor([1.0]), torch.tensor([0.0])), True)
+    module, _ = absorb(Affine(torch.tensor([1.0]), torch.tensor([0.0])), True)
     seen: list[Tensor] = []
     module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     x = torch.randn(3, 1)

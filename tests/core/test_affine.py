@@ -11,9 +11,13 @@ from canon_bridge.core.affine import (
     NORMS,
     Affine,
     check_norm,
+    children_after,
     has_statistics,
     is_identity,
     is_norm,
+    norm_type,
+    normalized,
+    width,
     working_dtype,
 )
 from tests.conftest import randomize, relative_error
@@ -24,12 +28,16 @@ ROUNDINGS = 8
 # A variant that forgets a term is at least this wrong.
 WRONG = 1e-3
 
-SHAPES: dict[int | None, tuple[tuple[int, ...], ...]] = {
-    None: ((7, CHANNELS), (2, CHANNELS, 4)),
-    4: ((2, CHANNELS, 3, 4),),
-    5: ((2, CHANNELS, 2, 3, 2),),
+SHAPES: dict[int, tuple[int, ...]] = {
+    2: (7, CHANNELS),
+    3: (2, CHANNELS, 4),
+    4: (2, CHANNELS, 3, 4),
+    5: (2, CHANNELS, 2, 3, 2),
 }
-NORM_TYPES = pytest.mark.parametrize("kind", NORMS, ids=lambda kind: kind.__name__)
+# Those that go by a name are in test_norms_of_packages and test_functional_norms.
+NORM_TYPES = pytest.mark.parametrize(
+    "kind", [kind for kind in NORMS if not isinstance(kind, str)], ids=lambda kind: kind.__name__
+)
 TERMS = pytest.mark.parametrize(
     "terms", [(True, True), (True, False), (False, False)], ids=["affine", "scale", "plain"]
 )
@@ -51,10 +59,8 @@ def make_norm(
 
 
 def shapes(kind: type[nn.Module]) -> tuple[tuple[int, ...], ...]:
-    """Return input shapes for the norm's rank."""
-    rank = NORMS[kind].rank
-    assert rank in SHAPES, f"add shapes for the rank {rank} of {kind.__name__}"
-    return SHAPES[rank]
+    """Return an input shape for each rank that the norm takes."""
+    return tuple(SHAPES[rank] for rank in NORMS[kind].ranks)
 
 
 def apply(affine: Affine, x: Tensor) -> Tensor:
@@ -188,13 +194,40 @@ def test_is_identity_judges_the_map_and_not_the_values(kind: type[nn.Module]) ->
 
 
 @NORM_TYPES
-def test_only_the_exact_type_with_its_own_forward_is_a_norm(kind: type[nn.Module]) -> None:
+def test_the_ranks_are_those_that_the_norm_takes(kind: type[nn.Module]) -> None:
+    norm = make_norm(kind)
+    for rank, shape in SHAPES.items():
+        x = torch.randn(shape, dtype=torch.float64)
+        if rank in NORMS[kind].ranks:
+            norm(x)
+        else:
+            with pytest.raises(ValueError, match="expected"):
+                norm(x)
+
+
+@NORM_TYPES
+def test_only_a_type_with_its_own_forward_is_a_norm(kind: type[nn.Module]) -> None:
     norm = kind(CHANNELS)
     assert is_norm(norm)
-    assert not is_norm(type("Sub", (kind,), {})(CHANNELS))
+    assert is_norm(type("Named", (kind,), {})(CHANNELS))
+    assert not is_norm(type("Other", (kind,), {"forward": lambda self, x: x})(CHANNELS))
     norm.forward = lambda x: x
     assert not is_norm(norm)
+    assert norm_type(norm) is NORMS[kind]
     assert not is_norm(nn.GroupNorm(1, CHANNELS))
+    with pytest.raises(TypeError, match="GroupNorm is no normalization layer with an entry in NORMS"):
+        norm_type(nn.GroupNorm(1, CHANNELS))
+
+
+@NORM_TYPES
+@TERMS
+def test_width_and_what_it_makes_of_its_input(kind: type[nn.Module], terms: tuple[bool, bool]) -> None:
+    norm = make_norm(kind, terms)
+    assert width(norm) == width(kind(CHANNELS, track_running_stats=False)) == CHANNELS
+    assert children_after(norm) == ()
+    for shape in shapes(kind):
+        x = torch.randn(shape, dtype=torch.float64)
+        assert relative_error(normalized(norm, x), norm(x)) < ROUNDINGS * torch.finfo(x.dtype).eps
 
 
 @NORM_TYPES
@@ -213,14 +246,3 @@ def test_missing_statistics_are_refused_by_name(kind: type[nn.Module]) -> None:
     with pytest.raises(ValueError, match=r"features\.norm0 has no running statistics"):
         check_norm(norm, "features.norm0")
     assert has_statistics(kind(CHANNELS))
-
-
-@pytest.mark.parametrize("times", [1, 2, 6])
-def test_repeat_follows_flatten(times: int) -> None:
-    affine = Affine(torch.randn(CHANNELS), torch.randn(CHANNELS))
-    x = torch.randn(3, CHANNELS, times)
-    repeated = affine.repeat(times)
-    assert torch.equal(apply(repeated, x.flatten(1)), apply(affine, x).flatten(1))
-    if times > 1:
-        tiled = Affine(affine.scale.repeat(times), affine.shift.repeat(times))
-        assert relative_error(apply(tiled, x.flatten(1)), apply(affine, x).flatten(1)) > WRONG

@@ -13,31 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.models import DenseNet
 
 from canon_bridge import canonize, plan
-from tests.conftest import Snapshot, alive, randomize, relative_error
-from tests.core.test_chains import conv, image, norm
-from tests.core.test_explicit import Written
-from tests.core.test_plan import NETWORKS
+from tests.conftest import Snapshot, randomize, relative_error
+from tests.core.pieces import NETWORKS, Preactivation, Written, check, conv, image, norm, tiny_densenet
 
 DTYPE = torch.float64
-
-
-def tiny_densenet(**keywords: Any) -> nn.Module:
-    return randomize(DenseNet(8, (2, 2, 2, 2), 16, num_classes=5, **keywords).double())
-
-
-def check(model: nn.Module, x: Tensor, **options: Any) -> None:
-    """Compare the function in the block and after it, in both directions, and look for what should be gone."""
-    before, expected = Snapshot.of(model), model(x.clone()).detach().clone()
-    for prefer in ("left", "right"):
-        with canonize(model, prefer=prefer, **options) as canonical:
-            assert canonical is model
-            assert alive(model) == []
-            assert relative_error(model(x.clone()), expected) < 1e-12
-        before.check()
-        assert torch.equal(model(x.clone()), expected)
 
 
 @pytest.mark.parametrize("clipped", ["absorb", "pass"])
@@ -149,22 +130,6 @@ def test_a_norm_merged_with_a_linear_layer_refuses_sequences_aloud(merge: tuple[
             model(x)
     before.check()
     assert torch.equal(model(x), expected)
-
-
-class Preactivation(nn.Module):
-    """BatchNorm, ReLU, convolution, twice; both branches start behind the first ReLU, which works in place."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm1, self.conv1, self.norm2, self.conv2 = norm(), conv(), norm(), conv()
-        self.shortcut, self.relu = conv(4, 4, 1, 0), nn.ReLU(True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.norm1(x))
-        shortcut = self.shortcut(y)
-        y = self.conv2(self.relu(self.norm2(self.conv1(y))))
-        y += shortcut
-        return y
 
 
 class Overwriting(Preactivation):

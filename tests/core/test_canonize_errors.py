@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from canon_bridge import canonize, canonized_copy, plan
 from canon_bridge.core.edits import writes_in_force
 from tests.conftest import Snapshot, randomize
-from tests.core.test_chains import conv, image, norm
-from tests.core.test_explicit import Written
+from tests.core.pieces import Written, conv, image, norm
 
 PUBLIC = (canonize, plan, canonized_copy)
 

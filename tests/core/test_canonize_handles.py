@@ -9,8 +9,8 @@ from torch import nn
 
 from canon_bridge import Canonization, canonize
 from tests.conftest import Snapshot, alive, randomize, relative_error
+from tests.core.pieces import conv, image, norm
 from tests.core.test_canonize_restore import small
-from tests.core.test_chains import conv, image, norm
 
 
 def test_handles_do_what_the_block_does() -> None:

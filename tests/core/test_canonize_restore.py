@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 from torchvision.models import DenseNet
 
 from canon_bridge import canonize
 from canon_bridge.core.edits import Edits, writes_in_force
 from tests.conftest import Snapshot, randomize, relative_error
-from tests.core.test_canonize import Preactivation
-from tests.core.test_chains import conv, image, norm
+from tests.core.named_norms import randomize_any
+from tests.core.pieces import Preactivation, conv, image, norm
 
 
 def small() -> nn.Module:
@@ -25,10 +27,30 @@ def small() -> nn.Module:
     return randomize(model.double())
 
 
+class Functional(nn.Module):
+    """A convolution and a norm by functions, with tensors of the module and one that forward creates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.gain = nn.Parameter(torch.randn(4, 4, 1, 1)), nn.Parameter(torch.randn(4))
+        self.register_buffer("mean", torch.randn(4))
+        self.register_buffer("variance", torch.rand(4) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(x, self.weight * 2, padding=1) * torch.full((1,), 0.5, dtype=x.dtype)
+        return F.silu(F.batch_norm(x, self.mean, self.variance, self.gain, eps=0.1), inplace=True)
+
+
+def everything() -> nn.Module:
+    """Besides, norms that go through activations and pools, computed weights, functions, and a norm with its act."""
+    more = [norm(), nn.LeakyReLU(0.2, True), nn.MaxPool2d(2, 1), nn.SiLU(), parametrizations.weight_norm(conv())]
+    return randomize_any(nn.Sequential(*small(), *more, Functional(), nn.Softmax(1), norm(), nn.ELU(), conv()).double())
+
+
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt, SystemExit, StopIteration])
 @pytest.mark.parametrize("prefer", ["left", "right"])
 def test_the_model_is_itself_again_however_the_block_ends(prefer: str, error: type[BaseException] | None) -> None:
-    model, x = small(), image()
+    model, x = everything(), image()
     before, expected = Snapshot.of(model), model(x)
 
     def block() -> None:
@@ -66,10 +88,13 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, k: int) -> 
     monkeypatch.setattr(owner, name, faulty)
 
 
-@pytest.mark.parametrize("method", ["set", "add_pre_hook", "on_undo"])
+COUNTS = {"set": 100, "remove": 1, "set_class": 1, "set_buffer": 3, "add_pre_hook": 2, "on_undo": 3}
+
+
+@pytest.mark.parametrize("method", COUNTS)
 @pytest.mark.parametrize("prefer", ["left", "right"])
 def test_an_exception_at_any_edit_leaves_the_model_untouched(prefer: str, method: str) -> None:
-    model, x = small(), image()
+    model, x = everything(), image()
     before, expected, failed = Snapshot.of(model), model(x), 0
     canonization = canonize(model, prefer=prefer)
     for k in itertools.count():
@@ -85,7 +110,7 @@ def test_an_exception_at_any_edit_leaves_the_model_untouched(prefer: str, method
                 canonization.undo()
                 before.check()
                 break
-    assert failed >= {"set": 40, "add_pre_hook": 1, "on_undo": 2}[method]
+    assert failed >= COUNTS[method]
     assert torch.equal(model(x), expected)
     with canonization:  # and it can be used after all that
         assert relative_error(model(x), expected) < 1e-12
@@ -139,7 +164,7 @@ USES: dict[str, Callable[[nn.Module, Tensor], object]] = {
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("prefer", ["left", "right"])
 def test_what_is_done_to_models_in_the_block_does_no_harm(prefer: str, use: str) -> None:
-    model, x = small(), image()
+    model, x = everything(), image()
     before, expected = Snapshot.of(model), model(x)
     with canonize(model, prefer=prefer):
         USES[use](model, x)

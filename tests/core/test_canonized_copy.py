@@ -13,8 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from canon_bridge import canonize, canonized_copy, plan
 from tests.conftest import Snapshot, alive, randomize, relative_error
-from tests.core.test_canonize import Preactivation, tiny_densenet
-from tests.core.test_chains import conv, image, norm
+from tests.core.pieces import Preactivation, conv, image, norm, tiny_densenet
 
 
 def features() -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 import operator
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,26 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import canonize, plan
-from canon_bridge.core.layers import Add
 from canon_bridge.core.lifts import LIFTS
-from canon_bridge.core.trace import trace
 from tests.conftest import Snapshot, relative_error
-
-Function = Callable[..., Any]
-
-
-class Written(nn.Module):
-    """``function(self, *inputs)`` as forward, with the children given by name."""
-
-    def __init__(self, function: Function, **children: nn.Module) -> None:
-        super().__init__()
-        for name, child in children.items():
-            self.add_module(name, child)
-        self.function = function
-        self.double().eval()
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(self, x)
+from tests.core.calls import WAYS, Tensors, accepted, inputs, rank_of
+from tests.core.pieces import Function, Written
 
 
 def conv(width: int = 4, rank: int = 2) -> nn.Module:
@@ -41,9 +24,14 @@ def image(rank: int = 2, size: int = 7) -> Tensor:
     return torch.randn(2, 4, *(size,) * rank, dtype=torch.float64)
 
 
-def check(model: nn.Module, x: Tensor, **options: Any) -> dict[str, nn.Module]:
+def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    result = model(*(value.clone() for value in inputs))
+    return list(result) if isinstance(result, list) else [result]
+
+
+def check(model: nn.Module, *inputs: Tensor, **options: Any) -> dict[str, nn.Module]:
     """Return the modules that appear in the block; each is called once, on tensors, and the function is the same."""
-    before, expected = Snapshot.of(model), model(x.clone())
+    before, expected = Snapshot.of(model), outputs(model, inputs)
     known = dict(model.named_modules())
     calls: Counter[str] = Counter()
     with canonize(model, **options):
@@ -55,98 +43,58 @@ def check(model: nn.Module, x: Tensor, **options: Any) -> dict[str, nn.Module]:
                 ),
                 with_kwargs=True,
             )
-        assert relative_error(model(x.clone()), expected) < 1e-12
+        for value, right in zip(outputs(model, inputs), expected, strict=True):
+            assert relative_error(value, right) < 1e-12
     before.check()
-    assert torch.equal(model(x.clone()), expected)
+    assert all(torch.equal(*pair) for pair in zip(outputs(model, inputs), expected, strict=True))
     assert calls == Counter(list(new))
     return new
 
 
-RELU = nn.ReLU
-# name: (rank, key of LIFTS, the call, the module that it becomes, attributes of that module)
-SPELLINGS: dict[str, tuple[int, Any, Function, type[nn.Module], dict[str, Any]]] = {
-    "x + y": (2, operator.add, lambda x, y: x + y, Add, {}),
-    "x += y": (2, operator.iadd, operator.iadd, Add, {}),
-    "torch.add": (2, torch.add, torch.add, Add, {}),
-    "torch.add alpha": (2, torch.add, lambda x, y: torch.add(x, y, alpha=1), Add, {}),
-    "torch.add keywords": (2, torch.add, lambda x, y: torch.add(other=y, input=x), Add, {}),
-    "x.add": (2, "add", lambda x, y: x.add(y), Add, {}),
-    "x.add keyword": (2, "add", lambda x, y: x.add(other=y), Add, {}),
-    "x.add_": (2, "add_", lambda x, y: x.add_(y), Add, {}),
-    "F.relu": (2, F.relu, lambda x, y: F.relu(x), RELU, {"inplace": False}),
-    "F.relu in place": (2, F.relu, lambda x, y: F.relu(x, inplace=True), RELU, {"inplace": False}),
-    "F.relu in place, by position": (2, F.relu, lambda x, y: F.relu(x, True), RELU, {}),
-    "F.relu keywords": (2, F.relu, lambda x, y: F.relu(input=x, inplace=True), RELU, {}),
-    "F.relu_": (2, F.relu_, lambda x, y: F.relu_(x), RELU, {}),
-    "torch.relu": (2, torch.relu, lambda x, y: torch.relu(x), RELU, {}),
-    "torch.relu keyword": (2, torch.relu, lambda x, y: torch.relu(input=x), RELU, {}),
-    "torch.relu_": (2, torch.relu_, lambda x, y: torch.relu_(x), RELU, {}),
-    "x.relu": (2, "relu", lambda x, y: x.relu(), RELU, {}),
-    "x.relu_": (2, "relu_", lambda x, y: x.relu_(), RELU, {}),
-}
-for _rank in (1, 2, 3):
-    for _place in (F, torch):
-        for _kind, _name in (("Avg", "avg_pool"), ("Max", "max_pool")):
-            _function = getattr(_place, f"{_name}{_rank}d", None)
-            if _function in LIFTS:
-                _module = getattr(nn, f"{_kind}Pool{_rank}d")
-                _by_position = (3, 2, 1, True, False) if _kind == "Avg" else (3, 2, 1, 1, True)
-                _prefix = f"{_place.__name__}.{_name}{_rank}d"
-                SPELLINGS[_prefix] = (_rank, _function, lambda x, y, f=_function: f(x, 2), _module, {})
-                SPELLINGS[f"{_prefix} keywords"] = (
-                    _rank,
-                    _function,
-                    lambda x, y, f=_function: f(input=x, kernel_size=3, padding=1, ceil_mode=True),
-                    _module,
-                    {"ceil_mode": True},
-                )
-                SPELLINGS[f"{_prefix} by position"] = (
-                    _rank,
-                    _function,
-                    lambda x, y, f=_function, a=_by_position: f(x, *a),
-                    _module,
-                    {"ceil_mode": True},
-                )
-            _function = getattr(_place, f"adaptive_{_name}{_rank}d", None)
-            if _function in LIFTS:
-                _module = getattr(nn, f"Adaptive{_kind}Pool{_rank}d")
-                _call = (_rank, _function, lambda x, y, f=_function: f(x, 3), _module, {})
-                SPELLINGS[f"{_place.__name__}.adaptive_{_name}{_rank}d"] = _call
-SPELLINGS["F.avg_pool2d divisor"] = (
-    *(2, F.avg_pool2d, lambda x, y: F.avg_pool2d(x, 2, divisor_override=3), nn.AvgPool2d),
-    {"divisor_override": 3},
-)
+EVERY = pytest.mark.parametrize("target", LIFTS, ids=lambda target: str(getattr(target, "__name__", target)))
+# Whose result is as large as the input.
+SIZED = ("linear", "mean", "interpolate")
+SHAPED = [name for name in WAYS if name not in SIZED and "pool" not in name and "conv" not in name]
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_a_functional_operation_becomes_a_module_that_is_called_once(spelling: str) -> None:
-    rank, target, function, kind, attributes = SPELLINGS[spelling]
-    model = Written(
-        lambda m, x: m.head(function(m.left(x), m.right(x))), left=conv(4, rank), right=conv(4, rank), head=nn.Tanh()
-    )
-    assert target in {node.target for node in trace(model).graph.nodes}  # the spelling is what it says
-    (module,) = check(model, image(rank)).values()
-    assert type(module) is kind
-    assert {name: getattr(module, name) for name in attributes} == attributes
-    assert not module.training
+def named(new: dict[str, nn.Module], name: str) -> list[nn.Module]:
+    """Return the new modules that were made for an entry of the table."""
+    return [module for path, module in new.items() if path == name or path.startswith(f"{name}_")]
 
 
-def test_every_entry_of_the_table_is_spelled_above() -> None:
-    assert {target for _, target, *_ in SPELLINGS.values()} == set(LIFTS)
+@EVERY
+def test_each_call_becomes_a_module_that_is_called_once(target: Any) -> None:
+    name = LIFTS[target].name
+    ways = accepted(target, name)
+
+    def function(model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
+        return [way(model, x - 1, y - 1) for way in ways]
+
+    model = Tensors(function, rank_of(name))
+    modules = named(check(model, *inputs(name)), name)
+    assert len(modules) == len(ways) >= 2
+    for module in modules:
+        assert not module.training
+        assert not getattr(module, "inplace", False)
 
 
-@pytest.mark.parametrize("spelling", [name for name, entry in SPELLINGS.items() if entry[3] in (Add, RELU)])
-def test_a_tensor_that_was_overwritten_is_read_later_as_it_was_then(spelling: str) -> None:
+@pytest.mark.parametrize("target", [target for target, lift in LIFTS.items() if lift.name in SHAPED])
+def test_a_tensor_that_was_overwritten_is_read_later_as_it_was_then(target: Any) -> None:
     # Where the spelling works in place, y is the result; where it does not, y is still the input.
-    def function(model: nn.Module, x: Tensor) -> Tensor:
-        y, z = model.left(x), model.right(x)
-        kept = y * 1
-        result = operation(y, z)
-        return torch.cat([y, result, kept, z], 1)
+    name = LIFTS[target].name
+    ways = accepted(target, name)
 
-    _, _, operation, kind, _ = SPELLINGS[spelling]
-    model = Written(function, left=conv(), right=conv())
-    assert [type(module) for module in check(model, image()).values()] == [kind]
+    def function(model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
+        results: list[Tensor] = []
+        for way in ways:
+            first, second = x - 1, y - 1
+            kept = first * 1
+            result = way(model, first, second)
+            results += [first, second, kept, result]
+        return [torch.cat(results, 1)]
+
+    model = Tensors(function, rank_of(name))
+    assert len(named(check(model, *inputs(name)), name)) == len(ways)
 
 
 ALIASES: dict[str, Function] = {

@@ -2,12 +2,13 @@
 
 from collections import Counter
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import canonize, plan
-from tests.conftest import Snapshot, relative_error
+from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.test_explicit import Written, check, conv, image
 
 
@@ -153,4 +154,81 @@ def test_the_same_name_is_free_in_another_container() -> None:
 def test_the_plan_lists_what_becomes_a_module() -> None:
     text = str(plan(sequential(conv(), Block())))
     assert "explicit modules in 1: relu_2, add" in text or "explicit modules in 1: add, relu_2" in text
-    assert text.endswith("2 operations made modules")
+    assert text.splitlines()[1].endswith("2 operations made modules")
+
+
+def written(model: nn.Module) -> set[str]:
+    """Return the paths of modules with a forward of their own."""
+    return {path for path, module in model.named_modules() if "forward" in vars(module)}
+
+
+CHANGED = ("0", "1", "3", "3.relu")  # merged, rewritten, made out of place
+
+
+def test_modules_that_need_no_change_are_not_changed() -> None:
+    plain = nn.Sequential(conv(), nn.ReLU(), nn.Sequential(nn.Tanh(), conv()), nn.MaxPool2d(2), nn.Flatten())
+    model = sequential(conv(), nn.BatchNorm2d(4), nn.ReLU(), Block(), plain)
+    untouched = {path: dict(vars(module)) for path, module in model.named_modules() if path not in CHANGED}
+    with canonize(model):
+        assert written(model) == {"3"}  # the only one that calls functions
+        for path, former in untouched.items():
+            assert dict(vars(model.get_submodule(path))) == former, path
+    with canonize(plain):
+        assert written(plain) == set()
+    assert plan(plain).rewrites == ()
+
+
+def test_only_what_a_merge_needs_is_changed() -> None:
+    padded, bare = conv(), nn.Conv2d(4, 4, 1)
+    model = randomize(sequential(nn.Tanh(), nn.BatchNorm2d(4), nn.ReLU(), nn.Sequential(padded), nn.Tanh(), bare))
+    with canonize(model):
+        # The thresholded ReLU, and the convolution whose bias depends on the position.
+        assert written(model) == {"2", "3.0"}
+    model[3][0] = nn.Conv2d(4, 4, 3).double().eval()
+    with canonize(model):
+        assert written(model) == {"2"}
+
+
+@pytest.mark.parametrize(
+    "shared",
+    [nn.ReLU(True), nn.SiLU(), nn.LeakyReLU(), nn.MaxPool2d(3, 1, 1), nn.AvgPool2d(3, 1, 1), nn.Sigmoid(), nn.ReLU6()],
+    ids=lambda module: type(module).__name__,
+)
+def test_a_shared_activation_or_pool_gets_one_module_for_each_call_site(shared: nn.Module) -> None:
+    def function(model: nn.Module, x: Tensor) -> Tensor:
+        y = model.shared(model.first(model.shared(x * 1)))
+        return model.shared(y) + model.inner(y)
+
+    inner = nn.Sequential(shared, conv(), shared)
+    model, x = Written(function, shared=shared, first=conv(), inner=inner), image()
+    new = check(model, x)
+    assert sum(type(module) is type(shared) for module in new.values()) == 4
+    with canonize(model):
+        calls: Counter[nn.Module] = Counter()
+        for module in model.modules():
+            module.register_forward_hook(lambda module, *_: calls.update([module]))
+        model(x)
+        sites = [module for module in calls if type(module) is type(shared)]
+        assert len(sites) == 5
+        assert {calls[module] for module in sites} == {1}
+        assert len({id(vars(module)) for module in sites}) == 5
+
+
+def test_layers_with_parameters_are_not_doubled() -> None:
+    shared = conv()
+    model = Written(lambda m, x: m.shared(m.act(m.shared(m.act(x * 1)))), shared=shared, act=nn.PReLU())
+    assert check(model, image()) == {}
+
+
+@pytest.mark.parametrize("path", ["", "1", "1.block"])
+def test_hooks_on_containers_see_what_they_saw(path: str) -> None:
+    inner = nn.Sequential()
+    inner.add_module("block", Block())
+    model, x, seen = sequential(conv(), inner), image(), []
+    model.get_submodule(path).register_forward_hook(lambda module, args, output: seen.append((args[0], output)))
+    model.get_submodule(path).register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    expected = model(x)
+    with canonize(model):
+        assert relative_error(model(x), expected) < 1e-12
+    for before, after in zip(*seen, strict=True):
+        assert relative_error(after, before) < 1e-12

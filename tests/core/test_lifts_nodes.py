@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from canon_bridge.core.lifts import find_lift, is_tensor, works_in_place
+from canon_bridge.core.data import is_tensor, works_in_place
+from canon_bridge.core.lifts import find_lift
 from canon_bridge.core.trace import trace
 
 
@@ -50,6 +51,8 @@ TENSORS: dict[str, Callable[..., Any]] = {
     "reshaped by sizes": lambda m, x, y: x.view(x.size(0), -1),
     "attribute": lambda m, x, y: x.T,
     "of both": lambda m, x, y: torch.cat([x, y]),
+    "gate": lambda m, x, y: x.sigmoid() * y,
+    "function of a weight and the input": lambda m, x, y: torch.lerp(x, y, m.weight),
 }
 NO_TENSORS: dict[str, Callable[..., Any]] = {
     "shape": lambda m, x, y: x.shape,
@@ -75,6 +78,10 @@ NO_TENSORS: dict[str, Callable[..., Any]] = {
     "created from a size": lambda m, x, y: torch.arange(x.shape[1]),
     "stride": lambda m, x, y: x.stride(0),
     "torch.numel": lambda m, x, y: torch.numel(x),
+    "number": lambda m, x, y: x.max().item(),
+    "product of sizes": lambda m, x, y: x.size(0) * y.size(1),
+    "is floating point": lambda m, x, y: x.is_floating_point(),
+    "product of weights": lambda m, x, y: m.weight * m.mask,
     "several tensors": lambda m, x, y: x.chunk(2, 1),
     "joined tuples of tensors": lambda m, x, y: x.chunk(2, 1) + y.chunk(2, 1),
 }
@@ -125,6 +132,13 @@ IN_PLACE: dict[str, Callable[..., Any]] = {
     "mul_ method": lambda m, x, y: x.mul_(2),
     "torch.relu_": lambda m, x, y: torch.relu_(x),
     "F.relu_": lambda m, x, y: F.relu_(x),
+    "F.elu_": lambda m, x, y: F.elu_(x, 1.5),
+    "F.hardtanh_": lambda m, x, y: F.hardtanh_(x),
+    "torch.sigmoid_": lambda m, x, y: torch.sigmoid_(x),
+    "clamp_": lambda m, x, y: x.clamp_(0, 1),
+    "F.silu positional": lambda m, x, y: F.silu(x, True),
+    "F.mish keyword": lambda m, x, y: F.mish(x, inplace=True),
+    "F.threshold positional": lambda m, x, y: F.threshold(x, 0.1, 0.2, True),
     "F.relu keyword": lambda m, x, y: F.relu(x, inplace=True),
     "F.relu positional": lambda m, x, y: F.relu(x, True),
     "F.dropout keyword": lambda m, x, y: F.dropout(x, training=False, inplace=True),
@@ -150,6 +164,10 @@ OUT_OF_PLACE: dict[str, Callable[..., Any]] = {
     "F.relu keyword": lambda m, x, y: F.relu(x, inplace=False),
     "F.leaky_relu positional": lambda m, x, y: F.leaky_relu(x, 0.1, False),
     "another True": lambda m, x, y: torch.sum(x, 1, True),
+    "F.elu": lambda m, x, y: F.elu(x, 1.5),
+    "product": lambda m, x, y: x * y,
+    "mean with a dimension kept": lambda m, x, y: x.mean(1, True),
+    "interpolation": lambda m, x, y: F.interpolate(x, 5),
     "module": lambda m, x, y: m.relu(x),
     "convolution": lambda m, x, y: m.conv(x),
     "getitem": lambda m, x, y: x[0],

@@ -10,7 +10,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize, prune
 
 from canon_bridge.core.affine import NORMS, Affine
 from canon_bridge.core.edits import Edits
@@ -19,10 +18,6 @@ from canon_bridge.core.linear import (
     axis_geometries,
     fold_after,
     fold_before,
-    in_channels,
-    is_linear,
-    out_channels,
-    why_not_foldable,
 )
 from tests.conftest import randomize, relative_error
 
@@ -32,9 +27,10 @@ TOLERANCE = 64 * torch.finfo(torch.float64).eps
 # A known-wrong variant is at least this far off.
 WRONG = 1e-3
 
-LINEAR_TYPES = pytest.mark.parametrize("kind", LINEAR, ids=lambda kind: kind.__name__)
+KINDS = [kind for kind in LINEAR if isinstance(kind, type)]  # those by name are in test_linear_named
+LINEAR_TYPES = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 SPATIAL_TYPES = pytest.mark.parametrize(
-    "kind", [kind for kind, spec in LINEAR.items() if spec.spatial], ids=lambda kind: kind.__name__
+    "kind", [kind for kind in KINDS if LINEAR[kind].spatial], ids=lambda kind: kind.__name__
 )
 FOLDS = pytest.mark.parametrize("fold", [fold_before, fold_after])
 
@@ -177,36 +173,3 @@ def test_bias_is_one_number_per_channel_where_there_is_no_border(kind: type[nn.M
     assert layer.bias.shape == (OUT,)
     assert not any(geometry.has_border for geometry in axis_geometries(layer))
     assert "forward" not in vars(layer)
-
-
-@LINEAR_TYPES
-def test_what_is_linear(kind: type[nn.Module]) -> None:
-    layer = make(kind)
-    assert is_linear(layer)
-    assert (in_channels(layer), out_channels(layer)) == (IN, OUT)
-    fold_before(Edits(), layer, read(norms(kind)[0]))
-    assert is_linear(layer), "a folded layer can take in another map"
-    layer.forward = lambda x: x
-    assert not is_linear(layer)
-    sub = type("Sub", (kind,), {})(*(IN, OUT, 3)[: 2 + bool(LINEAR[kind].spatial)])
-    assert not is_linear(sub)
-
-
-@LINEAR_TYPES
-def test_computed_weights_cannot_be_folded(kind: type[nn.Module]) -> None:
-    assert why_not_foldable(make(kind)) is None
-    for wrap in (parametrizations.weight_norm, parametrizations.spectral_norm):
-        assert not is_linear(wrap(make(kind))) or why_not_foldable(wrap(make(kind)))
-    by_bias = make(kind)
-    parametrize.register_parametrization(by_bias, "bias", nn.Tanh())
-    assert not is_linear(by_bias) or why_not_foldable(by_bias)
-    with pytest.warns(FutureWarning, match="deprecated"):
-        old = nn.utils.weight_norm(make(kind))
-    assert "computed" in str(why_not_foldable(old))
-    assert "computed" in str(why_not_foldable(nn.utils.spectral_norm(make(kind))))
-
-
-@LINEAR_TYPES
-def test_computed_bias_cannot_be_folded(kind: type[nn.Module]) -> None:
-    pruned = prune.random_unstructured(make(kind), "bias", 1)
-    assert "computed" in str(why_not_foldable(pruned))

@@ -18,6 +18,7 @@ from canon_bridge.core.affine import NORMS, Affine
 from canon_bridge.core.edits import Edits
 from canon_bridge.core.linear import LINEAR, fold_after, fold_before
 from tests.conftest import randomize
+from tests.core.test_linear import KINDS
 
 Case = dict[str, Any]
 
@@ -29,7 +30,7 @@ NORM_OF = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 TOLERANCE = 64 * torch.finfo(torch.float64).eps
 
 CONVOLUTIONS = pytest.mark.parametrize(
-    "kind", [kind for kind, spec in LINEAR.items() if spec.spatial], ids=lambda kind: kind.__name__
+    "kind", [kind for kind in KINDS if LINEAR[kind].spatial], ids=lambda kind: kind.__name__
 )
 # torch says so once for its own way of padding.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -143,9 +144,7 @@ def test_folded_layer_is_the_composition_everywhere(kind: type[nn.Module]) -> No
         check(kind, case, ((n,) for n in SIZES) if spatial == 1 else (tuple(chance.choices(SIZES, k=spatial)),))
 
 
-@pytest.mark.parametrize(
-    "kind", [kind for kind, spec in LINEAR.items() if spec.transposed], ids=lambda kind: kind.__name__
-)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if LINEAR[kind].transposed], ids=lambda kind: kind.__name__)
 @torch.no_grad()
 def test_output_size_argument(kind: type[nn.Module]) -> None:
     chance = random.Random(3)

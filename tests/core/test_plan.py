@@ -1,6 +1,5 @@
-"""The plan: one line for each BatchNorm by its path, a total, every decision with its reason, and no change."""
+"""The plan in print: totals, groups, then one line for each BatchNorm in the order in which they are resolved."""
 
-import warnings
 from typing import Any
 
 import pytest
@@ -8,14 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import parametrize
-from torchvision.models import DenseNet, resnet18
-from torchvision.models.vgg import cfgs, make_layers
 
-from canon_bridge import Leftover, Merge, Plan, Refusal, canonize, plan
+from canon_bridge import Leftover, Merge, Refusal, canonize, plan
 from tests.conftest import Snapshot, randomize, relative_error
-from tests.core.test_chains import conv, image, norm
-from tests.core.test_explicit import Written
+from tests.core.pieces import BOTH, NETWORKS, Written, conv, image, norm
 
 
 class Network(nn.Module):
@@ -33,50 +28,71 @@ class Network(nn.Module):
         x = F.max_pool2d(self.stem(x), 2)
         y = self.before(x)
         x = self.first(y) + self.second(y)
-        x = F.relu(self.last(torch.tanh(self.alone(x))))
+        x = F.relu(self.last(torch.softmax(self.alone(x), 1)))
         return self.classifier(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
 
 
 TABLE = """\
 plan for Network (prefer='left', clipped='absorb', leftover='linear')
+total: 5 BatchNorms: 1 merged left, 2 merged right, 2 to explicit linear layers, 0 left as they are; \
+4 operations made modules
 
-BatchNorm  direction  merged into                 through
----------  ---------  --------------------------  --------------------------------------------------------------------
-stem.1     left       stem.0                      -
-before     right      first, second               -
-alone      -          a per-channel linear layer  left: add (Add) before it is not linear; \
-right: tanh behind it is not linear
-last       right      classifier                  ReLU relu, adaptive average pooling, flatten
-unused     -          nothing                     it is not called in forward
+count  what happens                     through, or why                                                          first
+1      merged left                      -                                                                        stem.1
+1      merged right                     -                                                                        before
+1      made a per-channel linear layer  left: Add before it is not linear; right: softmax behind it is not linear  alone
+1      merged right                     ReLU, adaptive average pooling, flatten                                  last
+1      made a per-channel linear layer  it is not called in forward                                              unused
 
-explicit modules in the model itself: max_pool2d, add, relu, adaptive_avg_pool2d
-total: 5 BatchNorms: 1 merged left, 2 merged right, 1 to explicit linear layers, 1 left as they are; \
-4 operations made modules"""
+BatchNorms are resolved in the order of the data flow, each after those before it: the preferred direction, then the \
+other one, then what `leftover` says.
+
+order  BatchNorm  direction  merged into                 through, or why
+1      stem.1     left       stem.0                      -
+2      before     right      first, second               -
+3      alone      -          a per-channel linear layer  left: add (Add) before it is not linear; \
+right: softmax behind it is not linear
+4      last       right      classifier                  ReLU relu, adaptive average pooling, flatten
+5      unused     -          a per-channel linear layer  it is not called in forward
+
+explicit modules in the model itself: max_pool2d, add, relu, adaptive_avg_pool2d"""
 
 
-def lines(text: str) -> list[str]:
-    """Return the lines without the rule, whose length nobody reads."""
-    return [line for line in text.splitlines() if not line.startswith("---")]
+def cells(text: str) -> list[list[str]]:
+    """Return the cells of each line, without the rules and the widths of the columns, which nobody reads."""
+    lines = [line for line in text.splitlines() if not line.startswith("---")]
+    return [[cell.strip() for cell in line.split("  ") if cell] for line in lines]
 
 
-def test_the_plan_is_printed_as_a_table_with_a_total() -> None:
+@pytest.mark.xfail(reason="open in issue 3: planned, not done yet", strict=False)
+def test_the_plan_is_printed_with_a_total_groups_and_details() -> None:
     made = plan(randomize(Network()))
     text = str(made)
-    assert lines(text) == lines(TABLE)
+    assert cells(text) == cells(TABLE)
     assert {len(line) - len(line.rstrip()) for line in text.splitlines()} == {0}
-    assert text.splitlines()[-1] == made.total()
+    assert text.splitlines()[1] == made.total()
+
+
+def test_the_columns_are_aligned() -> None:
+    lines = str(plan(randomize(Network()))).splitlines()
+    for title, column in (("count", "through, or why"), ("order", "merged into")):
+        top = next(index for index, line in enumerate(lines) if line.startswith(title))
+        rows = lines[top : lines.index("", top)]
+        start = rows[0].index(column)
+        assert all(row[start - 2 : start].strip(" -") == "" for row in rows)
+        assert all(row[start] != " " for row in rows)
 
 
 def test_the_entries_are_in_the_order_of_the_flow_and_fall_into_three_kinds() -> None:
     made = plan(randomize(Network()))
     assert [entry.norm for entry in made.entries] == ["stem.1", "before", "alone", "last", "unused"]
     assert [merge.norm for merge in made.merges] == ["stem.1", "before", "last"]
-    assert [type(entry) for entry in made.entries] == [Merge, Merge, Leftover, Merge, Refusal]
+    assert [type(entry) for entry in made.entries] == [Merge, Merge, Leftover, Merge, Leftover]
     assert {*made.merges, *made.leftovers, *made.refusals} == {*made.entries}
 
 
 def test_every_keyword_has_its_say() -> None:
-    model = randomize(nn.Sequential(nn.MaxPool2d(2), conv(), norm(), conv(), nn.Tanh(), norm()))
+    model = randomize(nn.Sequential(nn.MaxPool2d(2), conv(), norm(), conv(), nn.Softmax(1), norm()))
     left, right = plan(model), plan(model, prefer="right", clipped="pass", leftover="keep")
     assert (left.merges[0].chain.direction, right.merges[0].chain.direction) == ("left", "right")
     assert (len(left.leftovers), len(left.refusals)) == (1, 0)
@@ -85,17 +101,19 @@ def test_every_keyword_has_its_say() -> None:
     assert "(prefer='right', clipped='pass', leftover='keep')" in str(right)
 
 
-NETWORKS: dict[str, Any] = {
-    "densenet": lambda: DenseNet(8, (2, 2, 2, 2), 16, num_classes=5),
-    "resnet18": lambda: resnet18(num_classes=5),
-    # The convolutions of vgg11_bn; its classifier, without BatchNorm, is most of its size.
-    "vgg11_bn": lambda: nn.Sequential(make_layers(cfgs["A"], batch_norm=True), nn.Flatten(), nn.Linear(512, 5)),
-}
+@pytest.mark.parametrize("prefer", BOTH)
+def test_a_leftover_says_for_each_direction_what_stood_in_the_way_the_preferred_one_first(prefer: Any) -> None:
+    (entry,) = plan(randomize(nn.Sequential(nn.Softmax(1), norm())), prefer=prefer).leftovers
+    reasons = {
+        "left": "left: 0 (Softmax) before it is not linear",
+        "right": "right: the output of the model behind it is not linear",
+    }
+    assert entry.reason == "; ".join(sorted(reasons.values(), key=lambda reason: not reason.startswith(prefer)))
 
 
-@pytest.mark.parametrize("prefer", ["left", "right"])
+@pytest.mark.parametrize("prefer", BOTH)
 @pytest.mark.parametrize("network", NETWORKS)
-def test_known_networks_are_merged_to_the_last_norm(network: str, prefer: str) -> None:
+def test_known_networks_are_merged_to_the_last_norm(network: str, prefer: Any) -> None:
     model = randomize(NETWORKS[network]())
     before = Snapshot.of(model)
     made = plan(model, prefer=prefer)
@@ -105,104 +123,108 @@ def test_known_networks_are_merged_to_the_last_norm(network: str, prefer: str) -
     assert len(made.entries) == len(norms)
     assert made.failures == ()
     # A linear layer takes at most one BatchNorm on each side.
-    taken = [(merge.chain.direction, target.linear) for merge in made.merges for target in merge.chain.targets]
+    taken = [(merge.chain.direction, target) for merge in made.merges for target in merge.chain.targets]
     assert len(taken) == len(set(taken)) >= len(norms)
     text = str(made)
     for path in norms:
-        assert sum(line.split()[:1] == [path] for line in text.splitlines()) == 1
+        assert sum(line.split()[1:2] == [path] for line in text.splitlines()) == 1
     assert f"total: {len(norms)} BatchNorms" in text
 
 
-def test_planning_changes_nothing_and_runs_nothing() -> None:
-    model, calls = randomize(Network()), []
-    model.register_forward_hook(lambda *_: calls.append("ran"))
-    before = Snapshot.of(model)
-    state = torch.get_rng_state()
-    assert isinstance(plan(model), Plan)
-    canonize(model)
-    str(plan(model, prefer="right"))
-    before.check()
-    assert calls == []
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.is_grad_enabled()
+class Block(nn.Module):
+    """Five BatchNorms: left, right through an activation, one of either and two leftovers, of any width."""
+
+    def __init__(self, width: int, wide: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1, self.norm2, self.conv2 = conv(width, wide), norm(wide), norm(wide), conv(wide, width)
+        self.act, self.norm3, self.gate, self.norm4 = nn.SiLU(), norm(width), nn.Softmax(1), norm(width)
+        self.rows, self.norm5 = nn.Linear(wide + 1, 5), norm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm3(self.conv2(self.act(self.norm2(F.relu(self.norm1(self.conv1(x)))))))
+        return x + y * self.norm4(self.gate(y)) + self.rows(self.norm5(x + y)).sum()
 
 
-def test_a_norm_that_is_the_identity_already_is_left_alone() -> None:
-    layer = nn.BatchNorm2d(4, eps=0)
-    (entry,) = plan(nn.Sequential(conv(), layer).eval()).entries
-    assert entry == Refusal("1", "it is the identity already")
-    layer.eps = 1e-5  # almost the identity is not the identity
-    assert isinstance(plan(nn.Sequential(conv(), layer).eval()).entries[0], Merge)
+def test_five_hundred_norms_are_summed_up_before_they_are_listed() -> None:
+    made = plan(randomize(nn.Sequential(*(Block(2, 2 + index % 7) for index in range(100)))))
+    lines = str(made).splitlines()
+    counts = lines.index("", lines.index("") + 1)
+    groups = [line.split(maxsplit=1) for line in lines[5:counts]]
+    # One line for each way that is taken, however many modules and widths take it, the most frequent first.
+    assert len(groups) <= 6
+    assert [int(count) for count, _ in groups] == sorted((int(count) for count, _ in groups), reverse=True)
+    assert sum(int(count) for count, _ in groups) == 500
+    assert lines[1].startswith("total: 500 BatchNorms: 200 merged left, 100 merged right, 200 to explicit linear")
+    assert all(len(line) <= 160 for line in lines[:counts])
+    details = lines[counts + 5 : counts + 505]
+    assert [int(line.split()[0]) for line in details] == list(range(1, 501))
+    assert [line.split()[1] for line in details] == [entry.norm for entry in made.entries]
+    assert sum("left: " in line and "right: " in line for line in details) == 200
+    assert "resolved in the order of the data flow" in lines[counts + 1]
+
+
+@pytest.mark.xfail(reason="open in issue 3: planned, not done yet", strict=False)
+def test_a_group_is_named_by_what_happens_whatever_the_modules_are_called() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.the, self.it, self.pooling = nn.Linear(3, 4), norm(), norm(), nn.ReLU()
+            self.pool, self.conv = nn.AdaptiveAvgPool2d(1), conv()
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.left(self.the(x)), self.conv(self.pool(self.pooling(self.it(x))))
+
+    leftover, merged = plan(randomize(Named())).entries
+    assert isinstance(leftover, Leftover)
+    assert leftover.group[1] == (
+        "left: no linear layer comes before it; right: Linear acts on the last dimension, not on channels"
+    )
+    assert merged.group == ("merged right", "ReLU, adaptive average pooling")
+    numbered = nn.Sequential(norm(), nn.Flatten(2), nn.Softmax(2), nn.Linear(9, 9), nn.BatchNorm1d(4), nn.Linear(9, 9))
+    assert "BatchNorm1d" not in plan(randomize(numbered)).leftovers[-1].group[1]
 
 
 def test_a_model_without_norms_has_a_plan_too() -> None:
     text = str(plan(nn.Sequential(conv(), nn.ReLU()).eval()))
-    assert text.splitlines()[-1].startswith("total: 0 BatchNorms")
+    assert text.splitlines()[1].startswith("total: 0 BatchNorms")
     assert "direction" not in text
+    assert "order" not in text
+
+
+def test_what_else_is_changed_is_listed() -> None:
+    layer = nn.utils.parametrizations.weight_norm(conv())
+    model = Written(lambda m, x: m.a(F.relu(x)) + m.b(m.norm(x)).mul(x.sum()), a=layer, b=conv(), norm=norm())
+    text = str(plan(model))
+    assert "explicit modules in the model itself: relu, multiply, add" in text
+    assert "computed weights made parameters: a" in text
+    odd = Written(lambda m, x: torch.add(m.norm(x), x, alpha=2), norm=norm())
+    assert "not explicit in the model itself: add: alpha=2: a weighted sum" in str(plan(odd))
 
 
 def test_modules_in_place_that_nobody_relies_on_are_listed() -> None:
     model = nn.Sequential(conv(), nn.ReLU(True), conv(), nn.LeakyReLU(0.1, True), nn.ReLU()).eval()
     assert plan(model).out_of_place == ("1", "3")
 
-    def function(model: nn.Module, x: Tensor) -> Tensor:
+    def overwritten(model: nn.Module, x: Tensor) -> Tensor:
         y = model.a(x)
         return model.relu(y) + y  # y is the result of the ReLU by now
 
-    model, x = Written(function, a=conv(), relu=nn.ReLU(True)), image()
-    assert plan(model).out_of_place == ()
-    expected = model(x)
-    with canonize(model):
-        assert relative_error(model(x), expected) == 0
+    def under_another_name(model: nn.Module, x: Tensor) -> Tensor:
+        y = model.a(x)
+        z = y.flatten(2)
+        return model.relu(y).flatten(2) + z
+
+    # A new forward hands the result on to those who read the name that was overwritten, and to no others.
+    for function, made in ((overwritten, ("relu",)), (under_another_name, ())):
+        model, x = Written(function, a=conv(), relu=nn.ReLU(True)), image()
+        assert plan(model).out_of_place == made
+        expected = model(x)
+        with canonize(model):
+            assert relative_error(model(x), expected) == 0
 
 
-class Named(nn.BatchNorm2d):
-    """A subclass that changes nothing, as libraries have them."""
-
-
-class Doubled(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * 2
-
-
-def parametrized() -> nn.Module:
-    layer = norm()
-    parametrize.register_parametrization(layer, "weight", Doubled())
-    return layer
-
-
-def own_forward() -> nn.Module:
-    layer = norm()
-    layer.forward = lambda x: nn.BatchNorm2d.forward(layer, x) ** 2
-    return layer
-
-
-def scripted() -> nn.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated, and still in use
-        return torch.jit.script(nn.Sequential(nn.BatchNorm2d(4)).eval())
-
-
-STRANGE: dict[str, Any] = {
-    "a subclass": lambda: Named(4),
-    "parametrized": parametrized,
-    "with a forward of its own": own_forward,
-}
-
-
-@pytest.mark.parametrize("kind", STRANGE)
-def test_a_norm_of_a_strange_kind_is_listed_with_a_reason_and_keeps_its_function(kind: str) -> None:
-    # Design 4.5: a BatchNorm that cannot be merged is a refusal, never silence; and it may stand in any model.
-    model, x = randomize(nn.Sequential(conv(), STRANGE[kind](), nn.ReLU(), conv(), norm()).double()), image()
-    expected = model(x)
-    made = plan(model)
-    assert [entry.norm for entry in made.entries] == ["1", "4"]
-    if isinstance(made.entries[0], Refusal):
-        assert made.entries[0].reason
-    with canonize(model):
-        assert relative_error(model(x), expected) < 1e-12
-
-
-def test_a_scripted_module_is_refused_by_name() -> None:
-    with pytest.raises((ValueError, TypeError, RuntimeError), match=r"\b1\b.*script"):
-        plan(nn.Sequential(conv(), scripted()).eval())
+def test_a_refusal_is_printed_with_its_reason() -> None:
+    layer = nn.BatchNorm2d(4, eps=0)
+    made = plan(nn.Sequential(conv(), layer).eval())
+    assert made.refusals == (Refusal("1", "it is the identity already"),)
+    assert cells(str(made))[-1] == ["1", "1", "-", "nothing", "it is the identity already"]

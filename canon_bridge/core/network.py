@@ -1,0 +1,184 @@
+"""The explicit flow as the searches for chains see it: who reads what, and which modules can take a map.
+
+Floor 11: imports ``explicit`` and the tables below it. Nothing here writes to a model or reads parameter values.
+"""
+
+from torch import fx, nn
+
+from canon_bridge.core.absorb import find_absorber, wanted_rank
+from canon_bridge.core.affine import is_norm, norm_type, width
+from canon_bridge.core.chains import Obstacle
+from canon_bridge.core.explicit import Explicit, Operation
+from canon_bridge.core.layers import Add, Multiply
+from canon_bridge.core.linear import in_channels, is_linear, linear_type, out_channels, why_not_foldable
+from canon_bridge.core.parts import concatenated, reads_shape_alone
+from canon_bridge.core.through import find_through
+
+
+def _first(node: fx.Node) -> object:
+    """Return the first argument of a call, or None where all are given by name."""
+    return node.args[0] if node.args else None
+
+
+def wrong_dimension(linear: Operation) -> str:
+    """Return the reason why a linear layer cannot take a map of other channels than its own."""
+    where = "the last dimension, not on channels" if isinstance(linear.module, nn.Linear) else "other dimensions"
+    return f"{linear.path} acts on {where}"
+
+
+class Network:
+    """The flow of one model.
+
+    Attributes
+    ----------
+    operations : dict
+        What each node computes, where that is a module (or becomes one).
+    read_elsewhere : frozenset of str
+        Modules whose parameters or buffers some forward reads by itself: they have to keep their values.
+    identities : set of str
+        Normalization layers that are the identity, or will be when their merge is carried out.
+    untouchable : set of str
+        Normalization layers that stay as they are.
+    """
+
+    def __init__(self, explicit: Explicit) -> None:
+        self.operations = explicit.operations
+        self.aliases = explicit.aliases
+        self.values = explicit.flow.values
+        self.handed_on = explicit.handed_on
+        self.order = explicit.aliases.order
+        # A function that becomes a module has the tensors for itself from then on.
+        reads = [
+            str(node.target).rpartition(".")[0]
+            for node in explicit.flow.graph.nodes
+            if node.op == "get_attr" and not all(user in self.operations for user in node.users)
+        ]
+        self.read_elsewhere = frozenset(reads)
+        self.identities: set[str] = set()
+        self.untouchable: set[str] = set()
+        self.norms = frozenset(o.path for o in self.operations.values() if is_norm(o.module))
+        self._paths: dict[str, list[fx.Node]] = {}
+        for node in sorted(self.operations, key=self.order.__getitem__):
+            self._paths.setdefault(self.operations[node].path, []).append(node)
+        self._widths: dict[fx.Node, int | None] = {}
+
+    def in_order(self) -> list[Operation]:
+        """Return the operations in the order of the data flow, each module once."""
+        first = {nodes[0]: path for path, nodes in self._paths.items()}
+        return [self.operations[node] for node in sorted(first, key=self.order.__getitem__)]
+
+    def in_place_modules(self) -> tuple[str, ...]:
+        """Return the paths of modules that work in place and compute the same out of place.
+
+        A module stays in place where something reads the overwritten tensor later: it relies on the result.
+        """
+        needed: dict[str, bool] = {}
+        for node, operation in self.operations.items():
+            own = operation.path == node.target  # a clone for another call site is made the right way
+            if own and self.aliases.overwrites(node):
+                relies = bool(self.aliases.read_after(node)) and node not in self.handed_on
+                needed[operation.path] = needed.get(operation.path, False) or relies
+        return tuple(path for path, is_needed in needed.items() if not is_needed)
+
+    def calls(self, path: str) -> list[fx.Node]:
+        """Return all calls of the module at a path."""
+        return self._paths[path]
+
+    def readers(self, node: fx.Node) -> list[fx.Node]:
+        """Return who reads the data of a node, not only its size, in order."""
+        readers = [user for user in node.users if user.op == "output" or user.meta.get("has_data", True)]
+        readers = [reader for reader in readers if not reads_shape_alone(reader, node)]
+        return sorted(readers, key=self.order.__getitem__)
+
+    def is_overwritten_behind(self, node: fx.Node) -> bool:
+        """Return whether the call overwrites memory that is read again under its former name."""
+        return self.aliases.overwrites(node) and bool(self.aliases.read_after(node))
+
+    def name(self, node: fx.Node) -> str:
+        """Return what to call a node in a reason."""
+        operation = self.operations.get(node)
+        if operation is not None:
+            return f"{operation.path} ({type(operation.module).__name__})"
+        if node.op == "output":
+            return "the output of the model"
+        if node.op == "placeholder":
+            return "the input of the model"
+        return str(getattr(node.target, "__name__", node.target))
+
+    def why_not_into(self, operation: Operation) -> Obstacle | None:
+        """Return why no map can be folded into a linear or normalization layer, or None if it can."""
+        if operation.path in self.read_elsewhere:
+            return Obstacle(f"a forward reads the parameters of {operation.path} by itself")
+        if is_norm(operation.module):
+            return Obstacle(f"{operation.path} stays as it is") if operation.path in self.untouchable else None
+        reason = why_not_foldable(operation.module)
+        return None if reason is None else Obstacle(f"{operation.path}: {reason}")
+
+    def width(self, node: object) -> int | None:
+        """Return how many channels (length of axis 1) the output of a node has, or None if that is not known."""
+        if not isinstance(node, fx.Node):
+            return None
+        if node not in self._widths:
+            self._widths[node] = None  # for a node that leads back to itself
+            self._widths[node] = self._width(node)
+        return self._widths[node]
+
+    def _width(self, node: fx.Node) -> int | None:
+        value = self.values.get(node)
+        if value is not None:
+            return value.shape[1] if hasattr(value, "shape") and value.dim() > 1 else None
+        operation = self.operations.get(node)
+        module = operation.module if operation else None
+        if module is not None and is_linear(module):
+            return out_channels(module)
+        if module is not None and is_norm(module):
+            return width(module)
+        through = find_through(node, module)
+        if (through is not None and through[0].keeps_width) or (module is not None and find_absorber(module)):
+            return self.width(_first(node))
+        parts = concatenated(node)
+        if parts is not None and parts[1] == 1:
+            widths = [self.width(part) for part in parts[0]]
+            return None if None in widths else sum(width for width in widths if width)
+        if isinstance(module, Add | Multiply):  # one of the two may have a single channel for all
+            widths = [self.width(operand) for operand in node.args[:2]]
+            return None if None in widths or not widths else max(width for width in widths if width)
+        return self._width_for_readers(node)
+
+    def rank(self, node: object) -> int | None:
+        """Return how many dimensions the output of a node has, the batch included, or None if that is not known."""
+        if not isinstance(node, fx.Node):
+            return None
+        value = self.values.get(node)
+        if value is not None:
+            return value.dim() if hasattr(value, "dim") else None
+        operation = self.operations.get(node)
+        module = operation.module if operation else None
+        if module is not None and is_linear(module):
+            spatial = linear_type(module).spatial
+            return spatial + 2 if spatial else self.rank(_first(node))
+        if module is not None and is_norm(module) and len(norm_type(module).ranks) == 1:
+            return norm_type(module).ranks[0]
+        found = None if module is None else wanted_rank(module)
+        if found is not None:
+            return found
+        through = find_through(node, module)
+        parts = concatenated(node)
+        if (through is not None and through[0].keeps_width) or (module is not None and self._keeps_rank(module)):
+            return self.rank(_first(node))
+        return None if parts is None else self.rank(parts[0][0])
+
+    @staticmethod
+    def _keeps_rank(module: nn.Module) -> bool:
+        return is_norm(module) or find_absorber(module) is not None or isinstance(module, Add | Multiply)
+
+    def _width_for_readers(self, node: fx.Node) -> int | None:
+        for reader in self.readers(node):
+            operation = self.operations.get(reader)
+            if operation is None or reader.args[:1] != (node,):
+                continue
+            if is_linear(operation.module) and linear_type(operation.module).spatial:
+                return in_channels(operation.module)
+            if is_norm(operation.module):
+                return width(operation.module)
+        return None

@@ -1,0 +1,190 @@
+"""Pools, means and interpolations whose sizes forward computes, at other sizes than those they were planned for; and
+norms that are merged through all of them.
+
+Nothing is known about the size when the plan is made: each module gets it right before it is called.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from canon_bridge import canonize, plan
+from canon_bridge.core.layers import Mean
+from tests.conftest import Snapshot, randomize, relative_error
+from tests.core.pieces import BOTH, Function, Written, check, conv, image, norm
+
+SIZES = ((2, 4, 6, 6), (1, 4, 7, 5), (3, 4, 4, 9), (2, 4, 6, 6))
+
+# Name: the operation in a network of a norm before and a convolution or a linear layer behind it, and its module.
+COMPUTED: dict[str, tuple[Function, type[nn.Module]]] = {
+    "F.avg_pool2d(x, x.size()[2:])": (lambda x: F.avg_pool2d(x, x.size()[2:]), nn.AvgPool2d),
+    "F.avg_pool2d(x, x.shape[-2:])": (lambda x: F.avg_pool2d(x, x.shape[-2:]), nn.AvgPool2d),
+    "F.avg_pool2d(x, (x.shape[2], x.size(3)))": (lambda x: F.avg_pool2d(x, (x.shape[2], x.size(3))), nn.AvgPool2d),
+    "F.avg_pool2d(x, kernel_size=x.shape[2:], stride=1)": (
+        lambda x: F.avg_pool2d(x, kernel_size=x.shape[2:], stride=1),
+        nn.AvgPool2d,
+    ),
+    "F.avg_pool2d(x, x.shape[2] // 2)": (lambda x: F.avg_pool2d(x, x.shape[2] // 2), nn.AvgPool2d),
+    "F.avg_pool2d(x, 2, x.shape[2] // 3)": (lambda x: F.avg_pool2d(x, 2, x.shape[2] // 3), nn.AvgPool2d),
+    "F.max_pool2d(x, x.size()[2:])": (lambda x: F.max_pool2d(x, x.size()[2:]), nn.MaxPool2d),
+    "F.max_pool2d(x, 2, padding=x.dim() - 3)": (lambda x: F.max_pool2d(x, 2, padding=x.dim() - 3), nn.MaxPool2d),
+    "F.adaptive_avg_pool2d(x, (1, 1))": (lambda x: F.adaptive_avg_pool2d(x, (1, 1)), nn.AdaptiveAvgPool2d),
+    "F.adaptive_avg_pool2d(x, x.shape[2] // 2)": (
+        lambda x: F.adaptive_avg_pool2d(x, x.shape[2] // 2),
+        nn.AdaptiveAvgPool2d,
+    ),
+    "F.adaptive_avg_pool2d(x, (x.shape[2], 1))": (
+        lambda x: F.adaptive_avg_pool2d(x, (x.shape[2], 1)),
+        nn.AdaptiveAvgPool2d,
+    ),
+    "F.adaptive_max_pool2d(x, x.shape[2] // 2)": (
+        lambda x: F.adaptive_max_pool2d(x, x.shape[2] // 2),
+        nn.AdaptiveMaxPool2d,
+    ),
+    "F.interpolate(x, scale_factor=2)": (lambda x: F.interpolate(x, scale_factor=2), nn.Upsample),
+    "F.interpolate(x, 11)": (lambda x: F.interpolate(x, 11), nn.Upsample),
+    "F.interpolate(x, (x.shape[2] * 2, 5))": (lambda x: F.interpolate(x, (x.shape[2] * 2, 5)), nn.Upsample),
+    "F.interpolate, bilinear": (
+        lambda x: F.interpolate(x, x.shape[3], mode="bilinear", align_corners=True),
+        nn.Upsample,
+    ),
+    "F.interpolate, computed factor": (lambda x: F.interpolate(x, scale_factor=x.shape[2] / 3), nn.Upsample),
+    "F.interpolate, recomputed factor": (
+        lambda x: F.interpolate(x, None, 1.7, "bilinear", False, recompute_scale_factor=True),
+        nn.Upsample,
+    ),
+    "x.mean((2, 3), keepdim=True)": (lambda x: x.mean((2, 3), keepdim=True), Mean),
+    "x.mean([-1, -2], True)": (lambda x: x.mean([-1, -2], True), Mean),
+    "x.mean(-1, keepdim=True)": (lambda x: x.mean(-1, keepdim=True), Mean),
+    "torch.mean(x, dim=(2, 3), keepdim=True)": (lambda x: torch.mean(x, dim=(2, 3), keepdim=True), Mean),
+    "torch.mean(x, 3, True)": (lambda x: torch.mean(x, 3, True), Mean),
+}
+WITHOUT_DIMENSIONS: dict[str, Function] = {
+    "x.mean((2, 3))": lambda x: x.mean((2, 3)),
+    "x.mean([2, 3])": lambda x: x.mean([2, 3]),
+    "x.mean((-1, -2))": lambda x: x.mean((-1, -2)),
+    "x.mean(dim=(-2, -1))": lambda x: x.mean(dim=(-2, -1)),
+    "x.mean(3).mean(2)": lambda x: x.mean(3).mean(2),
+    "x.mean(2).mean(-1)": lambda x: x.mean(2).mean(-1),
+    "x.mean(-1).mean(-1)": lambda x: x.mean(-1).mean(-1),
+    "torch.mean(x, [2, 3])": lambda x: torch.mean(x, [2, 3]),
+    "torch.mean(x, keepdim=False, dim=(2, 3))": lambda x: torch.mean(x, keepdim=False, dim=(2, 3)),
+    "x.flatten(2).mean(-1)": lambda x: x.flatten(2).mean(-1),
+    "pooled and flattened": lambda x: F.avg_pool2d(x, x.size()[2:]).flatten(1),
+    "pooled and viewed": lambda x: (y := F.adaptive_avg_pool2d(x, 1)).view(y.size(0), -1),
+    "pooled and squeezed": lambda x: F.adaptive_avg_pool2d(x, (1, 1)).squeeze(3).squeeze(2),
+}
+
+
+def network(operation: Function, last: nn.Module) -> nn.Module:
+    return randomize(
+        Written(
+            lambda m, x: m.last(operation(m.relu(m.norm(m.tanh(x))))),
+            tanh=nn.Tanh(),
+            norm=norm(),
+            relu=nn.ReLU(),
+            last=last,
+        )
+    )
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_a_norm_is_merged_through_it_and_other_sizes_hold(name: str) -> None:
+    operation, kind = COMPUTED[name]
+    model = network(operation, conv(4, 3, 1, 0))
+    (merge,) = plan(model).merges
+    assert merge.chain.targets == ("last",)
+    check(model, *(image(*size) for size in SIZES))
+    before = set(dict(model.named_modules()))
+    with canonize(model):
+        new = [module for path, module in model.named_modules() if path not in before]
+        assert [type(module) for module in new] == [kind]
+
+
+@pytest.mark.parametrize("name", WITHOUT_DIMENSIONS)
+def test_a_norm_is_merged_through_the_end_of_a_network(name: str) -> None:
+    model = network(WITHOUT_DIMENSIONS[name], nn.Linear(4, 3))
+    (merge,) = plan(model).merges
+    assert merge.chain.targets == ("last",)
+    check(model, *(image(*size) for size in SIZES))
+
+
+NOT_THROUGH: dict[str, tuple[Function, Callable[[], nn.Module]]] = {
+    "a mean over the channels": (lambda x: x.mean(1, keepdim=True), lambda: conv(1)),
+    "a mean over channels and space": (lambda x: x.mean((1, 2, 3), keepdim=True), lambda: conv(1, 1, 1, 0)),
+    "padding that is counted": (lambda x: F.avg_pool2d(x, 3, 1, 1), conv),
+    "computed padding": (lambda x: F.avg_pool2d(x, 3, 1, x.dim() - 3), conv),
+    "another divisor": (lambda x: F.avg_pool2d(x, x.size()[2:], divisor_override=3), lambda: conv(4, 3, 1, 0)),
+    "a pool with a size that is no point": (
+        # Neither dimension is one, so nothing is squeezed, and the linear layer acts on the last dimension.
+        lambda x: F.adaptive_avg_pool2d(x, (x.shape[2] // 2, x.size(1))).squeeze(3).squeeze(2),
+        lambda: nn.Linear(4, 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_THROUGH)
+def test_what_does_not_keep_constants_is_not_passed(name: str) -> None:
+    operation, last = NOT_THROUGH[name]
+    model = network(operation, last())
+    assert plan(model).merges == ()
+    check(model, image(), image(1, 4, 8, 7))
+
+
+TWO: dict[str, Function] = {
+    "a size of another tensor": lambda m, x: m.b(F.interpolate(m.norm(m.a(x)), x.shape[2:])) + x,
+    "sizes of another tensor": lambda m, x: m.b(F.interpolate(m.norm(m.a(x)), (x.size(2), x.size(3)))) + x,
+    "a decoder": lambda m, x: (
+        m.b(F.interpolate(m.norm(m.a(x)), size=x.size()[-2:], mode="bilinear", align_corners=False)) * torch.sigmoid(x)
+    ),
+    "pooled to the size of another": lambda m, x: F.adaptive_max_pool2d(x, m.norm(m.a(x)).shape[2:]) + m.a(x),
+    "one function at several places": lambda m, x: F.interpolate(
+        F.interpolate(m.norm(m.a(x)), scale_factor=3), x.shape[2:]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_sizes_of_other_tensors(name: str) -> None:
+    model = randomize(Written(TWO[name], a=conv(4, 4, 3, 1, stride=2), norm=norm(), b=conv()))
+    check(model, *(image(*size) for size in SIZES))
+
+
+class Twice(nn.Module):
+    """One block with a computed size, called with two sizes in one forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.pool = Written(pooled, norm=norm(), conv=conv(4, 4, 1, 0)), nn.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x) + self.block(self.pool(x))
+
+
+def pooled(model: nn.Module, x: Tensor) -> Tensor:
+    return model.conv(F.avg_pool2d(model.norm(x), x.shape[2:]))
+
+
+def test_one_block_called_with_two_sizes() -> None:
+    check(randomize(Twice().double()), *(image(*size) for size in SIZES))
+
+
+@pytest.mark.parametrize("prefer", BOTH)
+def test_sizes_are_followed_with_example_inputs_too(prefer: str) -> None:
+    def function(model: nn.Module, x: Tensor) -> Tensor:
+        y = model.norm(model.a(x))
+        if y.abs().sum() > 0 and y.shape[1] == len(model.norm.weight):
+            y = F.avg_pool2d(y, y.size()[2:])
+        return model.b(F.interpolate(y, x.shape[2:]))
+
+    model: Any = randomize(Written(function, a=conv(), norm=norm(), b=conv()))
+    before, x, other = Snapshot.of(model), image(), image(1, 4, 9, 5)
+    expected = model(x), model(other)
+    with canonize(model, prefer=prefer, example_inputs=x):
+        for value, right in zip((x, other), expected, strict=True):
+            assert relative_error(model(value), right) < 1e-12
+    before.check()

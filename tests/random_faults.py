@@ -1,0 +1,79 @@
+"""Faults in the core that the checks on random networks must find."""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from canon_bridge.core import activation, affine, linear, pooling, psi
+from canon_bridge.core.affine import Affine
+from canon_bridge.core.edits import Edits
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def no_eps(monkeypatch):
+    def read(module):
+        right = affine.NORMS[nn.SyncBatchNorm].read(module)
+        scale = right.scale * (module.running_var + module.eps).sqrt() / module.running_var.sqrt()
+        return Affine(scale, right.shift)
+
+    for kind in _NORMS:
+        monkeypatch.setitem(affine.NORMS, kind, replace(affine.NORMS[kind], read=read))
+
+
+def eps_stays_in_the_norm(monkeypatch):
+    identity = affine.NORMS[nn.BatchNorm2d].identity
+
+    def without_eps(module):
+        return {slot: value for slot, value in identity(module).items() if slot[1] != "eps"}
+
+    for kind in _NORMS:
+        monkeypatch.setitem(affine.NORMS, kind, replace(affine.NORMS[kind], identity=without_eps))
+
+
+def no_border(monkeypatch):
+    geometries = linear.axis_geometries
+    without = lambda module: tuple(replace(g, low=0, high=0) for g in geometries(module))  # noqa: E731
+    monkeypatch.setattr(linear, "axis_geometries", without)
+
+
+def no_offset_in_concatenations(monkeypatch):
+    select = Affine.select
+    monkeypatch.setattr(
+        Affine,
+        "select",
+        lambda self, channels: select(self, [min(n, i % self.scale.numel()) for i, n in enumerate(channels)]),
+    )
+
+
+def only_maxima(monkeypatch):
+    monkeypatch.setattr(pooling, "_signed_pool", lambda module, x: type(module).forward(module, x))
+
+
+def plain_relu(monkeypatch):
+    monkeypatch.setattr(activation, "_thresholded_relu", lambda module, x: x.relu())
+
+
+def no_offset_in_activations(monkeypatch):
+    before = psi._before
+    monkeypatch.setattr(psi, "_before", lambda module, x: before(module, x) - psi._buffer(module, "shift", x))
+
+
+def not_restored(monkeypatch):
+    revert = Edits._revert
+    wrong = staticmethod(lambda write: None if write.name == "eps" else revert(write))
+    monkeypatch.setattr(Edits, "_revert", wrong)
+
+
+def nothing_merged_into_biases(monkeypatch):
+    write = linear._write
+    monkeypatch.setattr(
+        linear, "_write", lambda e, module, weight, bias: write(e, module, weight, torch.zeros_like(bias))
+    )
+
+
+FAULTS = (
+    *(no_eps, eps_stays_in_the_norm, no_border, no_offset_in_concatenations, only_maxima, plain_relu),
+    *(no_offset_in_activations, not_restored, nothing_merged_into_biases),
+)
