@@ -3,14 +3,20 @@
 Floor 0: imports torch alone.
 """
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
+import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_map
 
 # Types of values that choose a course in forward instead of carrying data, unless they were computed from data.
 CONSTANTS: Final[frozenset[type]] = frozenset({type(None), bool, str, int, float})
+
+
+# Functions of torch whose `input` is not the first argument.
+_OTHERWISE: Final = frozenset({torch.where, torch.searchsorted})
 
 
 class _Data:
@@ -77,6 +83,23 @@ def kept(structure: Any) -> Any:
     if type(structure) is dict:
         return {key: kept(item) for key, item in cast("dict[Any, Any]", structure).items()}
     return structure
+
+
+def by_position(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call with the first one by position, if it was passed by name and need not be."""
+    if args or not kwargs:
+        return args, kwargs
+    try:
+        first = next(iter(inspect.signature(function).parameters.values()))
+    except (ValueError, TypeError, StopIteration):  # built in, without a signature: functions of torch have `input`
+        name = None if function in _OTHERWISE else "input"
+    else:
+        name = first.name if first.kind is first.POSITIONAL_OR_KEYWORD else None
+    if name is None or name not in kwargs:
+        return args, kwargs
+    return (kwargs[name],), {key: value for key, value in kwargs.items() if key != name}
 
 
 def copied(structure: Any) -> Any:

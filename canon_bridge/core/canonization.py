@@ -1,6 +1,6 @@
 """The only place that knows the order of the steps: plan, apply, the block, undo.
 
-Floor 15: imports everything below it.
+Floor 16: imports everything below it.
 """
 
 import functools
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from canon_bridge.core.affine import check_norm, children_after
+from canon_bridge.core.affine import check_norm, children_after, is_identity
 from canon_bridge.core.arguments import CONSTANTS, copied
 from canon_bridge.core.chains import Chain
 from canon_bridge.core.edits import Edits, writes_in_force
@@ -21,7 +21,7 @@ from canon_bridge.core.linear import make_plain
 from canon_bridge.core.merge import expect_rank, make_linear, merge, replace_child, sequence_behind
 from canon_bridge.core.options import Backend, Options, Scope
 from canon_bridge.core.plan import Plan
-from canon_bridge.core.planning import make_plan
+from canon_bridge.core.planning import IS_IDENTITY, make_plan
 from canon_bridge.core.snapshot import drop_scratch
 from canon_bridge.core.watch import Watch
 
@@ -120,7 +120,10 @@ class Canonization:
             for name, value in vars(self.model.get_submodule(rewrite.path)).items()
             if type(value) in CONSTANTS
         )
-        return modules, flags, writes_in_force(self.model)
+        # Other norms were searched through because they were the identity.
+        passed = {entry.norm for entry in self.plan.refusals if entry.reason is IS_IDENTITY}
+        ready = tuple(is_identity(norm) for path, norm in self.model.named_modules() if path in passed)
+        return modules, flags, ready, writes_in_force(self.model)
 
     def _check(self) -> None:
         if self._edits is not None:
@@ -128,7 +131,8 @@ class Canonization:
         if not self.is_current():
             raise RuntimeError(
                 "the model has other modules or flags than when this plan was made, or another canonization of it "
-                "began or ended since; call canonize(model) anew, in the state that the model is in now."
+                "began or ended since, or a BatchNorm that was the identity is none any "
+                "more; call canonize(model) anew, in the state that the model is in now."
             )
         paths = {path for path, _ in self.model.named_modules()}
         for path in [entry.norm for entry in self.plan.merges if entry.norm in paths]:
@@ -155,8 +159,9 @@ class Canonization:
             make_plain(edits, model.get_submodule(path))
         for entry in plan.merges:
             self._merge(edits, entry.chain)
-        for leftover in plan.leftovers:
-            make_linear(edits, model, model.get_submodule(leftover.norm))
+        # All of them are looked up before the first is replaced, for one may be a part of another.
+        for norm in [model.get_submodule(leftover.norm) for leftover in plan.leftovers]:
+            make_linear(edits, model, norm)
         for norm in [model.get_submodule(entry.norm) for entry in plan.merges]:
             if children_after(norm):
                 replace_child(edits, model, norm, sequence_behind(norm))

@@ -6,9 +6,38 @@ Floor 0: imports nothing of the package.
 from dataclasses import dataclass
 
 
+class Words(str):
+    """Words that name modules.
+
+    Attributes
+    ----------
+    kind : str
+        The same without names: with the types of the modules, and letters for numbers. It is what cases that are
+        alike have in common.
+    """
+
+    kind: str
+
+    def __new__(cls, words: str, kind: str) -> "Words":
+        """Make the words."""
+        made = super().__new__(cls, words)
+        made.kind = kind
+        return made
+
+
+def kind_of(words: str) -> str:
+    """Return the words without the names in them."""
+    return words.kind if isinstance(words, Words) else words
+
+
+def words(template: str, *parts: str) -> Words:
+    """Return a template with its braces filled in, once with the parts and once with their kinds."""
+    return Words(template.format(*parts), template.format(*map(kind_of, parts)))
+
+
 @dataclass(frozen=True)
 class Obstacle:
-    """Why a chain does not exist."""
+    """Why a chain does not exist; ``reason`` may be :class:`Words`."""
 
     reason: str
 
@@ -48,7 +77,7 @@ class Chain:
     steps : tuple of Step
         In the order of the data flow.
     through : tuple of str
-        What lies in between, in order, by name.
+        What lies in between, in order; :class:`Words` where it names a module.
     ranks : tuple of int
         The numbers of dimensions of the input that the merge holds for, where the layer's type accepts others, too;
         empty where it holds for all.

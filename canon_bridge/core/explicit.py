@@ -6,11 +6,14 @@ Floor 10: imports ``rewrite``, ``aliases``, ``lifts`` and ``layers``. Nothing he
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
 from canon_bridge.core.affine import children_after
 from canon_bridge.core.aliases import Aliases
+from canon_bridge.core.arguments import is_proxy
 from canon_bridge.core.errors import TracingError
 from canon_bridge.core.graph import Flow, Site
 from canon_bridge.core.layers import Add, clone
@@ -119,6 +122,7 @@ class _Survey:
                     self.calls_of[modules[node]].append(site)
             self.nodes_of[site].append(node)
         self.aliases = Aliases(flow.graph, modules)
+        self._arguments = {path: _nodes_in(inputs) for path, inputs in flow.inputs.items()}
 
     def wanted(self) -> dict[str, list[_Wanted]]:
         """Return the call sites that need a module of their own, by container."""
@@ -192,10 +196,14 @@ class _Survey:
     def _may_be_out_of_place(self, site: Site, nodes: list[fx.Node]) -> bool:
         """Return whether a new forward can hand the result to all who read the overwritten tensor later.
 
-        It can if they read it by the very name that was overwritten, in the same forward.
+        It can if they read it by the very name that was overwritten, in the same forward, which knows it by no other.
         """
+        arguments = self._arguments.get(site.owner, [])
         return all(
-            name is node.all_input_nodes[0] and self._owner(reader) == site.owner and len(nodes) == 1
+            name is node.all_input_nodes[0]
+            and self._owner(reader) == site.owner
+            and len(nodes) == 1
+            and arguments.count(name) <= 1
             for node in nodes
             if self.aliases.overwrites(node)
             for reader, name in self.aliases.read_after(node)
@@ -210,6 +218,11 @@ def _is_stateless(module: nn.Module) -> bool:
     """Return whether a copy of the module at another call site computes the same for ever."""
     tables = (vars(module)[table] for table in ("_parameters", "_buffers", "_modules"))
     return type(module).__module__.startswith("torch.nn.modules") and not any(tables)
+
+
+def _nodes_in(structure: Any) -> list[fx.Node]:
+    """Return the nodes that the proxies in arguments stand for."""
+    return [leaf.node for leaf in tree_leaves(structure) if is_proxy(leaf)]
 
 
 def _free_name(owner: nn.Module, name: str, taken: set[str]) -> str:

@@ -49,8 +49,9 @@ def adaptive_max_pool(module: MakeModule) -> MakeModule:
     return build
 
 
-def mean(dim: Any = None, keepdim: bool = False, dtype: Any = None) -> nn.Module:
+def mean(dim: Any = None, keepdim: bool = False, dtype: Any = None, axis: Any = None) -> nn.Module:
     """Return the module of a mean over given dimensions."""
+    dim = axis if dim is None else dim
     if dim is None or dtype is not None:
         raise ValueError("a mean over all dimensions or in another dtype has no module form")
     return Mean(dim, keepdim)
@@ -77,6 +78,23 @@ def clamp(min: Any = None, max: Any = None) -> nn.Module:
     if not isinstance(min, int | float) or not isinstance(max, int | float) or not min < max:
         raise ValueError("clamp has a module form only between two numbers, or from 0")
     return nn.Hardtanh(min, max)
+
+
+def clamp_min(min: Any) -> nn.Module:
+    """Return the module of a clamp from zero."""
+    return clamp(min)
+
+
+def raw_elu(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> nn.Module:
+    """Return the module of an ELU, from the arguments of torch's own ``elu_``."""
+    if (scale, input_scale) != (1, 1):
+        raise ValueError("a scaled elu has no module form")
+    return nn.ELU(alpha)
+
+
+def prelu(weight: Any) -> nn.Module:
+    """Return the PReLU with the given slopes."""
+    return _with_tensors(nn.PReLU(weight.numel(), device="meta"), weight=weight)
 
 
 def batch_norm(
@@ -110,7 +128,7 @@ def raw_batch_norm(
 
 def linear(weight: Any, bias: Any = None) -> nn.Module:
     """Return the linear layer with the given tensors."""
-    return _with_tensors(nn.Linear(weight.shape[1], weight.shape[0], device="meta"), weight, bias)
+    return _with_tensors(nn.Linear(weight.shape[1], weight.shape[0], device="meta"), weight=weight, bias=bias)
 
 
 def convolution(module: MakeModule) -> MakeModule:
@@ -128,7 +146,7 @@ def convolution(module: MakeModule) -> MakeModule:
         made = module(
             in_channels * groups, out_channels, tuple(kernel), stride, padding, dilation, groups, device="meta"
         )
-        return _with_tensors(made, weight, bias)
+        return _with_tensors(made, weight=weight, bias=bias)
 
     return build
 
@@ -157,14 +175,14 @@ def transposed_convolution(module: MakeModule) -> MakeModule:
             dilation=dilation,
             device="meta",
         )
-        return _with_tensors(made, weight, bias)
+        return _with_tensors(made, weight=weight, bias=bias)
 
     return build
 
 
-def _with_tensors(module: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+def _with_tensors(module: nn.Module, **tensors: Tensor | None) -> nn.Module:
     """Put tensors of the model, or what it computes from them, into a new layer; parameters as they are."""
-    for name, value in (("weight", weight), ("bias", bias)):
+    for name, value in tensors.items():
         if value is not None and not isinstance(value, nn.Parameter):
             value = nn.Parameter(value.detach(), value.requires_grad)
         vars(module)["_parameters"][name] = value

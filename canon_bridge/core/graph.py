@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from canon_bridge.core.affine import children_after
-from canon_bridge.core.arguments import DATA, is_proxy, kept, pattern, unpack
+from canon_bridge.core.arguments import DATA, by_position, is_proxy, kept, pattern, unpack
 from canon_bridge.core.data import note_data
 from canon_bridge.core.known import is_known
 from canon_bridge.core.layers import Add, Multiply
@@ -67,7 +67,8 @@ class Flow:
     values : dict
         The value of each node, where the flow was traced with values.
     decided : frozenset of str
-        The containers whose course depended on such values, or on whether a gradient is wanted.
+        The containers whose course depended on such values, or on whether a gradient is wanted, and those that pass
+        a module its input by name: they get a new forward.
     """
 
     graph: fx.Graph
@@ -183,6 +184,10 @@ class SymbolicTracer(fx.Tracer):
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             self._call_site = site
+            if not args and kwargs:
+                args, kwargs = by_position(m.forward, args, kwargs)
+                # Rules see the positional arguments of a module alone.
+                self.decided.add(self.frames[-1].owner)
             called = self.create_proxy("call_module", path, args, kwargs)
             owner = self.frames[0].owner
             result = unpack(self._known_returns.get(f"{owner}.{path}" if owner else path, DATA), called)
@@ -205,9 +210,11 @@ class SymbolicTracer(fx.Tracer):
         self.frames.pop()
         return result
 
-    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **names: Any) -> fx.Node:
         """Create a node, and note its site."""
-        node = super().create_node(kind, target, *args, **kwargs)
+        if kind == "call_function":
+            args, kwargs = by_position(target, args, kwargs)
+        node = super().create_node(kind, target, args, kwargs, *more, **names)
         note_data(node)
         if not torch.is_grad_enabled():
             self.frames[-1].stops_gradients = True

@@ -1,6 +1,6 @@
 """From a normalization layer to the layers before it.
 
-Floor 13: imports ``rightward``, ``network`` and the tables below it.
+Floor 14: imports ``rightward``, ``network`` and the tables below it.
 """
 
 from dataclasses import dataclass, field
@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from canon_bridge.core.affine import is_norm, width
-from canon_bridge.core.chains import Chain, Obstacle, Step
+from canon_bridge.core.chains import Chain, Obstacle, Step, words
 from canon_bridge.core.explicit import Operation
+from canon_bridge.core.fitting import name_of, why_not_put_out
 from canon_bridge.core.layout import Layout, position
-from canon_bridge.core.linear import is_linear, linear_type, out_channels
-from canon_bridge.core.network import Network, wrong_dimension
+from canon_bridge.core.linear import is_linear
+from canon_bridge.core.network import UNKNOWN_WIDTH, Network
 from canon_bridge.core.parts import concatenated
 from canon_bridge.core.rightward import of_any_rank
 from canon_bridge.core.through import find_through
@@ -55,9 +56,10 @@ class _Search:
             obstacle = self._back(node.args[0] if node.args else None, node, start)
             if obstacle is not None:
                 return obstacle
+        network = self.network
         for path, reached in self.reached.items():
-            if len(reached.nodes) != len(self.network.calls(path)):
-                return Obstacle(f"{path} is called elsewhere, too")
+            if len(reached.nodes) != len(network.calls(path)):
+                return Obstacle(words("{} is called elsewhere, too", network.called(path)))
         steps = tuple(Step(path, reached.layout.channels) for path, reached in self.reached.items())
         return Chain(self.norm.path, self.width, "left", steps, tuple(reversed(self.through)))
 
@@ -67,7 +69,7 @@ class _Search:
         if not isinstance(node, fx.Node) or node.op not in ("call_module", "call_function", "call_method"):
             return Obstacle("no linear layer comes before it")
         if any(other is not reader for other in network.readers(node)):
-            return Obstacle(f"{network.name(node)} before it has other consumers, too")
+            return Obstacle(words("{} before it has other consumers, too", network.name(node)))
         operation = network.operations.get(node)
         if operation is not None and is_linear(operation.module):
             return self._take(node, operation, layout)
@@ -80,7 +82,7 @@ class _Search:
             return self._back(node.args[0], node, layout)
         found = find_through(node, operation.module if operation else None)
         if found is None:
-            return Obstacle(f"{network.name(node)} before it is not linear")
+            return Obstacle(words("{} before it is not linear", network.name(node)))
         through, arguments = found
         before = through.backward(layout, arguments)
         if isinstance(before, str):
@@ -96,9 +98,9 @@ class _Search:
             return Obstacle("a tensor is concatenated with itself")
         start = 0
         for part in parts:
-            size = self.network.width(part)
+            size = self.network.width(part, layout.rank)
             if size is None:
-                return Obstacle(f"how many channels {self.network.name(part)} adds to a concatenation is not known")
+                return Obstacle(words(UNKNOWN_WIDTH, self.network.name(part)))
             obstacle = self._back(part, node, layout.holding(layout.channels[start : start + size]))
             if obstacle is not None:
                 return obstacle
@@ -112,18 +114,11 @@ class _Search:
         obstacle = self.network.why_not_into(operation)
         if obstacle is not None:
             return obstacle
-        if is_norm(operation.module):
-            gives, fits = width(operation.module), layout.axis == 1
-        else:
-            spatial = linear_type(operation.module).spatial
-            gives = out_channels(operation.module)
-            fits = layout.axis == 1 and layout.rank == spatial + 2 if spatial else layout.is_last
-        if gives != len(layout.channels):
-            return Obstacle(f"{operation.path} puts out {gives} channels, it wants {len(layout.channels)}")
-        if not fits:
-            return Obstacle(wrong_dimension(operation))
+        reason = why_not_put_out(operation, layout)
+        if reason is not None:
+            return Obstacle(reason)
         reached = self.reached.setdefault(operation.path, _Reached(layout))
         if reached.layout != layout:
-            return Obstacle(f"{operation.path} is called in different ways")
+            return Obstacle(words("{} is called in different ways", name_of(operation)))
         reached.nodes.append(node)
         return None

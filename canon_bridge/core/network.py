@@ -1,29 +1,26 @@
 """The explicit flow as the searches for chains see it: who reads what, and which modules can take a map.
 
-Floor 11: imports ``explicit`` and the tables below it. Nothing here writes to a model or reads parameter values.
+Floor 12: imports ``explicit`` and the tables below it. Nothing here writes to a model or reads parameter values.
 """
 
 from torch import fx, nn
 
 from canon_bridge.core.absorb import find_absorber, wanted_rank
 from canon_bridge.core.affine import is_norm, norm_type, width
-from canon_bridge.core.chains import Obstacle
+from canon_bridge.core.chains import Obstacle, Words, words
 from canon_bridge.core.explicit import Explicit, Operation
+from canon_bridge.core.fitting import name_of
 from canon_bridge.core.layers import Add, Multiply
 from canon_bridge.core.linear import in_channels, is_linear, linear_type, out_channels, why_not_foldable
 from canon_bridge.core.parts import concatenated, reads_shape_alone
 from canon_bridge.core.through import find_through
 
+UNKNOWN_WIDTH = "how many channels {} adds to a concatenation is not known"
+
 
 def _first(node: fx.Node) -> object:
     """Return the first argument of a call, or None where all are given by name."""
     return node.args[0] if node.args else None
-
-
-def wrong_dimension(linear: Operation) -> str:
-    """Return the reason why a linear layer cannot take a map of other channels than its own."""
-    where = "the last dimension, not on channels" if isinstance(linear.module, nn.Linear) else "other dimensions"
-    return f"{linear.path} acts on {where}"
 
 
 class Network:
@@ -60,7 +57,7 @@ class Network:
         self._paths: dict[str, list[fx.Node]] = {}
         for node in sorted(self.operations, key=self.order.__getitem__):
             self._paths.setdefault(self.operations[node].path, []).append(node)
-        self._widths: dict[fx.Node, int | None] = {}
+        self._widths: dict[tuple[fx.Node, int], int | None] = {}
 
     def in_order(self) -> list[Operation]:
         """Return the operations in the order of the data flow, each module once."""
@@ -84,6 +81,14 @@ class Network:
         """Return all calls of the module at a path."""
         return self._paths[path]
 
+    def is_called(self, path: str) -> bool:
+        """Return whether the module at a path is one operation of the flow."""
+        return path in self._paths
+
+    def called(self, path: str) -> Words:
+        """Return the path of a module that is called, or its type."""
+        return name_of(self.operations[self._paths[path][0]])
+
     def readers(self, node: fx.Node) -> list[fx.Node]:
         """Return who reads the data of a node, not only its size, in order."""
         readers = [user for user in node.users if user.op == "output" or user.meta.get("has_data", True)]
@@ -98,7 +103,8 @@ class Network:
         """Return what to call a node in a reason."""
         operation = self.operations.get(node)
         if operation is not None:
-            return f"{operation.path} ({type(operation.module).__name__})"
+            kind = type(operation.module).__name__
+            return Words(f"{operation.path} ({kind})", kind)
         if node.op == "output":
             return "the output of the model"
         if node.op == "placeholder":
@@ -108,40 +114,50 @@ class Network:
     def why_not_into(self, operation: Operation) -> Obstacle | None:
         """Return why no map can be folded into a linear or normalization layer, or None if it can."""
         if operation.path in self.read_elsewhere:
-            return Obstacle(f"a forward reads the parameters of {operation.path} by itself")
+            return Obstacle(words("a forward reads the parameters of {} by itself", name_of(operation)))
         if is_norm(operation.module):
-            return Obstacle(f"{operation.path} stays as it is") if operation.path in self.untouchable else None
+            return (
+                Obstacle(words("{} stays as it is", name_of(operation))) if operation.path in self.untouchable else None
+            )
         reason = why_not_foldable(operation.module)
-        return None if reason is None else Obstacle(f"{operation.path}: {reason}")
+        return None if reason is None else Obstacle(words("{}: {}", name_of(operation), reason))
 
-    def width(self, node: object) -> int | None:
-        """Return how many channels (length of axis 1) the output of a node has, or None if that is not known."""
+    def width(self, node: object, rank: int) -> int | None:
+        """Return how many channels (length of axis 1) the output of a node has, or None if that is not known.
+
+        Parameters
+        ----------
+        node : object
+            The node.
+        rank : int
+            How many dimensions the output has.
+        """
         if not isinstance(node, fx.Node):
             return None
-        if node not in self._widths:
-            self._widths[node] = None  # for a node that leads back to itself
-            self._widths[node] = self._width(node)
-        return self._widths[node]
+        if (node, rank) not in self._widths:
+            self._widths[node, rank] = self._width(node, rank)
+        return self._widths[node, rank]
 
-    def _width(self, node: fx.Node) -> int | None:
+    def _width(self, node: fx.Node, rank: int) -> int | None:
         value = self.values.get(node)
         if value is not None:
             return value.shape[1] if hasattr(value, "shape") and value.dim() > 1 else None
         operation = self.operations.get(node)
         module = operation.module if operation else None
         if module is not None and is_linear(module):
-            return out_channels(module)
+            puts_out_channels = linear_type(module).spatial or rank == 2
+            return out_channels(module) if puts_out_channels else self.width(_first(node), rank)
         if module is not None and is_norm(module):
             return width(module)
         through = find_through(node, module)
         if (through is not None and through[0].keeps_width) or (module is not None and find_absorber(module)):
-            return self.width(_first(node))
+            return self.width(_first(node), rank)
         parts = concatenated(node)
         if parts is not None and parts[1] == 1:
-            widths = [self.width(part) for part in parts[0]]
+            widths = [self.width(part, rank) for part in parts[0]]
             return None if None in widths else sum(width for width in widths if width)
         if isinstance(module, Add | Multiply):  # one of the two may have a single channel for all
-            widths = [self.width(operand) for operand in node.args[:2]]
+            widths = [self.width(operand, rank) for operand in node.args[:2]]
             return None if None in widths or not widths else max(width for width in widths if width)
         return self._width_for_readers(node)
 
@@ -163,6 +179,8 @@ class Network:
         if found is not None:
             return found
         through = find_through(node, module)
+        if through is not None and through[0].rank is not None:
+            return through[0].rank
         parts = concatenated(node)
         if (through is not None and through[0].keeps_width) or (module is not None and self._keeps_rank(module)):
             return self.rank(_first(node))

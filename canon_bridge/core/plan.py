@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from canon_bridge.core.chains import Chain
+from canon_bridge.core.chains import Chain, kind_of
 from canon_bridge.core.options import Options
 from canon_bridge.core.rewrite import Rewrite
 from canon_bridge.core.table import format_table
@@ -32,18 +32,14 @@ class Merge:
     @property
     def group(self) -> tuple[str, ...]:
         """What happens, and through what, without the names of modules."""
-        kinds = [name.rpartition(" ")[0] if name.endswith(self.chain.absorbers) else name for name in self._through]
-        return f"merged {self.chain.direction}", ", ".join(dict.fromkeys(kinds)) or "-"
+        kinds = dict.fromkeys(map(kind_of, self.chain.through))
+        return f"merged {self.chain.direction}", ", ".join(kinds) or "-"
 
     @property
     def row(self) -> tuple[str, ...]:
         """One line of the table of details."""
         into = ", ".join(self.chain.targets)
-        return self.chain.norm, self.chain.direction, into, ", ".join(self._through) or "-"
-
-    @property
-    def _through(self) -> tuple[str, ...]:
-        return self.chain.through
+        return self.chain.norm, self.chain.direction, into, ", ".join(self.chain.through) or "-"
 
 
 @dataclass(frozen=True)
@@ -56,18 +52,15 @@ class Leftover:
         Its path.
     reason : str
         What stood in the way, for each direction.
-    kind : str
-        The same without the names of modules.
     """
 
     norm: str
     reason: str
-    kind: str = ""
 
     @property
     def group(self) -> tuple[str, ...]:
         """What happens, and why, without the names of modules."""
-        return "made a per-channel linear layer", self.kind or self.reason
+        return "made a per-channel linear layer", kind_of(self.reason)
 
     @property
     def row(self) -> tuple[str, ...]:
@@ -85,18 +78,15 @@ class Refusal:
         Its path.
     reason : str
         Why it stays.
-    kind : str
-        The same without the names of modules.
     """
 
     norm: str
     reason: str
-    kind: str = ""
 
     @property
     def group(self) -> tuple[str, ...]:
         """What happens, and why, without the names of modules."""
-        return "left as it is", self.kind or self.reason
+        return "left as it is", kind_of(self.reason)
 
     @property
     def row(self) -> tuple[str, ...]:

@@ -1,9 +1,8 @@
 """Decide what becomes of each normalization layer.
 
-Floor 14: imports ``leftward``, ``rightward``, ``plan`` and below. Nothing is written to the model.
+Floor 15: imports ``leftward``, ``rightward``, ``plan`` and below. Nothing is written to the model.
 """
 
-import re
 from collections.abc import Iterator
 
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from canon_bridge.core.affine import check_norm, is_identity, is_norm
-from canon_bridge.core.chains import Obstacle
+from canon_bridge.core.chains import Obstacle, Words, words
 from canon_bridge.core.explicit import Explicit, Operation, make_explicit
 from canon_bridge.core.leftward import find_left
 from canon_bridge.core.linear import computes_weight, is_linear, why_not_foldable
@@ -21,6 +20,7 @@ from canon_bridge.core.plan import Entry, Leftover, Merge, Plan, Refusal
 from canon_bridge.core.rightward import find_right
 from canon_bridge.core.trace import trace
 
+IS_IDENTITY = "it is the identity already"
 _READ = "a forward reads its tensors by itself"
 
 
@@ -90,7 +90,6 @@ class _Planner:
         network.identities |= {path for path, norm in self.norms.items() if is_identity(norm.module)}
         if scope.kinds is not None:
             network.untouchable |= set(self.norms)
-        self._kinds = {operation.path: type(operation.module).__name__ for operation in network.operations.values()}
 
     def entries(self) -> Iterator[Entry]:
         """Yield what becomes of each layer, in the order of the data flow."""
@@ -107,13 +106,21 @@ class _Planner:
         for path, module in model.named_modules():
             if path in self.norms:
                 continue
+            holder = self._holder(path)
             if is_norm(module) and path in self.network.read_elsewhere:
                 yield Refusal(path, _READ)
+            elif is_norm(module) and holder is not None:
+                yield Refusal(path, words("it is up to {}, whose forward is not followed", holder))
             elif is_norm(module):
                 yield self._rest(path, "it is not called in forward")
             elif isinstance(module, _BatchNorm):
-                reason = f"its forward may differ from a BatchNorm's ({type(module).__name__})"
-                yield Refusal(path, reason, reason)
+                yield Refusal(path, f"its forward may differ from a BatchNorm's ({type(module).__name__})")
+
+    def _holder(self, path: str) -> str | None:
+        """Return the module around a layer that is one operation of the flow, if there is one."""
+        names = path.split(".")
+        above = [".".join(names[:end]) for end in range(1, len(names))]
+        return next((self.network.called(holder) for holder in above if self.network.is_called(holder)), None)
 
     def computed_weights(self) -> tuple[str, ...]:
         """Return the linear layers whose weight becomes a plain parameter."""
@@ -125,27 +132,23 @@ class _Planner:
     def _resolve(self, norm: Operation) -> Entry:
         network, path = self.network, norm.path
         if path in network.identities:
-            return Refusal(path, "it is the identity already")
+            return Refusal(path, IS_IDENTITY)
         if path in network.read_elsewhere:
             return Refusal(path, _READ)
         find = {"left": find_left, "right": find_right}
         other = "right" if self.options.prefer == "left" else "left"
-        obstacles: list[str] = []
+        obstacles: list[Words] = []
         for direction in (self.options.prefer, other):
             chain = find[direction](network, norm)
             if isinstance(chain, Obstacle):
-                obstacles.append(f"{direction}: {chain.reason}")
+                obstacles.append(words(f"{direction}: {{}}", chain.reason))
             elif self.scope.kinds is None or chain.kind in self.scope.kinds:
                 return Merge(chain)
-        return self._rest(path, "; ".join(obstacles) or "such a merge was not asked for")
+        return self._rest(
+            path, words("; ".join("{}" for _ in obstacles), *obstacles) or "such a merge was not asked for"
+        )
 
     def _rest(self, path: str, reason: str) -> Entry:
         """Return what becomes of a layer that nothing takes."""
         is_linear_wanted = self.options.leftover == "linear" and self.scope.kinds is None
-        return (Leftover if is_linear_wanted else Refusal)(path, reason, self._without_names(reason))
-
-    def _without_names(self, reason: str) -> str:
-        """Return the reason with the type of each module instead of its name, to count reasons that are alike."""
-        named = re.sub(r"[\w.]+ \((\w+)\)", r"\1", reason)
-        words = r"(?<![\w.])(?!(?:left|right): )[\w.]+"  # the two directions are no names, whatever modules are called
-        return re.sub(words, lambda word: self._kinds.get(word.group(), word.group()), named)
+        return (Leftover if is_linear_wanted else Refusal)(path, reason)

@@ -1,6 +1,6 @@
 """From a normalization layer to the layers behind it.
 
-Floor 12: imports ``network`` and the tables below it.
+Floor 13: imports ``network`` and the tables below it.
 """
 
 import heapq
@@ -11,13 +11,16 @@ from torch import fx
 
 from canon_bridge.core.absorb import find_absorber, wanted_rank
 from canon_bridge.core.affine import is_norm, norm_type, width
-from canon_bridge.core.chains import Chain, Obstacle, Step
+from canon_bridge.core.chains import Chain, Obstacle, Step, Words, words
 from canon_bridge.core.explicit import Operation
+from canon_bridge.core.fitting import name_of, why_not_taken
 from canon_bridge.core.layout import Layout, position
-from canon_bridge.core.linear import in_channels, is_linear, linear_type
-from canon_bridge.core.network import Network, wrong_dimension
+from canon_bridge.core.linear import is_linear
+from canon_bridge.core.network import UNKNOWN_WIDTH, Network
 from canon_bridge.core.parts import concatenated, divided, selected
 from canon_bridge.core.through import find_through
+
+_NOT_LINEAR = "{} behind it is not linear"
 
 
 def find_right(network: Network, norm: Operation) -> Chain | Obstacle:
@@ -36,11 +39,13 @@ def find_right(network: Network, norm: Operation) -> Chain | Obstacle:
 def of_any_rank(network: Network, norm: Operation, search: Callable[[int], Chain | Obstacle]) -> Chain | Obstacle:
     """Return the chain of a layer whose type accepts several numbers of dimensions, and for which of them it holds."""
     ranks = norm_type(norm.module).ranks
-    known = network.rank(network.calls(norm.path)[0].all_input_nodes[0])
-    found = [(search(rank), rank) for rank in (ranks if known not in ranks else (known,))]
+    known = [network.rank(call.all_input_nodes[0]) for call in network.calls(norm.path)]
+    certain = [rank for rank in ranks if rank in known]
+    found = [(search(rank), rank) for rank in (certain if all(rank in ranks for rank in known) else ranks)]
     chains = [(chain, rank) for chain, rank in found if isinstance(chain, Chain)]
-    if not chains:
-        return found[0][0]
+    for chain, rank in found:
+        if isinstance(chain, Obstacle) and (rank in certain or not chains):
+            return chain
     first = chains[0][0]
     if any(chain != first for chain, _ in chains):
         return Obstacle("how many dimensions its input has is not known, and the chain depends on it")
@@ -49,8 +54,8 @@ def of_any_rank(network: Network, norm: Operation, search: Callable[[int], Chain
 
 
 class _Blocked(Exception):  # noqa: N818 - not an error, it ends the search
-    def __init__(self, reason: str) -> None:
-        self.obstacle = Obstacle(reason)
+    def __init__(self, reason: str, *names: str) -> None:
+        self.obstacle = Obstacle(words(reason, *names) if names else reason)
 
 
 @dataclass
@@ -83,7 +88,7 @@ class _Search:
                 self._visit(node)
             for path, reached in self.reached.items():
                 if len(reached.nodes) != len(self.network.calls(path)):
-                    return Obstacle(f"{path} is called elsewhere, too")
+                    return Obstacle(words("{} is called elsewhere, too", self.network.called(path)))
         except _Blocked as blocked:
             return blocked.obstacle
         steps = tuple(reached.step for reached in self.reached.values())
@@ -116,21 +121,21 @@ class _Search:
     def _visit(self, node: fx.Node) -> None:
         network = self.network
         if network.is_overwritten_behind(node):
-            raise _Blocked(f"{network.name(node)} overwrites a tensor that is read again later")
+            raise _Blocked("{} overwrites a tensor that is read again later", network.name(node))
         if concatenated(node) is not None:
             self.layouts[node] = self._joined(node)
             self.through["concatenation"] = None
             return
         source = node.args[0] if node.args else None
         if not isinstance(source, fx.Node) or source not in self.layouts or _reads_more(node, source):
-            raise _Blocked(f"{network.name(node)} behind it is not linear")
+            raise _Blocked(_NOT_LINEAR, network.name(node))
         whole = self.layouts[source]
         picked = selected(node, whole)
         if picked is not None:
             self.layouts[node] = _or_block(picked)
             return
         if isinstance(whole, list):
-            raise _Blocked(f"{network.name(node)} behind it is not linear")
+            raise _Blocked(_NOT_LINEAR, network.name(node))
         parts = divided(node, whole)
         if isinstance(parts, str):
             raise _Blocked(parts)
@@ -143,12 +148,12 @@ class _Search:
     def _meet(self, node: fx.Node, operation: Operation | None, layout: Layout) -> None:
         """Let the map arrive at an operation: it takes it, absorbs it or lets it pass."""
         if operation is not None and is_linear(operation.module):
-            self._take(node, operation, _for_linear(operation, layout))
+            self._take(node, operation, layout)
             return
         if operation is not None and operation.path == self.norm.path:
             raise _Blocked("it feeds itself")
         if operation is not None and is_norm(operation.module) and operation.path not in self.network.identities:
-            self._take(node, operation, _for_norm(operation, layout))
+            self._take(node, operation, layout)
             return
         if operation is not None and find_absorber(operation.module) is not None:
             self.layouts[node] = self._absorb(node, operation, layout)
@@ -158,7 +163,7 @@ class _Search:
             self.layouts[node] = layout  # an identity
             return
         if found is None:
-            raise _Blocked(f"{self.network.name(node)} behind it is not linear")
+            raise _Blocked(_NOT_LINEAR, self.network.name(node))
         through, arguments = found
         self.layouts[node] = _or_block(through.forward(layout, arguments))
         self.through[through.name] = None
@@ -178,35 +183,38 @@ class _Search:
             raise _Blocked("a concatenation along another dimension than the channels")
         channels: tuple[int, ...] = ()
         for part, layout in zip(parts, layouts, strict=True):
-            size = self.network.width(part) if layout is None else None
+            size = self.network.width(part, first.rank) if layout is None else None
             if layout is None and size is None:
-                raise _Blocked(f"how many channels {self.network.name(part)} adds to a concatenation is not known")
+                raise _Blocked(UNKNOWN_WIDTH, self.network.name(part))
             channels += layout.channels if isinstance(layout, Layout) else (-1,) * (size or 0)
         return Layout(channels, 1, first.rank, point=all(layout.point for layout in known))
 
-    def _take(self, node: fx.Node, operation: Operation, layout: Layout | str) -> None:
+    def _take(self, node: fx.Node, operation: Operation, layout: Layout) -> None:
         obstacle = self.network.why_not_into(operation)
-        if obstacle is not None:
-            raise _Blocked(obstacle.reason)
-        self._arrive(node, operation, _or_block(layout), absorbs=False)
+        reason = obstacle.reason if obstacle else why_not_taken(operation, layout)
+        if reason is not None:
+            raise _Blocked(reason)
+        self._arrive(node, operation, layout, absorbs=False)
 
     def _absorb(self, node: fx.Node, operation: Operation, layout: Layout) -> Layout:
         module = operation.module
         several = any(parameter.numel() > 1 for parameter in module.parameters())
         if layout.axis != 1 or (layout.repeats and several) or wanted_rank(module) not in (None, layout.rank):
-            raise _Blocked(f"{operation.path} acts on another dimension than the channels")
+            raise _Blocked("{} acts on another dimension than the channels", name_of(operation))
         first = self._arrive(node, operation, layout, absorbs=True).first
-        self.through[f"{type(module).__name__} {operation.path}"] = None
+        kind = type(module).__name__
+        self.through[Words(f"{kind} {operation.path}", kind)] = None
         return layout.holding(tuple(range(first, first + len(layout.channels))))
 
     def _arrive(self, node: fx.Node, operation: Operation, layout: Layout, absorbs: bool) -> _Reached:
+        layout = replace(layout, point=False)  # how long the other dimensions are does not matter here
         reached = self.reached.get(operation.path)
         if reached is None:
             reached = _Reached(layout, Step(operation.path, layout.channels, absorbs), self.numbers)
             self.reached[operation.path] = reached
             self.numbers += len(layout.channels) if absorbs else 0
         elif reached.layout != layout:
-            raise _Blocked(f"{operation.path} is called in different ways")
+            raise _Blocked("{} is called in different ways", name_of(operation))
         reached.nodes.append(node)
         return reached
 
@@ -220,26 +228,3 @@ def _or_block(found: Layout | str) -> Layout:
     if isinstance(found, str):
         raise _Blocked(found)
     return found
-
-
-def _for_linear(linear: Operation, layout: Layout) -> Layout | str:
-    """Return the layout if it is what the linear layer takes, or why not."""
-    spatial = linear_type(linear.module).spatial
-    fits = layout.axis == 1 and layout.rank == spatial + 2 if spatial else layout.is_last
-    if not fits:
-        return wrong_dimension(linear)
-    return _of_width(linear.path, in_channels(linear.module), layout)
-
-
-def _for_norm(norm: Operation, layout: Layout) -> Layout | str:
-    """Return the layout if it is what another normalization layer takes, or why not."""
-    if layout.axis != 1 or layout.rank not in norm_type(norm.module).ranks:
-        return f"{norm.path} acts on another dimension than the channels"
-    return _of_width(norm.path, width(norm.module), layout)
-
-
-def _of_width(path: str, takes: int, layout: Layout) -> Layout | str:
-    has = len(layout.channels)
-    if takes % has != 0 if layout.repeats else takes != has:
-        return f"{path} takes {takes} channels, it has {has}"
-    return layout

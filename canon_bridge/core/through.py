@@ -36,17 +36,20 @@ class Through:
         From the layout on one side and the arguments of the operation to the layout on the other side, or to the
         reason why the operation does not commute after all.
     keeps_width : bool
-        Whether the output has as many channels on axis 1 as the input, whatever the arguments.
+        Whether the output has as many channels on axis 1, and as many dimensions, as the input, whatever the arguments.
+    rank : int, optional
+        The number of dimensions of its input, the batch included, where that is fixed; and of its output.
     """
 
     name: str
     forward: Move = _stay
     backward: Move = _stay
     keeps_width: bool = True
+    rank: int | None = None
 
 
-def _both(name: str, move: Move) -> Through:
-    return Through(name, move, move)
+def _both(name: str, move: Move, rank: int | None = None) -> Through:
+    return Through(name, move, move, rank=rank)
 
 
 def _spatial(layout: Layout, rank: int | None, name: str) -> Layout | str:
@@ -66,7 +69,7 @@ def _average_pool(rank: int) -> Through:
         found = _spatial(layout, rank, "average pooling")
         return replace(found, point=layout.point and not pads) if isinstance(found, Layout) else found
 
-    return _both("average pooling", move)
+    return _both("average pooling", move, rank)
 
 
 def _adaptive_pool(rank: int) -> Through:
@@ -79,7 +82,7 @@ def _adaptive_pool(rank: int) -> Through:
     def back(layout: Layout, a: Arguments) -> Layout | str:
         return _spatial(layout, rank, "adaptive average pooling")
 
-    return Through("adaptive average pooling", move, back)
+    return Through("adaptive average pooling", move, back, rank=rank)
 
 
 def _interpolate(layout: Layout, a: Arguments) -> Layout | str:

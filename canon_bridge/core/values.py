@@ -120,6 +120,13 @@ class ValueTracer(SymbolicTracer):
         """Return a proxy for a parameter that forward uses, or the parameter itself to a module that is computed."""
         return attr_val if self._computing else super().getattr(attr, attr_val, parameter_proxy_cache)
 
+    def create_arg(self, a: Any) -> Any:
+        """Return what stands for a value in the graph, and note the value of a tensor that forward created."""
+        made = super().create_arg(a)
+        if isinstance(made, fx.Node) and made not in self.values:
+            self.values[made] = self._compute(made)
+        return made
+
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:

@@ -176,6 +176,12 @@ WAYS: dict[str, list[Way]] = {
         *(_with(0, 6), _with(min=-0.5, max=0.7), _with(max=0.7, min=-1), _with(0), _with(min=0), _with(0.0)),
         lambda f, m, x, y: f(input=x, min=0, max=None),
     ],
+    "clamp_min": [_with(0), _with(0.0), _with(min=0), lambda f, m, x, y: f(input=x, min=0)],
+    "prelu": [
+        lambda f, m, x, y: f(x, m.gain),
+        lambda f, m, x, y: f(x, weight=m.gain),
+        lambda f, m, x, y: f(input=x, weight=m.gain[:1]),
+    ],
     "hardtanh": _activation(_with(), _with(-0.5, 2.0), _with(min_val=0.0, max_val=0.7), _with(-0.5, 2.0, True)),
     "leaky_relu": _activation(_with(), _with(0.3), _with(negative_slope=0.3), _with(0.3, True)),
     "elu": _activation(_with(), _with(1.3), _with(alpha=1.3), _with(alpha=1.3, inplace=True)),
@@ -186,6 +192,7 @@ WAYS: dict[str, list[Way]] = {
     "hardshrink": _activation(_with(), _with(0.3), _with(lambd=0.2)),
     "threshold": [_with(0.2, -0.3), _with(threshold=0.2, value=-0.3), _with(0.2, -0.3, True)],
 }
+WAYS["clip"] = WAYS["clamp"]
 _OTHERS = ("relu", "relu6", "selu", "silu", "mish", "hardswish", "hardsigmoid")
 for _name in (*_OTHERS, "sigmoid", "tanh", "logsigmoid", "softsign", "tanhshrink"):
     WAYS[_name] = _activation(_with())

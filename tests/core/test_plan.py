@@ -64,7 +64,6 @@ def cells(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("  ") if cell] for line in lines]
 
 
-@pytest.mark.xfail(reason="open in issue 3: planned, not done yet", strict=False)
 def test_the_plan_is_printed_with_a_total_groups_and_details() -> None:
     made = plan(randomize(Network()))
     text = str(made)
@@ -163,7 +162,6 @@ def test_five_hundred_norms_are_summed_up_before_they_are_listed() -> None:
     assert "resolved in the order of the data flow" in lines[counts + 1]
 
 
-@pytest.mark.xfail(reason="open in issue 3: planned, not done yet", strict=False)
 def test_a_group_is_named_by_what_happens_whatever_the_modules_are_called() -> None:
     class Named(nn.Module):
         def __init__(self) -> None:

@@ -150,7 +150,6 @@ def test_what_forward_does_not_call_becomes_a_linear_layer_that_says_so() -> Non
         assert entry.reason == "it is not called in forward"
 
 
-@pytest.mark.xfail(reason="open in issue 3: planned, not done yet", strict=False)
 def test_what_forward_reads_without_a_call_stays() -> None:
     build = written(lambda m, x: m.a(x - m.norm.running_mean[:, None, None]), a=conv)
     check(Case(build, {"norm": STAYS}, SIZES))

@@ -1,6 +1,5 @@
 """What the values of a BatchNorm are when the block is entered, not when it was planned."""
 
-import pytest
 import torch
 from torch import nn
 
@@ -10,7 +9,6 @@ from tests.core.decisions import STAYS, decided
 from tests.core.pieces import conv, image, norm
 
 
-@pytest.mark.xfail(reason="open in issue 3: planned, not done yet", strict=False)
 def test_a_norm_that_was_the_identity_when_the_plan_was_made_is_looked_at_again() -> None:
     # The plan is made once, the values are read at each entry.
     model = randomize(nn.Sequential(norm(), nn.BatchNorm2d(4, affine=False), conv()).double())

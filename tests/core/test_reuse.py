@@ -187,26 +187,13 @@ IDENTITIES = {
 }
 
 
+@pytest.mark.parametrize("by_name", [False, True])
 @pytest.mark.parametrize("order", IDENTITIES, ids=" ".join)
-def test_the_exact_identity_is_passed_and_stays(order: tuple[str, ...]) -> None:
+def test_the_exact_identity_is_passed_and_stays(order: tuple[str, ...], by_name: bool) -> None:
     check(
         Case(
-            lambda: Identical(order, False),
+            lambda: Identical(order, by_name),
             {name: {"norm": IDENTITIES[order], "ready": STAYS}[name] for name in order if name != "conv"},
-            SIZES,
-        )
-    )
-
-
-@pytest.mark.parametrize("order", [order for order in IDENTITIES if order[-1] != "ready"], ids=" ".join)
-def test_the_exact_identity_may_be_called_by_name(order: tuple[str, ...]) -> None:
-    # What is called by name is not followed; it is no error.
-    direct = order.index("norm") + 1 < len(order) and order[order.index("norm") + 1] == "conv"
-    what = "right conv" if direct else LINEAR
-    check(
-        Case(
-            lambda: Identical(order, True),
-            {name: {"norm": what, "ready": STAYS}[name] for name in order if name != "conv"},
             SIZES,
         )
     )

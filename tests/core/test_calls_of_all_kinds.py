@@ -1,0 +1,116 @@
+"""How a forward passes its tensors: by name, one tensor as two arguments, created in between."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from canon_bridge import canonize, plan
+from tests.conftest import Snapshot, randomize, relative_error
+from tests.core.decisions import LINEAR, Case, check
+from tests.core.pieces import BOTH, Written, conv, image, norm
+from tests.core.test_rightward import SIZES, written
+
+BY_NAME: dict[str, Any] = {
+    "a layer": lambda m, x: m.a(input=m.norm(input=x)),
+    "an activation": lambda m, x: m.a(m.act(input=m.norm(x))),
+    "functions": lambda m, x: m.a(F.relu(input=F.dropout(input=m.norm(x), training=False))),
+    "a function of torch": lambda m, x: m.a(torch.relu(input=m.norm(x))),
+}
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_an_input_by_name_is_followed(name: str) -> None:
+    check(Case(written(BY_NAME[name], a=conv, act=nn.ReLU), {"norm": "right a"}, SIZES))
+
+
+def test_a_rule_sees_an_input_by_name() -> None:
+    model, seen = Written(lambda m, x: m.a(input=x), a=conv()), []
+    model.a.register_forward_pre_hook(lambda module, args: seen.append(len(args)))
+    model(image())
+    with canonize(model):
+        model(image())
+    assert seen == [0, 1]
+
+
+def test_where_is_not_mistaken() -> None:
+    build = written(lambda m, x: m.a(torch.where(condition=x > 0, input=m.norm(x), other=x)), a=conv)
+    check(Case(build, {"norm": LINEAR}, SIZES))
+
+
+class Overwrites(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = norm()
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        y += 1.0 * y
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("prefer", BOTH)
+def test_one_tensor_as_two_arguments(prefer: Any, same: bool) -> None:
+    model = randomize(Written(lambda m, x: m.block(x, x if same else x * 2), block=Overwrites())).double()
+    x, before = image(), Snapshot.of(model)
+    expected = model(x.clone())
+    with canonize(model, prefer=prefer):
+        assert relative_error(model(x.clone()), expected) < 1e-12
+    before.check()
+
+
+def test_a_pool_tells_how_many_dimensions_there_are() -> None:
+    for layers in (
+        (nn.AdaptiveAvgPool1d(1), nn.BatchNorm1d(1), nn.Linear(1, 4)),
+        (nn.Conv1d(1, 4, 1), nn.AvgPool1d(2), nn.BatchNorm1d(4), nn.Linear(3, 4)),
+        (nn.Conv1d(1, 3, 1), nn.AdaptiveAvgPool1d(3), nn.ReLU(), nn.BatchNorm1d(3), nn.Linear(3, 4)),
+    ):
+        model, x = randomize(nn.Sequential(*layers).double()), torch.randn(2, 1, 7, dtype=torch.float64)
+        expected = model(x)
+        with canonize(model):
+            assert relative_error(model(x), expected) < 1e-12
+
+
+SPELLINGS: dict[str, Any] = {
+    "F.prelu": lambda m, x: F.prelu(x, m.slopes),
+    "clip": lambda m, x: x.clip(0),
+    "clip between numbers": lambda m, x: torch.clip(x, -0.5, max=0.5),
+    "clamp_min": lambda m, x: x.clamp_min(0),
+    "clamp_min_": lambda m, x: torch.clamp_min_(x, min=0),
+    "F.elu_": lambda m, x: F.elu_(x, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_more_spellings_of_activations(name: str) -> None:
+    def build() -> nn.Module:
+        model = Written(lambda m, x: m.a(SPELLINGS[name](m, m.norm(x))), a=conv(), norm=norm())
+        model.slopes = nn.Parameter(torch.tensor([0.1, 0.2, -0.3, 1.5]))
+        return model
+
+    check(Case(build, {"norm": "right a"}, SIZES))
+
+
+def test_a_mean_over_axis_is_a_mean() -> None:
+    check(Case(written(lambda m, x: m.a(m.norm(x).mean(axis=(2, 3))), a=lambda: nn.Linear(4, 3)), {"norm": "right a"}))
+
+
+def test_what_only_looks_like_an_activation_is_none() -> None:
+    functions: tuple[Any, ...] = (
+        lambda x: torch.ops.aten.elu_(x, 1.0, 2.0),
+        lambda x: F.elu_(x, 1.0, 2.0),
+        lambda x: x.clamp_min(0.5),
+    )
+    for function in functions:
+        model, x = (
+            randomize(
+                Written(lambda m, x, function=function: m.a(function(m.norm(x))), a=conv(), norm=norm()).double()
+            ),
+            image(),
+        )
+        expected = model(x)
+        with canonize(model):
+            assert relative_error(model(x), expected) < 1e-12
+    assert "a scaled elu has no module form" in str(plan(Written(lambda m, x: F.elu_(x, 1.0, 2.0)).eval()))
