@@ -146,10 +146,6 @@ OBSTACLES: dict[str, tuple[Model, str, str, str]] = {
     "subclass": (behind(lambda: Squared(4, 4, 1)), "1", "right", r"2 \(Squared\) behind it is not linear"),
     "own forward": (behind(own_forward), "1", "right", r"2 \(Conv2d\) behind it is not linear"),
     "computed by a hook": (behind(half_computed), "1", "right", "its weight is neither a Parameter nor computed"),
-    "by keyword": (
-        written(lambda m, x: m.a(input=m.norm(input=x)), a=conv),
-        *("norm", "right", "behind it is not linear"),
-    ),
     "a norm of itself": (written(lambda m, x: m.a(m.norm(m.norm(x))), a=conv), "norm", "right", "it feeds itself"),
     "not called": (written(lambda m, x: (m.norm(x), m.a(x))[-1], a=conv), "norm", "right", "nothing reads"),
     "weights that forward reads": (
