@@ -7,6 +7,7 @@ from captum.attr._utils.custom_modules import Addition_Module
 from torch import nn
 
 from canon_bridge.captum.rules import Epsilon, Norm, Pass, Rule, ZPlus
+from canon_bridge.core import absorb
 from canon_bridge.core.affine import NORMS
 from canon_bridge.core.layers import Add, BatchNorm
 from canon_bridge.core.linear import LINEAR
@@ -25,31 +26,7 @@ AVERAGE_POOLS: Types = (
     nn.AdaptiveAvgPool3d,
 )
 SUMS: Types = (Add, Addition_Module)
-ACTIVATIONS: Types = (
-    nn.CELU,
-    nn.ELU,
-    nn.GELU,
-    nn.Hardshrink,
-    nn.Hardsigmoid,
-    nn.Hardswish,
-    nn.Hardtanh,
-    nn.LeakyReLU,
-    nn.LogSigmoid,
-    nn.Mish,
-    nn.PReLU,
-    nn.ReLU,
-    nn.ReLU6,
-    nn.RReLU,
-    nn.SELU,
-    nn.SiLU,
-    nn.Sigmoid,
-    nn.Softplus,
-    nn.Softshrink,
-    nn.Softsign,
-    nn.Tanh,
-    nn.Tanhshrink,
-    nn.Threshold,
-)
+ACTIVATIONS: Types = tuple(kind for kind in absorb.ACTIVATIONS if isinstance(kind, type))
 
 
 @dataclass(frozen=True)

@@ -184,9 +184,9 @@ class SymbolicTracer(fx.Tracer):
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             self._call_site = site
-            if not args and kwargs:
-                args, kwargs = by_position(m.forward, args, kwargs)
-                # Rules see the positional arguments of a module alone.
+            given = args
+            args, kwargs = by_position(m.forward, args, kwargs)
+            if args is not given:  # rules see the positional arguments of a module alone: forward has to pass them
                 self.decided.add(self.frames[-1].owner)
             called = self.create_proxy("call_module", path, args, kwargs)
             owner = self.frames[0].owner

@@ -13,7 +13,7 @@ from canon_bridge.core.explicit import Operation
 from canon_bridge.core.fitting import name_of, why_not_put_out
 from canon_bridge.core.layout import Layout, position
 from canon_bridge.core.linear import is_linear
-from canon_bridge.core.network import UNKNOWN_WIDTH, Network
+from canon_bridge.core.network import UNKNOWN_WIDTH, Network, first_argument
 from canon_bridge.core.parts import concatenated
 from canon_bridge.core.rightward import of_any_rank
 from canon_bridge.core.through import find_through
@@ -53,7 +53,7 @@ class _Search:
         """Return the chain or the obstacle."""
         start = Layout(tuple(range(self.width)), 1, self.rank)
         for node in self.network.calls(self.norm.path):
-            obstacle = self._back(node.args[0] if node.args else None, node, start)
+            obstacle = self._back(first_argument(node), node, start)
             if obstacle is not None:
                 return obstacle
         network = self.network
@@ -88,7 +88,7 @@ class _Search:
         if isinstance(before, str):
             return Obstacle(before)
         self.through[through.name] = None
-        return self._back(node.args[0] if node.args else None, node, before)
+        return self._back(first_argument(node), node, before)
 
     def _apart(self, node: fx.Node, joined: tuple[list[fx.Node], int], layout: Layout) -> Obstacle | None:
         parts, dim = joined

@@ -18,7 +18,7 @@ from canon_bridge.core.through import find_through
 UNKNOWN_WIDTH = "how many channels {} adds to a concatenation is not known"
 
 
-def _first(node: fx.Node) -> object:
+def first_argument(node: fx.Node) -> object:
     """Return the first argument of a call, or None where all are given by name."""
     return node.args[0] if node.args else None
 
@@ -146,12 +146,12 @@ class Network:
         module = operation.module if operation else None
         if module is not None and is_linear(module):
             puts_out_channels = linear_type(module).spatial or rank == 2
-            return out_channels(module) if puts_out_channels else self.width(_first(node), rank)
+            return out_channels(module) if puts_out_channels else self.width(first_argument(node), rank)
         if module is not None and is_norm(module):
             return width(module)
         through = find_through(node, module)
         if (through is not None and through[0].keeps_width) or (module is not None and find_absorber(module)):
-            return self.width(_first(node), rank)
+            return self.width(first_argument(node), rank)
         parts = concatenated(node)
         if parts is not None and parts[1] == 1:
             widths = [self.width(part, rank) for part in parts[0]]
@@ -172,7 +172,7 @@ class Network:
         module = operation.module if operation else None
         if module is not None and is_linear(module):
             spatial = linear_type(module).spatial
-            return spatial + 2 if spatial else self.rank(_first(node))
+            return spatial + 2 if spatial else self.rank(first_argument(node))
         if module is not None and is_norm(module) and len(norm_type(module).ranks) == 1:
             return norm_type(module).ranks[0]
         found = None if module is None else wanted_rank(module)
@@ -183,7 +183,7 @@ class Network:
             return through[0].rank
         parts = concatenated(node)
         if (through is not None and through[0].keeps_width) or (module is not None and self._keeps_rank(module)):
-            return self.rank(_first(node))
+            return self.rank(first_argument(node))
         return None if parts is None else self.rank(parts[0][0])
 
     @staticmethod

@@ -16,7 +16,7 @@ from canon_bridge.core.explicit import Operation
 from canon_bridge.core.fitting import name_of, why_not_taken
 from canon_bridge.core.layout import Layout, position
 from canon_bridge.core.linear import is_linear
-from canon_bridge.core.network import UNKNOWN_WIDTH, Network
+from canon_bridge.core.network import UNKNOWN_WIDTH, Network, first_argument
 from canon_bridge.core.parts import concatenated, divided, selected
 from canon_bridge.core.through import find_through
 
@@ -126,7 +126,7 @@ class _Search:
             self.layouts[node] = self._joined(node)
             self.through["concatenation"] = None
             return
-        source = node.args[0] if node.args else None
+        source = first_argument(node)
         if not isinstance(source, fx.Node) or source not in self.layouts or _reads_more(node, source):
             raise _Blocked(_NOT_LINEAR, network.name(node))
         whole = self.layouts[source]
