@@ -89,6 +89,13 @@ def work(task: Task) -> list[Row]:
         signal.alarm(0)
 
 
+def why_it_broke(error: BrokenProcessPool) -> str:
+    """Return what stopped a worker: the rows could not be sent, or the system killed it."""
+    if error.__cause__ is None:
+        return "the process died, probably for lack of memory"
+    return f"its rows could not be sent: {str(error.__cause__).strip(chr(39)).strip().splitlines()[-1]}"
+
+
 def run(tasks: Sequence[Task], processes: int) -> Iterator[list[Row]]:
     """Yield the rows of each task as they come.
 
@@ -107,8 +114,8 @@ def run(tasks: Sequence[Task], processes: int) -> Iterator[list[Row]]:
         with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
             try:
                 yield pool.submit(work, task).result()
-            except BrokenProcessPool:
-                yield task.rows("not measured", "the process died, probably for lack of memory")
+            except BrokenProcessPool as error:
+                yield task.rows("not measured", why_it_broke(error))
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

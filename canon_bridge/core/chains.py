@@ -24,6 +24,10 @@ class Words(str):
         made.kind = kind
         return made
 
+    def __reduce__(self) -> tuple[type["Words"], tuple[str, str]]:
+        """Return what copies and pickles are made from."""
+        return Words, (str(self), self.kind)
+
 
 def kind_of(words: str) -> str:
     """Return the words without the names in them."""

@@ -1,5 +1,8 @@
 """The plan in print: totals, groups, then one line for each BatchNorm in the order in which they are resolved."""
 
+import copy
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from canon_bridge import Leftover, Merge, Refusal, canonize, plan
+from canon_bridge.core.chains import kind_of
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import BOTH, NETWORKS, Written, conv, image, norm
 
@@ -72,14 +76,13 @@ def test_the_plan_is_printed_with_a_total_groups_and_details() -> None:
     assert text.splitlines()[1] == made.total()
 
 
-def test_the_columns_are_aligned() -> None:
-    lines = str(plan(randomize(Network()))).splitlines()
-    for title, column in (("count", "through, or why"), ("order", "merged into")):
-        top = next(index for index, line in enumerate(lines) if line.startswith(title))
-        rows = lines[top : lines.index("", top)]
-        start = rows[0].index(column)
-        assert all(row[start - 2 : start].strip(" -") == "" for row in rows)
-        assert all(row[start] != " " for row in rows)
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))])
+def test_leftovers_and_their_reasons_can_be_sent_to_another_process(again: Callable[[Any], Any]) -> None:
+    left = plan(Network().eval()).leftovers
+    sent = [again(entry) for entry in left]
+    assert tuple(sent) == tuple(left)
+    assert [kind_of(again(entry.reason)) for entry in left] == [kind_of(entry.reason) for entry in left]
+    assert kind_of(sent[0].reason) != sent[0].reason
 
 
 def test_the_entries_are_in_the_order_of_the_flow_and_fall_into_three_kinds() -> None:
