@@ -6,8 +6,8 @@ the framework of that name.
 
 from canon_bridge.core.canonization import Canonization
 from canon_bridge.core.canonize import canonize, canonized_copy, plan
-from canon_bridge.core.errors import TracingError
-from canon_bridge.core.plan import Leftover, Merge, Plan, Refusal
+from canon_bridge.core.planning.plan import Leftover, Merge, Plan, Refusal
+from canon_bridge.core.tracing.errors import TracingError
 
 __version__ = "0.1.0"
 

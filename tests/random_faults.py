@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from canon_bridge.core import activation, affine, linear, pooling, psi
-from canon_bridge.core.affine import Affine
-from canon_bridge.core.edits import Edits
+from canon_bridge.core.modules import activation, affine, linear, pooling, psi
+from canon_bridge.core.modules.affine import Affine
+from canon_bridge.core.undo.edits import Edits
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from canon_bridge import canonize
 from canon_bridge.captum import LRP, presets
-from canon_bridge.core import absorb, activation, affine, linear, psi
-from canon_bridge.core.affine import Affine
+from canon_bridge.core.modules import absorb, activation, affine, linear, psi
+from canon_bridge.core.modules.affine import Affine
 from tests.conftest import randomize, relative_error
 from tests.models import TARGET, gradient_times_input, images, small_densenet
 

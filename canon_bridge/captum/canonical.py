@@ -17,7 +17,7 @@ from canon_bridge.captum import presets, rules
 from canon_bridge.captum.preprocess import BACKEND
 from canon_bridge.captum.taps import Tap
 from canon_bridge.core.canonization import Canonization
-from canon_bridge.core.options import Options
+from canon_bridge.core.planning.options import Options
 
 
 class OnCanonicalModel:

@@ -8,8 +8,8 @@ from captum.attr._utils.lrp_rules import EpsilonRule
 from torch import Tensor, nn
 
 from canon_bridge.core.canonization import Canonization
-from canon_bridge.core.layers import Mean
-from canon_bridge.core.options import Backend, Clipped, ExampleInputs, Leftover, Options, Prefer
+from canon_bridge.core.modules.layers import Mean
+from canon_bridge.core.planning.options import Backend, Clipped, ExampleInputs, Leftover, Options, Prefer
 
 # Captum looks rules up by exact type: a mean over space has the rule of the average pools.
 SUPPORTED_LAYERS_WITH_RULES.setdefault(Mean, EpsilonRule)

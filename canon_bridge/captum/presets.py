@@ -7,10 +7,10 @@ from captum.attr._utils.custom_modules import Addition_Module
 from torch import nn
 
 from canon_bridge.captum.rules import Epsilon, Norm, Pass, Rule, ZPlus
-from canon_bridge.core import absorb
-from canon_bridge.core.affine import NORMS
-from canon_bridge.core.layers import Add, BatchNorm
-from canon_bridge.core.linear import LINEAR
+from canon_bridge.core.modules import absorb
+from canon_bridge.core.modules.affine import NORMS
+from canon_bridge.core.modules.layers import Add, BatchNorm
+from canon_bridge.core.modules.linear import LINEAR
 
 Types = tuple[type[nn.Module], ...]
 

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from canon_bridge.core.affine import check_norm, children_after, is_identity
-from canon_bridge.core.arguments import CONSTANTS, copied
-from canon_bridge.core.chains import Chain
-from canon_bridge.core.edits import Edits, writes_in_force
-from canon_bridge.core.guard import Guard
-from canon_bridge.core.layers import Add
-from canon_bridge.core.linear import make_plain
 from canon_bridge.core.merge import expect_rank, make_linear, merge, replace_child, sequence_behind
-from canon_bridge.core.options import Backend, Options, Scope
-from canon_bridge.core.plan import Plan
-from canon_bridge.core.planning import IS_IDENTITY, make_plan
-from canon_bridge.core.snapshot import drop_scratch
-from canon_bridge.core.watch import Watch
+from canon_bridge.core.modules.affine import check_norm, children_after, is_identity
+from canon_bridge.core.modules.layers import Add
+from canon_bridge.core.modules.linear import make_plain
+from canon_bridge.core.planning.chains import Chain
+from canon_bridge.core.planning.options import Backend, Options, Scope
+from canon_bridge.core.planning.plan import Plan
+from canon_bridge.core.planning.planner import IS_IDENTITY, make_plan
+from canon_bridge.core.tracing.arguments import CONSTANTS, copied
+from canon_bridge.core.undo.edits import Edits, writes_in_force
+from canon_bridge.core.undo.guard import Guard
+from canon_bridge.core.undo.snapshot import drop_scratch
+from canon_bridge.core.undo.watch import Watch
 
 
 class Canonization:

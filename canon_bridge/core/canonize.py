@@ -8,12 +8,12 @@ import copy
 from torch import nn
 
 from canon_bridge.core.canonization import Canonization, check_module
-from canon_bridge.core.edits import Edits
-from canon_bridge.core.layers import OfRank
-from canon_bridge.core.linear import computes_weight, make_plain, why_not_foldable
 from canon_bridge.core.merge import replace_child
-from canon_bridge.core.options import Clipped, ExampleInputs, Leftover, Options, Prefer
-from canon_bridge.core.plan import Plan
+from canon_bridge.core.modules.layers import OfRank
+from canon_bridge.core.modules.linear import computes_weight, make_plain, why_not_foldable
+from canon_bridge.core.planning.options import Clipped, ExampleInputs, Leftover, Options, Prefer
+from canon_bridge.core.planning.plan import Plan
+from canon_bridge.core.undo.edits import Edits
 
 
 def canonize(

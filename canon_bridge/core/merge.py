@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from canon_bridge.core.absorb import find_absorber
-from canon_bridge.core.affine import Affine, children_after, is_norm, norm_type, width
-from canon_bridge.core.chains import Chain
-from canon_bridge.core.edits import Edits
-from canon_bridge.core.linear import fold_after, fold_before
+from canon_bridge.core.modules.absorb import find_absorber
+from canon_bridge.core.modules.affine import Affine, children_after, is_norm, norm_type, width
+from canon_bridge.core.modules.linear import fold_after, fold_before
+from canon_bridge.core.planning.chains import Chain
+from canon_bridge.core.undo.edits import Edits
 
 
 def merge(edits: Edits, find: Callable[[str], nn.Module], chain: Chain, clip_relevance: bool) -> None:

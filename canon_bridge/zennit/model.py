@@ -8,7 +8,7 @@ from zennit.canonizers import Canonizer
 from zennit.layer import Sum
 
 from canon_bridge.core.canonization import Canonization
-from canon_bridge.core.options import Backend, Clipped, ExampleInputs, Leftover, Options, Prefer, Scope
+from canon_bridge.core.planning.options import Backend, Clipped, ExampleInputs, Leftover, Options, Prefer, Scope
 
 
 class StackedSum(nn.Module):

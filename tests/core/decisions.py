@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from canon_bridge import Leftover, Merge, Plan, canonize, plan
 from canon_bridge.core import merge
-from canon_bridge.core.affine import Affine, is_identity, is_norm
-from canon_bridge.core.chains import Chain, Obstacle
-from canon_bridge.core.explicit import make_explicit
-from canon_bridge.core.leftward import find_left
-from canon_bridge.core.network import Network
-from canon_bridge.core.rightward import find_right
-from canon_bridge.core.trace import trace
+from canon_bridge.core.modules.affine import Affine, is_identity, is_norm
+from canon_bridge.core.planning.chains import Chain, Obstacle
+from canon_bridge.core.planning.leftward import find_left
+from canon_bridge.core.planning.network import Network
+from canon_bridge.core.planning.rightward import find_right
+from canon_bridge.core.tracing.explicit import make_explicit
+from canon_bridge.core.tracing.trace import trace
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import BOTH, image
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from canon_bridge.core.layout import Layout
-from canon_bridge.core.trace import trace
+from canon_bridge.core.channels.layout import Layout
+from canon_bridge.core.tracing.trace import trace
 
 CHANNELS = 3
 TOLERANCE = 64 * torch.finfo(torch.float64).eps

@@ -9,8 +9,8 @@ from torchvision.models import DenseNet, resnet18
 from torchvision.models.vgg import cfgs, make_layers
 
 from canon_bridge import canonize, canonized_copy
-from canon_bridge.core.affine import NORMS
-from canon_bridge.core.kinds import find_kind
+from canon_bridge.core.modules.affine import NORMS
+from canon_bridge.core.modules.kinds import find_kind
 from tests.conftest import Snapshot, randomize, relative_error
 
 Function = Callable[..., Any]

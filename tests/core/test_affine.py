@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.core.affine import (
+from canon_bridge.core.modules.affine import (
     NORMS,
     Affine,
     check_norm,

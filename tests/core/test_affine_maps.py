@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from canon_bridge.core.affine import Affine
+from canon_bridge.core.modules.affine import Affine
 from tests.conftest import relative_error
 from tests.core.test_affine import CHANNELS, WRONG, apply
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from canon_bridge import TracingError, canonize, plan
-from canon_bridge.core.checkpoints import without_checkpoints
+from canon_bridge.core.tracing.checkpoints import without_checkpoints
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import BOTH, Written, alive, conv, image, norm, tiny_densenet
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from canon_bridge.core.edits import Edits, named_slots, slots, writes_in_force
+from canon_bridge.core.undo.edits import Edits, named_slots, slots, writes_in_force
 from tests.conftest import Snapshot
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import canonize, plan
-from canon_bridge.core.lifts import LIFTS
+from canon_bridge.core.tracing.lifts import LIFTS
 from tests.conftest import Snapshot, relative_error
 from tests.core.calls import WAYS, Tensors, accepted, inputs, rank_of
 from tests.core.pieces import Function, Written

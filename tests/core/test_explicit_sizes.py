@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import canonize, plan
-from canon_bridge.core.layers import Mean
+from canon_bridge.core.modules.layers import Mean
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import BOTH, Function, Written, check, conv, image, norm
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import canonize, canonized_copy, plan
-from canon_bridge.core.lifts import LIFTS, build_module
-from canon_bridge.core.trace import trace
+from canon_bridge.core.tracing.lifts import LIFTS, build_module
+from canon_bridge.core.tracing.trace import trace
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.calls import Tensors
 from tests.core.pieces import BOTH, check, conv, image

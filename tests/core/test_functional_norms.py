@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import canonize, canonized_copy, plan
-from canon_bridge.core.affine import NORMS, find_kind, is_identity, is_norm, norm_type, width
-from canon_bridge.core.layers import BatchNorm
+from canon_bridge.core.modules.affine import NORMS, find_kind, is_identity, is_norm, norm_type, width
+from canon_bridge.core.modules.layers import BatchNorm
 from tests.conftest import Snapshot, relative_error
 from tests.core.named_norms import randomize_any
 from tests.core.pieces import BOTH, alive, check, conv, image

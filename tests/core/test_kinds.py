@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from canon_bridge import canonize, plan
-from canon_bridge.core.absorb import ABSORBERS
-from canon_bridge.core.affine import NORMS, is_norm
-from canon_bridge.core.kinds import find_kind
-from canon_bridge.core.linear import LINEAR
-from canon_bridge.core.through import THROUGH_MODULES
+from canon_bridge.core.channels.through import THROUGH_MODULES
+from canon_bridge.core.modules.absorb import ABSORBERS
+from canon_bridge.core.modules.affine import NORMS, is_norm
+from canon_bridge.core.modules.kinds import find_kind
+from canon_bridge.core.modules.linear import LINEAR
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import check, conv, image, norm
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.core import shapes
-from canon_bridge.core.layout import Layout, position
-from canon_bridge.core.through import find_through
-from canon_bridge.core.trace import trace
+from canon_bridge.core.channels import shapes
+from canon_bridge.core.channels.layout import Layout, position
+from canon_bridge.core.channels.through import find_through
+from canon_bridge.core.tracing.trace import trace
 from tests.core.layouts import CHANNELS, TOLERANCE, WRONG, Call, deviation, layout, passes, shape_of
 
 Move = Callable[[Layout, dict[str, Any]], Layout | str]

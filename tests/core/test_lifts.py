@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from canon_bridge.core.layers import Add, BatchNorm, Mean, Multiply
-from canon_bridge.core.lifts import LIFTS, Lift, build_module, computed_sizes, find_lift, operands
-from canon_bridge.core.trace import trace
+from canon_bridge.core.modules.layers import Add, BatchNorm, Mean, Multiply
+from canon_bridge.core.tracing.lifts import LIFTS, Lift, build_module, computed_sizes, find_lift, operands
+from canon_bridge.core.tracing.trace import trace
 from tests.core.calls import SHAPES, WAYS, Tensors, accepted, inputs, rank_of
 
 # The known-wrong variants are this far off, relative to values around one.

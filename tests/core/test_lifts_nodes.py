@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from canon_bridge.core.data import is_tensor, works_in_place
-from canon_bridge.core.lifts import find_lift
-from canon_bridge.core.trace import trace
+from canon_bridge.core.tracing.data import is_tensor, works_in_place
+from canon_bridge.core.tracing.lifts import find_lift
+from canon_bridge.core.tracing.trace import trace
 
 
 class Call(nn.Module):

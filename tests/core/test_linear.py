@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.core.affine import NORMS, Affine
-from canon_bridge.core.edits import Edits
-from canon_bridge.core.linear import (
+from canon_bridge.core.modules.affine import NORMS, Affine
+from canon_bridge.core.modules.linear import (
     LINEAR,
     axis_geometries,
     fold_after,
     fold_before,
 )
+from canon_bridge.core.undo.edits import Edits
 from tests.conftest import randomize, relative_error
 
 IN, OUT, GROUPS = 4, 6, 2

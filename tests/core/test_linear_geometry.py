@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.core.affine import NORMS, Affine
-from canon_bridge.core.edits import Edits
-from canon_bridge.core.linear import LINEAR, fold_after, fold_before
+from canon_bridge.core.modules.affine import NORMS, Affine
+from canon_bridge.core.modules.linear import LINEAR, fold_after, fold_before
+from canon_bridge.core.undo.edits import Edits
 from tests.conftest import randomize
 from tests.core.test_linear import KINDS
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.core.edits import Edits
-from canon_bridge.core.linear import (
+from canon_bridge.core.modules.linear import (
     LINEAR,
     fold_before,
     in_channels,
@@ -16,6 +15,7 @@ from canon_bridge.core.linear import (
     out_channels,
     why_not_foldable,
 )
+from canon_bridge.core.undo.edits import Edits
 from tests.core.test_linear import IN, LINEAR_TYPES, OUT, make, norms, read
 
 

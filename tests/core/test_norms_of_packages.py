@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from canon_bridge import canonize, canonized_copy, plan
-from canon_bridge.core.affine import check_norm, children_after, is_identity, is_norm, norm_type, normalized, width
+from canon_bridge.core.modules.affine import (
+    check_norm,
+    children_after,
+    is_identity,
+    is_norm,
+    norm_type,
+    normalized,
+    width,
+)
 from tests.conftest import Snapshot, relative_error
 from tests.core.named_norms import HOMES, WITH_ACT, kinds, randomize_any
 from tests.core.pieces import BOTH, Written, check, conv, image

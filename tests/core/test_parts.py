@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from canon_bridge.core.layout import Layout
-from canon_bridge.core.parts import concatenated, divided, reads_shape_alone, selected
-from canon_bridge.core.trace import trace
+from canon_bridge.core.channels.layout import Layout
+from canon_bridge.core.channels.parts import concatenated, divided, reads_shape_alone, selected
+from canon_bridge.core.tracing.trace import trace
 from tests.core.layouts import Call, layout, only_call
 
 WIDTH = 7

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from canon_bridge.core.layers import Mean
-from canon_bridge.core.layout import Layout
-from canon_bridge.core.through import THROUGH_CALLS, THROUGH_MODULES, Through, find_through
+from canon_bridge.core.channels.layout import Layout
+from canon_bridge.core.channels.through import THROUGH_CALLS, THROUGH_MODULES, Through, find_through
+from canon_bridge.core.modules.layers import Mean
 from tests.core.layouts import CHANNELS, TOLERANCE, WRONG, Call, deviation, layout, only_call, passes, shape_of
 
 Arguments = dict[str, Any]

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from canon_bridge.core.layout import Layout
-from canon_bridge.core.through import THROUGH_MODULES, find_through
+from canon_bridge.core.channels.layout import Layout
+from canon_bridge.core.channels.through import THROUGH_MODULES, find_through
 from tests.core.layouts import WRONG, Call, deviation, layout, only_call, shape_of
 from tests.core.test_through import MODULES, example, kind_name
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from canon_bridge.core.edits import Edits, writes_in_force
-from canon_bridge.core.linear import (
+from canon_bridge.core.modules.linear import (
     LINEAR,
     computes_weight,
     fold_after,
@@ -19,6 +18,7 @@ from canon_bridge.core.linear import (
     make_plain,
     why_not_foldable,
 )
+from canon_bridge.core.undo.edits import Edits, writes_in_force
 from tests.conftest import relative_error
 from tests.core.computed_layers import WRAPS, Deep, output, wrapped
 from tests.core.test_linear import KINDS, LINEAR_TYPES, make, norms, read, sample

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from canon_bridge.core.affine import Affine
-from canon_bridge.core.edits import Edits
-from canon_bridge.core.linear import (
+from canon_bridge.core.modules.affine import Affine
+from canon_bridge.core.modules.linear import (
     computes_weight,
     fold_after,
     fold_before,
@@ -21,6 +20,7 @@ from canon_bridge.core.linear import (
     make_plain,
     why_not_foldable,
 )
+from canon_bridge.core.undo.edits import Edits
 from tests.conftest import relative_error
 from tests.core.computed_layers import (
     PRUNE_WEIGHT,

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from canon_bridge.core.edits import Edits
-from canon_bridge.core.linear import (
+from canon_bridge.core.modules.linear import (
     LINEAR,
     computes_weight,
     fold_after,
@@ -17,6 +16,7 @@ from canon_bridge.core.linear import (
     linear_type,
     make_plain,
 )
+from canon_bridge.core.undo.edits import Edits
 from tests.conftest import Snapshot, relative_error
 from tests.core.computed_layers import WRAPS, Deep, Gain, Wrap, on, output, wrapped
 from tests.core.named_layers import CONVOLUTIONS, LOOK_ALIKES, Kinds, entry_name, kinds, make

@@ -1,0 +1,1 @@
+"""Where the channels of a tensor lie, and which operations keep them together."""

@@ -1,0 +1,68 @@
+"""What all activations share that absorb the affine map before them.
+
+Floor 2: imports ``affine`` and ``edits``.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from canon_bridge.core.modules.affine import Affine
+from canon_bridge.core.undo.edits import Edits
+
+# Below this scale, or beyond this threshold (about the largest float16), the quotient -b/s is not used: it loses
+# nothing yet, but grows towards overflow.
+SMALLEST_SCALE: Final = 1e-12
+LARGEST_THRESHOLD: Final = 6e4
+_SLOT: Final = "_absorbed"
+
+
+def choose(affine: Affine) -> tuple[Tensor, Tensor, Tensor]:
+    """Return which channels have scale zero, which can be divided by it, and which have a tiny one."""
+    zero = affine.scale == 0
+    large = affine.scale.abs() >= SMALLEST_SCALE
+    quotient = affine.shift / torch.where(large, affine.scale, torch.ones_like(affine.scale))
+    normal = large & (quotient.abs() <= LARGEST_THRESHOLD)
+    return zero, normal, ~(zero | normal)
+
+
+def composed(edits: Edits, module: nn.Module, affine: Affine, write: Callable[[Affine, bool], Affine]) -> Affine:
+    r"""Have an activation absorb a map, together with one that it may have absorbed before.
+
+    With :math:`\phi(s x + b) = e \psi(x) + d` for the map absorbed earlier and :math:`e' \psi'(x) + d'` for both
+    together, :math:`\psi(s_2 x + b_2) = (e' \psi'(x) + d' - d) / e`.
+
+    Parameters
+    ----------
+    edits : Edits
+        The journal.
+    module : nn.Module
+        The activation.
+    affine : Affine
+        The map that comes before the module as it is now.
+    write : callable
+        From the whole map and whether it is the first one to the map behind the new activation, :math:`(e', d')`;
+        it changes the module.
+
+    Returns
+    -------
+    Affine
+        From the output of the new activation to that of the activation as it was.
+    """
+    earlier: tuple[Affine, Affine] | None = vars(module).get(_SLOT)
+    whole = affine if earlier is None else earlier[0].after(affine)
+    behind = write(whole, earlier is None)
+    edits.set(module, "__dict__", _SLOT, (whole, behind))
+    if earlier is None:
+        return behind
+    former = earlier[1]
+    return Affine(behind.scale / former.scale, (behind.shift - former.shift) / former.scale)
+
+
+def per_channel(values: Tensor, input: Tensor) -> Tensor:
+    """Return ``(C,)`` in a shape that broadcasts against ``(N, C, *spatial)``, or ``(N, C * k)`` behind a flatten."""
+    if input.shape[1] != values.numel():
+        values = values.repeat_interleave(input.shape[1] // values.numel())
+    return values.to(input.dtype).view(-1, *(1,) * (input.dim() - 2))

@@ -1,0 +1,167 @@
+"""The table of linear layers, how each pads and computes, and its forward with a bias that depends on the position.
+
+Floor 1: imports ``border`` and ``kinds``. A new linear layer is one entry of ``LINEAR``.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from canon_bridge.core.modules.border import AxisGeometry, gather
+from canon_bridge.core.modules.kinds import Kind, find_kind
+
+
+@dataclass(frozen=True)
+class LinearType:
+    """How one type of linear layer lays out its weight and what it computes with it.
+
+    Attributes
+    ----------
+    spatial : int
+        Number of spatial dimensions; 0 for a layer that acts on features.
+    transposed : bool
+        Whether the weight is ``(C_in, C_out / groups, *kernel)`` instead of ``(C_out, C_in / groups, *kernel)``.
+    weight : callable or None
+        For a layer whose forward computes the weight that it uses: module to that weight.
+    same : callable or None
+        For a layer that can pad as TensorFlow does, by an amount that depends on the size of the input: module to
+        whether it does. Such a layer and one with ``weight`` must not look at ``padding_mode``.
+    """
+
+    spatial: int
+    transposed: bool = False
+    weight: Callable[[nn.Module], Tensor] | None = None
+    same: Callable[[nn.Module], bool] | None = None
+
+
+def _filters(module: nn.Module) -> Tensor:
+    # Each filter with mean 0 and variance 1 (Qiao et al. 2019, "Micro-Batch Training with Batch-Channel Normalization
+    # and Weight Standardization", eq. 11), summed up in no less than float32.
+    weight, eps = module.weight, module.eps
+    assert isinstance(weight, Tensor)
+    filters = weight.to(torch.promote_types(weight.dtype, torch.float32)).flatten(1)
+    variance, mean = torch.var_mean(filters, dim=1, correction=0, keepdim=True)
+    return ((filters - mean) * (variance + float(eps)).rsqrt()).view_as(weight)  # pyright: ignore[reportArgumentType]
+
+
+def _standardized(module: nn.Module) -> Tensor:
+    return _filters(module).to(module.weight.dtype)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def _scaled_standardized(module: nn.Module) -> Tensor:
+    # Times a learned gain and 1 / sqrt(fan-in) (Brock et al. 2021, arXiv:2101.08692, eq. 4).
+    gain, scale = module.gain, module.scale
+    assert isinstance(gain, Tensor)
+    factors = gain.view(-1, 1, 1, 1) * float(scale)  # pyright: ignore[reportArgumentType]
+    return (_filters(module) * factors).to(gain.dtype)
+
+
+def _pads_by_size(module: nn.Module) -> bool:
+    return bool(module.same_pad)
+
+
+# Conv2dSameExport of timm is missing on purpose: it pads every input as the first one that it saw.
+LINEAR: Mapping[Kind, LinearType] = {
+    nn.Linear: LinearType(0),
+    nn.Conv1d: LinearType(1),
+    nn.Conv2d: LinearType(2),
+    nn.Conv3d: LinearType(3),
+    nn.ConvTranspose1d: LinearType(1, transposed=True),
+    nn.ConvTranspose2d: LinearType(2, transposed=True),
+    nn.ConvTranspose3d: LinearType(3, transposed=True),
+    "timm.layers.linear.Linear": LinearType(0),
+    "timm.layers.conv2d_same.Conv2dSame": LinearType(2, same=lambda module: True),
+    "timm.layers.std_conv.StdConv2d": LinearType(2, weight=_standardized),
+    "timm.layers.std_conv.StdConv2dSame": LinearType(2, weight=_standardized, same=_pads_by_size),
+    "timm.layers.std_conv.ScaledStdConv2d": LinearType(2, weight=_scaled_standardized),
+    "timm.layers.std_conv.ScaledStdConv2dSame": LinearType(2, weight=_scaled_standardized, same=_pads_by_size),
+}
+
+
+def linear_type(module: nn.Module) -> LinearType:
+    """Return the entry of ``LINEAR`` for a module; raise ``KeyError`` if there is none."""
+    entry = find_kind(LINEAR, module)
+    if entry is None:
+        raise KeyError(f"{type(module).__name__} is no linear layer of known meaning: LINEAR has no entry for it.")
+    return entry
+
+
+def axis_geometries(module: nn.Module) -> tuple[AxisGeometry, ...]:
+    """Return for each spatial axis of the layer how its output positions meet the input."""
+    entry = linear_type(module)
+    return tuple(_axis_geometry(module, axis, entry) for axis in range(entry.spatial))
+
+
+def _axis_geometry(module: nn.Module, axis: int, entry: LinearType) -> AxisGeometry:
+    kernel, stride, dilation = (int(getattr(module, n)[axis]) for n in ("kernel_size", "stride", "dilation"))
+    reach = dilation * (kernel - 1)
+    padding: object = module.padding
+    by_size = entry.same is not None and entry.same(module)
+    if by_size or (padding == "same" and _pads_with_zeros(module, entry)):
+        low, high = reach // 2, reach - reach // 2
+    elif isinstance(padding, str) or not _pads_with_zeros(module, entry):
+        low = high = 0  # reflect, replicate and circular padding copy values: a constant stays the constant
+    else:
+        low = high = int(padding[axis])  # pyright: ignore[reportIndexIssue, reportUnknownArgumentType]
+    # Every tap of a transposed convolution may fall outside; output_padding and output_size add positions at the
+    # upper end, at most stride - 1 or dilation - 1 of them.
+    extra = max(stride, dilation) - 1 if entry.transposed else 0
+    return AxisGeometry(kernel, stride, dilation, low, high, entry.transposed, extra, by_size)
+
+
+def _pads_with_zeros(module: nn.Module, entry: LinearType) -> bool:
+    return module.padding_mode == "zeros" or entry.weight is not None or entry.same is not None
+
+
+def forward_from_slots(module: nn.Module, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+    """Compute the layer with what its ``weight`` and ``bias`` slots hold now, whatever its class does with them.
+
+    Parameters
+    ----------
+    module : nn.Module
+        A layer with an entry in ``LINEAR``. Its bias is ``(C_out,)``, or compact, with one entry for each distinct set
+        of taps on each axis, ``(C_out, n_1, ..., n_d)``, and is then gathered to the size of the output.
+    input : Tensor
+        As the class of the layer takes it.
+    output_size : list of int, optional
+        For transposed convolutions.
+    """
+    bias = module.bias
+    if not isinstance(bias, Tensor) or bias.dim() == 1:
+        return _apply(module, input, bias if isinstance(bias, Tensor) else None, output_size)
+    output = _apply(module, input, None, output_size)
+    spatial = bias.dim() - 1
+    sizes = zip(input.shape[-spatial:], output.shape[-spatial:], strict=True)
+    return output + gather(bias, axis_geometries(module), list(sizes)).to(output.dtype)  # autocast lowers the output's
+
+
+def _apply(module: nn.Module, input: Tensor, bias: Tensor | None, output_size: list[int] | None) -> Tensor:
+    entry, weight = linear_type(module), module.weight
+    assert isinstance(weight, Tensor)
+    if entry.spatial == 0:
+        return F.linear(input, weight, bias)
+    if entry.transposed:
+        return _apply_transposed(module, input, bias, output_size)
+    if entry.weight is None and entry.same is None:
+        return module._conv_forward(input, weight, bias)  # pyright: ignore[reportCallIssue]  # knows every padding mode
+    padding, padded = module.padding, input
+    if entry.same is not None and entry.same(module):
+        geometries, padding = axis_geometries(module), 0
+        sizes = input.shape[-entry.spatial :]
+        ends = [axis.padding(size) for axis, size in zip(geometries, sizes, strict=True)]
+        padded = F.pad(input, [amount for pair in reversed(ends) for amount in pair])
+    convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[entry.spatial]
+    return convolve(padded, weight, bias, module.stride, padding, module.dilation, module.groups)  # pyright: ignore
+
+
+def _apply_transposed(module: nn.Module, input: Tensor, bias: Tensor | None, output_size: list[int] | None) -> Tensor:
+    assert isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+    spatial = linear_type(module).spatial
+    geometry: list[list[int]] = [list(getattr(module, n)) for n in ("stride", "padding", "kernel_size", "dilation")]
+    stride, padding, kernel_size, dilation = geometry
+    output_padding = module._output_padding(input, output_size, stride, padding, kernel_size, spatial, dilation)
+    convolve = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[spatial]
+    return convolve(input, module.weight, bias, stride, padding, output_padding, module.groups, dilation)

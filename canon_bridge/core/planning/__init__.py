@@ -1,0 +1,1 @@
+"""Which BatchNorm is merged into what, and the plan in print."""

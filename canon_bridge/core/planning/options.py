@@ -1,0 +1,87 @@
+"""The keywords of ``canonize``, checked, and what an attribution framework adds to them.
+
+Floor 1: imports ``layers``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from torch import Tensor, nn
+
+from canon_bridge.core.modules.layers import Add
+
+Prefer = Literal["left", "right"]
+Clipped = Literal["absorb", "pass"]
+Leftover = Literal["linear", "keep"]
+ExampleInputs = Tensor | tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to canonize; see :func:`canon_bridge.canonize` for the meaning.
+
+    Raises
+    ------
+    ValueError
+        For a value that is not allowed.
+    TypeError
+        If ``example_inputs`` is neither a tensor nor a tuple.
+    """
+
+    prefer: Prefer = "left"
+    clipped: Clipped = "absorb"
+    leftover: Leftover = "linear"
+    example_inputs: ExampleInputs | None = None
+
+    def __post_init__(self) -> None:
+        for name, kind in (("prefer", Prefer), ("clipped", Clipped), ("leftover", Leftover)):
+            value, allowed = getattr(self, name), get_args(kind)
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
+        if not isinstance(self.example_inputs, Tensor | tuple | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"example_inputs is a {type(self.example_inputs).__name__}; it must be a tensor or a tuple of the "
+                "positional arguments of the model."
+            )
+
+    @property
+    def arguments(self) -> tuple[Any, ...] | None:
+        """The example inputs as the positional arguments of the model."""
+        return (self.example_inputs,) if isinstance(self.example_inputs, Tensor) else self.example_inputs
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What a framework wants to see inside the block; the core's own has no wishes.
+
+    Attributes
+    ----------
+    add : callable
+        Makes the module that adds two tensors; called as ``module(left, right)``.
+    leaf_hook : callable or None
+        A forward pre-hook for every module without children.
+    scratch : tuple of str
+        Attributes that the framework leaves on modules; removed (or put back) when the block ends.
+    """
+
+    add: Callable[[], nn.Module] = Add
+    leaf_hook: Callable[[nn.Module, Any], Any] | None = None
+    scratch: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which part of canonization is carried out; all of it by default.
+
+    Attributes
+    ----------
+    kinds : frozenset of {"left", "right", "activation"} or None
+        The kinds of merges: to the left, to the right without and with an activation in between; None means all,
+        and what ``leftover`` says besides.
+    explicit : bool
+        Whether functional operations and shared stateless modules become modules of their own.
+    """
+
+    kinds: frozenset[str] | None = None
+    explicit: bool = True

@@ -1,0 +1,191 @@
+"""What would be done to a model and what not, and why: the record, and how it is printed.
+
+Floor 10: imports ``chains``, ``rewrite`` and ``options``.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from canon_bridge.core.planning.chains import Chain, kind_of
+from canon_bridge.core.planning.options import Options
+from canon_bridge.core.planning.table import format_table
+from canon_bridge.core.tracing.rewrite import Rewrite
+
+ORDER = (
+    "BatchNorms are resolved in the order of the data flow, each after those before it: the preferred direction, then "
+    "the other one, then what `leftover` says."
+)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A BatchNorm that becomes the identity: its affine map goes into the linear layers of the chain."""
+
+    chain: Chain
+
+    @property
+    def norm(self) -> str:
+        """Path of the BatchNorm."""
+        return self.chain.norm
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        """What happens, and through what, without the names of modules."""
+        kinds = dict.fromkeys(map(kind_of, self.chain.through))
+        return f"merged {self.chain.direction}", ", ".join(kinds) or "-"
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """One line of the table of details."""
+        into = ", ".join(self.chain.targets)
+        return self.chain.norm, self.chain.direction, into, ", ".join(self.chain.through) or "-"
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A BatchNorm that no linear layer can take, and that becomes an explicit per-channel linear layer.
+
+    Attributes
+    ----------
+    norm : str
+        Its path.
+    reason : str
+        What stood in the way, for each direction.
+    """
+
+    norm: str
+    reason: str
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        """What happens, and why, without the names of modules."""
+        return "made a per-channel linear layer", kind_of(self.reason)
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """One line of the table of details."""
+        return self.norm, "-", "a per-channel linear layer", self.reason
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A BatchNorm that is left as it is, and why.
+
+    Attributes
+    ----------
+    norm : str
+        Its path.
+    reason : str
+        Why it stays.
+    """
+
+    norm: str
+    reason: str
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        """What happens, and why, without the names of modules."""
+        return "left as it is", kind_of(self.reason)
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """One line of the table of details."""
+        return self.norm, "-", "nothing", self.reason
+
+
+Entry = Merge | Leftover | Refusal
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Every BatchNorm of a model, in the order in which they are resolved, and what becomes of it.
+
+    Attributes
+    ----------
+    model : str
+        Name of the model's class.
+    options : Options
+        The keywords that the plan was made with.
+    entries : tuple of Merge, Leftover or Refusal
+        One for each BatchNorm, in the order of the data flow: conflicts are resolved in this order.
+    rewrites : tuple of Rewrite
+        The containers whose forward calls modules instead of functions, or one module for each call site.
+    failures : tuple of (str, str)
+        Containers that keep functional operations, and why.
+    out_of_place : tuple of str
+        Modules that work in place and are made not to.
+    plain : tuple of str
+        Linear layers whose weight is computed (a parametrization, a standardization) and becomes a parameter.
+    """
+
+    model: str
+    options: Options
+    entries: tuple[Entry, ...]
+    rewrites: tuple[Rewrite, ...]
+    failures: tuple[tuple[str, str], ...]
+    out_of_place: tuple[str, ...]
+    plain: tuple[str, ...] = ()
+
+    @property
+    def merges(self) -> tuple[Merge, ...]:
+        """The BatchNorms that are merged, in order."""
+        return tuple(entry for entry in self.entries if isinstance(entry, Merge))
+
+    @property
+    def leftovers(self) -> tuple[Leftover, ...]:
+        """The BatchNorms that become explicit per-channel linear layers."""
+        return tuple(entry for entry in self.entries if isinstance(entry, Leftover))
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """The BatchNorms that stay, with the reason."""
+        return tuple(entry for entry in self.entries if isinstance(entry, Refusal))
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def total(self) -> str:
+        """Return the totals in one line."""
+        directions = Counter(merge.chain.direction for merge in self.merges)
+        modules = sum(len(rewrite.children) for rewrite in self.rewrites)
+        return (
+            f"total: {len(self.entries)} BatchNorms: {directions['left']} merged left, {directions['right']} merged "
+            f"right, {len(self.leftovers)} to explicit linear layers, {len(self.refusals)} left as they are; "
+            f"{modules} operations made modules"
+        )
+
+    def _lines(self) -> Iterator[str]:
+        options = self.options
+        yield (
+            f"plan for {self.model} (prefer={options.prefer!r}, clipped={options.clipped!r}, "
+            f"leftover={options.leftover!r})"
+        )
+        yield self.total()
+        if self.entries:
+            yield from ("", *self._groups(), "", ORDER, "", *self._details())
+        yield from self._explicit()
+
+    def _groups(self) -> Iterator[str]:
+        """Yield a table of how many BatchNorms go which way, the most frequent first."""
+        counts = Counter(entry.group for entry in self.entries)
+        examples = {entry.group: entry.norm for entry in reversed(self.entries)}
+        rows = [(str(count), *group, examples[group]) for group, count in counts.most_common()]
+        return format_table(("count", "what happens", "through, or why", "first"), rows)
+
+    def _details(self) -> Iterator[str]:
+        rows = [(str(number), *entry.row) for number, entry in enumerate(self.entries, 1)]
+        return format_table(("order", "BatchNorm", "direction", "merged into", "through, or why"), rows)
+
+    def _explicit(self) -> Iterator[str]:
+        """Yield what else is changed, and which functional operations stay."""
+        made = [rewrite for rewrite in self.rewrites if rewrite.children]
+        if made or self.plain or self.failures:
+            yield ""
+        for rewrite in made:
+            names = ", ".join(name for name, _ in rewrite.children)
+            yield f"explicit modules in {rewrite.path or 'the model itself'}: {names}"
+        if self.plain:
+            yield f"computed weights made parameters: {', '.join(self.plain)}"
+        for path, reason in self.failures:
+            yield f"not explicit in {path or 'the model itself'}: {reason}"
