@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "canon_bridge"
 CORE = sorted((PACKAGE / "core").rglob("*.py"))
+STANDARD = {*sys.stdlib_module_names, "annotationlib"}  # the latter from Python 3.14 on
 PARTS = ("undo", "modules", "channels", "tracing", "planning", "core")  # each imports from itself and those before
 FILES = sorted(PACKAGE.rglob("*.py"))
 WRITTEN = [*FILES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "examples").rglob("*.py"))]
@@ -65,7 +66,7 @@ def test_there_is_something_to_walk() -> None:
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_the_core_imports_torch_and_what_stands_below(path: Path) -> None:
     roots = {module.partition(".")[0] for module in imports(path)}
-    assert roots <= {"torch", "canon_bridge", *sys.stdlib_module_names}
+    assert roots <= {"torch", "canon_bridge", *STANDARD}
     for file in depends(path):
         assert file.is_relative_to(PACKAGE / "core"), f"{name_of(path)} imports {name_of(file)}"
         assert PARTS.index(file.parent.name) <= PARTS.index(path.parent.name), (

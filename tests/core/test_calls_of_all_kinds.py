@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from canon_bridge import canonize, plan
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.decisions import LINEAR, Case, check
-from tests.core.pieces import BOTH, Written, conv, image, norm
+from tests.core.pieces import BOTH, Written, alive, conv, image, norm
 from tests.core.test_rightward import SIZES, written
 
 BY_NAME: dict[str, Any] = {
@@ -48,6 +48,57 @@ class Overwrites(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         y += 1.0 * y
         return self.norm(x)
+
+
+class Pools(nn.Module):
+    """The last stage of a feature pyramid: it lengthens the lists that it is given."""
+
+    def forward(self, maps: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        names.append("pool")
+        maps.append(F.max_pool2d(maps[-1], 1, 2))
+        return maps, names
+
+
+class Pyramid(nn.Module):
+    """Lateral and output convolutions from coarse to fine, with BatchNorms, and a dict of maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bodies = nn.ModuleList([nn.Sequential(conv(), norm(), nn.ReLU(True), nn.MaxPool2d(2)) for _ in range(3)])
+        self.inner = nn.ModuleList([nn.Sequential(conv(4, 4, 1, 0), norm()) for _ in range(3)])
+        self.outer = nn.ModuleList([nn.Sequential(norm(), conv()) for _ in range(3)])
+        self.pools = Pools()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        found: list[Tensor] = []
+        for body in self.bodies:
+            x = body(x)
+            found.append(x)
+        last = self.inner[-1](found[-1])
+        results = [self.outer[-1](last)]
+        for i in range(len(found) - 2, -1, -1):
+            lateral = self.inner[i](found[i])
+            last = lateral + F.interpolate(last, size=lateral.shape[-2:], mode="nearest")
+            results.insert(0, self.outer[i](last))
+        results, names = self.pools(results, [str(i) for i in range(len(found))])
+        return dict(zip(names, results, strict=True))
+
+
+@pytest.mark.parametrize("prefer", BOTH)
+def test_a_feature_pyramid_whose_last_stage_lengthens_its_lists(prefer: Any) -> None:
+    model = randomize(Pyramid().eval()).double()
+    x, calls = image(2, 4, 24, 24), []
+    expected = model(x)
+    model.pools.register_forward_hook(lambda *_: calls.append(1))
+    before = Snapshot.of(model)
+    assert not plan(model, prefer=prefer).leftovers
+    with canonize(model, prefer=prefer):
+        got = model(x)
+        assert calls == [1]
+        assert list(got) == list(expected) == ["0", "1", "2", "pool"]
+        assert all(relative_error(got[name], expected[name]) < 1e-12 for name in got)
+        assert not alive(model)
+    before.check()
 
 
 @pytest.mark.parametrize("same", [True, False])

@@ -4,7 +4,8 @@ Floor 0: imports torch alone. Tables are keyed by type, or by the qualified name
 be installed, ``"package.module.Type"``.
 """
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Final, TypeVar
 
@@ -18,7 +19,8 @@ T = TypeVar("T")
 # What a subclass may define anew and still compute what its base class computes.
 _HARMLESS: Final = frozenset(
     {
-        "__abstractmethods__", "__annotate__", "__annotate_func__", "__annotations__", "__class_getitem__",
+        "__abstractmethods__", "__annotate__", "__annotate_func__", "__annotations__", "__annotations_cache__",
+        "__class_getitem__",
         "__constants__", "__dict__", "__doc__", "__firstlineno__", "__getstate__", "__init__", "__init_subclass__",
         "__module__", "__orig_bases__", "__parameters__", "__qualname__", "__reduce__", "__repr__", "__setstate__",
         "__static_attributes__", "__str__", "__weakref__", "_abc_impl", "_load_from_state_dict",
@@ -53,12 +55,21 @@ def _same_as(kind: type[nn.Module]) -> tuple[Kind, ...]:
     same: list[Kind] = [kind, _name(kind)]
     changed = set(vars(kind)) - _HARMLESS
     for base in kind.__mro__[1 : kind.__mro__.index(nn.Module)]:
-        used = {*dir(base), *(name for part in base.__mro__ for name in vars(part).get("__annotations__", ()))}
+        used = {*dir(base), *(name for part in base.__mro__ for name in _annotated(part))}
         if changed & used:
             break
         same += (base, _name(base))
         changed |= set(vars(base)) - _HARMLESS
     return tuple(same)
+
+
+def _annotated(kind: type) -> Iterable[str]:
+    """Return the names that the body of a class annotates; from Python 3.14 on they are computed when asked for."""
+    if sys.version_info >= (3, 14):
+        from annotationlib import Format, get_annotations
+
+        return get_annotations(kind, format=Format.FORWARDREF)
+    return vars(kind).get("__annotations__", ())
 
 
 def _name(kind: type[nn.Module]) -> str:
