@@ -125,7 +125,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--timm", choices=("none", "required", "families", "all"), default="required")
     parser.add_argument("--size", type=int, help="height and width (default: the smallest that the model runs on)")
     parser.add_argument("--prefer", choices=("left", "right", "both"), default="left")
-    parser.add_argument("--max-parameters", type=float, default=200e6, metavar="N", help="skip larger models (200e6)")
+    parser.add_argument("--max-parameters", type=float, default=1e9, metavar="N", help="skip larger models (1e9)")
     parser.add_argument("--timeout", type=int, default=900, metavar="SECONDS", help="give up on a model (900)")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="models at a time; memory is the limit")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured, after every model")

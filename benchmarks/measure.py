@@ -21,6 +21,7 @@ from benchmarks.alive import witness
 from benchmarks.randomize import randomize
 from benchmarks.row import Row
 from benchmarks.snapshot import Snapshot
+from canon_bridge.core.planning.chains import kind_of
 
 TOLERANCE = 1e-10
 ROUNDS = 3
@@ -171,7 +172,7 @@ def _count(row: Row, block: Any, called: list[str]) -> None:
     row.left, row.right = directions["left"], directions["right"]
     row.leftover = sum(entry.norm in called for entry in plan.leftovers)
     entries = [entry for entry in (*plan.leftovers, *plan.refusals) if entry.norm in called]
-    row.reasons = dict(Counter(entry.reason for entry in entries).most_common())
+    row.reasons = dict(Counter(kind_of(entry.reason) for entry in entries).most_common())
 
 
 def _judge(row: Row) -> tuple[str, str]:

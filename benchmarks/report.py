@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-import re
+import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +12,11 @@ from benchmarks.row import Row
 
 HEADER = ("model", "prefer", "BatchNorms", "left", "right", "leftover", "alive", "error", "restored", "entry", "status")
 _NUMERIC = range(2, 8)
+_SHORT = (
+    "*leftover*: no BatchNorm is left here either, but some became per-channel linear layers, because nothing could",
+    "take them; the reasons are counted. *not measured*, *skipped*: nothing is claimed.",
+    "",
+)
 
 
 def measured(rows: Sequence[Row]) -> list[Row]:
@@ -71,7 +76,8 @@ def totals(rows: Sequence[Row], no_batch_norm: int = 0) -> list[str]:
         entries = sorted(row.entry for row in done if row.entry is not None)
         if entries:
             lines.append(
-                f"plan and apply take {entries[len(entries) // 2]:.1f} forwards (median), {entries[-1]:.1f} at most"
+                f"plan and apply take {entries[len(entries) // 2]:.1f} forwards (median), {entries[-1]:.1f} at most; "
+                "of the largest models: " + ", ".join(_largest(done))
             )
     values = sum(row.traced == "with values" for row in rows)
     lines.append(f"traced with values (example_inputs): {values} rows")
@@ -81,15 +87,11 @@ def totals(rows: Sequence[Row], no_batch_norm: int = 0) -> list[str]:
 
 
 def reasons(rows: Sequence[Row]) -> list[tuple[str, int, list[str]]]:
-    """Return what the plans say about BatchNorms that are not merged: reason, how many, in which models.
-
-    Paths of modules are left out, so that the same reason counts together: ``ReLU``, not ``layer1.0.relu (ReLU)``.
-    """
+    """Return what the plans say about BatchNorms that are not merged: reason, how many, in which models."""
     counts: Counter[str] = Counter()
     models: dict[str, dict[str, None]] = {}
     for row in rows:
-        for full, count in row.reasons.items():
-            reason = re.sub(r"(?<![\w.'])[\w.]+ \((\w+)\)", r"\1", full)
+        for reason, count in row.reasons.items():
             counts[reason] += count
             models.setdefault(reason, {})[row.model] = None
     return [(reason, count, list(models[reason])) for reason, count in counts.most_common()]
@@ -117,13 +119,21 @@ def markdown(rows: Sequence[Row], command: str, no_batch_norm: int = 0) -> str:
     ]
     troubled = [row for row in rows if row.status != "ok"]
     if troubled:
-        lines += ["", "## What is not ok", "", _line(("model", "prefer", "status", "reason")), _line(["---"] * 4)]
+        lines += [
+            "",
+            "## Where it falls short",
+            "",
+            *_SHORT,
+            "",
+            _line(("model", "prefer", "status", "reason")),
+            _line(["---"] * 4),
+        ]
         lines += [_line((f"`{row.model}`", row.prefer, row.status, shorten(row.reason, 300))) for row in troubled]
     found = reasons(rows)
     if found:
         lines += [
             "",
-            "## Why BatchNorms are not merged",
+            "## Why BatchNorms become linear layers",
             "",
             _line(("count", "reason", "models")),
             "| ---: | --- | --- |",
@@ -141,6 +151,14 @@ def _some(models: Sequence[str], limit: int = 4) -> str:
     return shown if len(models) <= limit else f"{shown} and {len(models) - limit} more"
 
 
+def _largest(rows: Sequence[Row], number: int = 3) -> list[str]:
+    """Return the slower entry of each of the largest models, with the number of parameters."""
+    sizes = {row.model: row.parameters or 0 for row in rows}
+    largest = sorted(sizes, key=lambda model: sizes[model], reverse=True)[:number]
+    entries = {model: max(row.entry or 0 for row in rows if row.model == model) for model in largest}
+    return [f"{entries[model]:.1f} ({model}, {sizes[model] / 1e6:.0f} million parameters)" for model in largest]
+
+
 def _sum(rows: Sequence[Row], name: str) -> int:
     return sum(getattr(row, name) or 0 for row in rows)
 
@@ -152,7 +170,16 @@ def _versions() -> str:
             found.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             continue
-    return ", ".join([f"Python {platform.python_version()}", *found])
+    return ", ".join([*_commit(), f"Python {platform.python_version()}", *found])
+
+
+def _commit() -> list[str]:
+    """Return the commit that is measured, if it is known."""
+    command = ("git", "describe", "--always", "--dirty", "--exclude=*")
+    try:
+        return [f"commit {subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()}"]
+    except (OSError, subprocess.CalledProcessError):
+        return []
 
 
 def shorten(text: str, length: int) -> str:

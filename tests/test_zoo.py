@@ -7,10 +7,13 @@ from functools import lru_cache
 from importlib.util import find_spec
 
 import pytest
+import torch
+from torchvision.models.optical_flow import raft_large
 
 from benchmarks import zoo
 from benchmarks.measure import TOLERANCE, measure
 from benchmarks.randomize import randomize
+from canon_bridge import canonize, plan
 
 FAST = (
     "torchvision/resnet18",
@@ -75,3 +78,18 @@ def test_the_rest_of_the_zoo(name):
             _check(name, prefer)
     finally:
         _subject.cache_clear()
+
+
+@pytest.mark.slow
+@both
+def test_a_recurrent_network_that_runs_in_float32_alone(prefer):
+    model = raft_large().eval()
+    images = (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128))
+    randomize(model, images)
+    expected = model(*images)
+    assert len(plan(model, prefer=prefer, example_inputs=images).merges) == 15
+    with canonize(model, prefer=prefer, example_inputs=images):
+        got = model(*images)
+    errors = [((g - e).abs().max() / e.abs().max()).item() for g, e in zip(got, expected, strict=True)]
+    assert len(errors) == 12
+    assert max(errors) < 1e-4

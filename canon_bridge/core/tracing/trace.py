@@ -13,6 +13,7 @@ from torch import nn
 
 from canon_bridge.core.tracing.checkpoints import without_checkpoints
 from canon_bridge.core.tracing.errors import TracingError
+from canon_bridge.core.tracing.factories import recorded_factories
 from canon_bridge.core.tracing.graph import Flow, SymbolicTracer
 from canon_bridge.core.tracing.preserve import preserved
 from canon_bridge.core.tracing.values import ValueTracer
@@ -83,6 +84,7 @@ def _run(root: nn.Module, tracer: SymbolicTracer) -> Flow:
         with (
             preserved(root) as kept,
             without_checkpoints(lambda: tracer.decided.add(tracer.frames[-1].owner)),
+            recorded_factories(),
             torch.inference_mode(False),
             torch.enable_grad(),
         ):
