@@ -124,7 +124,6 @@ def markdown(rows: Sequence[Row], command: str, no_batch_norm: int = 0) -> str:
             "## Where it falls short",
             "",
             *_SHORT,
-            "",
             _line(("model", "prefer", "status", "reason")),
             _line(["---"] * 4),
         ]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from canon_bridge import canonize, plan
+from canon_bridge import TracingError, canonize, plan
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.decisions import LINEAR, Case, check
 from tests.core.pieces import BOTH, Written, alive, conv, image, norm
@@ -38,6 +38,27 @@ def test_a_rule_sees_an_input_by_name() -> None:
 def test_where_is_not_mistaken() -> None:
     build = written(lambda m, x: m.a(torch.where(condition=x > 0, input=m.norm(x), other=x)), a=conv)
     check(Case(build, {"norm": LINEAR}, SIZES))
+
+
+MADE_IN_FORWARD: dict[str, Any] = {
+    "an activation": lambda m, x: m.a(nn.ReLU()(m.norm(x))),
+    "an activation in place": lambda m, x: m.a(nn.ReLU(inplace=True)(m.norm(x))),
+    "a pool": lambda m, x: m.a(nn.MaxPool2d(3, 1, 1)(m.norm(x))),
+    "a sequence": lambda m, x: m.a(nn.Sequential(nn.ZeroPad2d((1, 0, 1, 0)), nn.Hardtanh())(m.norm(m.b(x)))),
+    "a sequence of its own layers": lambda m, x: nn.Sequential(m.norm, nn.ReLU(), m.a)(x),
+}
+
+
+@pytest.mark.parametrize("name", MADE_IN_FORWARD)
+def test_modules_that_forward_makes(name: str) -> None:
+    decision = "left b" if name == "a sequence" else "right a"
+    check(Case(written(MADE_IN_FORWARD[name], a=conv, b=conv), {"norm": decision}, SIZES))
+
+
+def test_a_layer_that_is_not_registered_is_an_error() -> None:
+    hidden = conv().double()
+    with pytest.raises(TracingError, match=r"it calls a Conv2d that has tensors and is not registered as a submodule"):
+        plan(Written(lambda m, x: m.norm(hidden(x)), norm=norm()))
 
 
 class Overwrites(nn.Module):

@@ -34,7 +34,7 @@ def why_not_foldable(module: nn.Module) -> str | None:
         if name not in computed and (hidden or name not in vars(module)["_parameters"]):
             return f"its {name} is neither a Parameter nor computed in a way that is known"
     entry = linear_type(module)
-    if entry.same is not None and entry.same(module) and module.padding not in (0, (0, 0)):
+    if entry.pads_by_size(module) and module.padding not in (0, (0, 0)):
         return "it pads twice, by the size of its input and by its padding"
     try:
         weight = module.weight if computed.isdisjoint(TENSORS) else evaluated(module).weight

@@ -3,7 +3,7 @@
 Floor 1: imports ``border`` and ``kinds``. A new linear layer is one entry of ``LINEAR``.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,12 +29,24 @@ class LinearType:
     same : callable or None
         For a layer that can pad as TensorFlow does, by an amount that depends on the size of the input: module to
         whether it does. Such a layer and one with ``weight`` must not look at ``padding_mode``.
+    ends : callable or None
+        For a layer that pads with zeros of its own before it convolves with ``padding``: module to the amounts at both
+        ends of each spatial axis, the first axis first. It must not look at ``padding_mode``.
     """
 
     spatial: int
     transposed: bool = False
     weight: Callable[[nn.Module], Tensor] | None = None
     same: Callable[[nn.Module], bool] | None = None
+    ends: Callable[[nn.Module], Sequence[tuple[int, int]]] | None = None
+
+    def pads_by_size(self, module: nn.Module) -> bool:
+        """Return whether the module pads by the size of its input."""
+        return self.same is not None and self.same(module)
+
+    def looks_at_padding_mode(self) -> bool:
+        """Return whether a layer of this type can pad with anything but zeros."""
+        return self.weight is None and self.same is None and self.ends is None
 
 
 def _filters(module: nn.Module) -> Tensor:
@@ -63,8 +75,18 @@ def _pads_by_size(module: nn.Module) -> bool:
     return bool(module.same_pad)
 
 
+def _always(module: nn.Module) -> bool:
+    return True
+
+
+def _of_child(module: nn.Module) -> Sequence[tuple[int, int]]:
+    """Return what the child ``static_padding`` pads: an nn.ZeroPad2d, or an nn.Identity."""
+    left, right, top, bottom = getattr(module.static_padding, "padding", (0, 0, 0, 0))
+    return (top, bottom), (left, right)
+
+
 # Conv2dSameExport of timm is missing on purpose: it pads every input as the first one that it saw.
-LINEAR: Mapping[Kind, LinearType] = {
+LINEAR: dict[Kind, LinearType] = {
     nn.Linear: LinearType(0),
     nn.Conv1d: LinearType(1),
     nn.Conv2d: LinearType(2),
@@ -73,12 +95,15 @@ LINEAR: Mapping[Kind, LinearType] = {
     nn.ConvTranspose2d: LinearType(2, transposed=True),
     nn.ConvTranspose3d: LinearType(3, transposed=True),
     "timm.layers.linear.Linear": LinearType(0),
-    "timm.layers.conv2d_same.Conv2dSame": LinearType(2, same=lambda module: True),
+    "timm.layers.conv2d_same.Conv2dSame": LinearType(2, same=_always),
     "timm.layers.std_conv.StdConv2d": LinearType(2, weight=_standardized),
     "timm.layers.std_conv.StdConv2dSame": LinearType(2, weight=_standardized, same=_pads_by_size),
     "timm.layers.std_conv.ScaledStdConv2d": LinearType(2, weight=_scaled_standardized),
     "timm.layers.std_conv.ScaledStdConv2dSame": LinearType(2, weight=_scaled_standardized, same=_pads_by_size),
 }
+for _home in ("efficientnet_pytorch.utils", "segmentation_models_pytorch.encoders._efficientnet"):
+    LINEAR[f"{_home}.Conv2dDynamicSamePadding"] = LinearType(2, same=_always)
+    LINEAR[f"{_home}.Conv2dStaticSamePadding"] = LinearType(2, ends=_of_child)
 
 
 def linear_type(module: nn.Module) -> LinearType:
@@ -99,13 +124,16 @@ def _axis_geometry(module: nn.Module, axis: int, entry: LinearType) -> AxisGeome
     kernel, stride, dilation = (int(getattr(module, n)[axis]) for n in ("kernel_size", "stride", "dilation"))
     reach = dilation * (kernel - 1)
     padding: object = module.padding
-    by_size = entry.same is not None and entry.same(module)
+    by_size = entry.pads_by_size(module)
     if by_size or (padding == "same" and _pads_with_zeros(module, entry)):
         low, high = reach // 2, reach - reach // 2
     elif isinstance(padding, str) or not _pads_with_zeros(module, entry):
         low = high = 0  # reflect, replicate and circular padding copy values: a constant stays the constant
     else:
         low = high = int(padding[axis])  # pyright: ignore[reportIndexIssue, reportUnknownArgumentType]
+    if entry.ends is not None:
+        before, behind = entry.ends(module)[axis]
+        low, high = low + before, high + behind
     # Every tap of a transposed convolution may fall outside; output_padding and output_size add positions at the
     # upper end, at most stride - 1 or dilation - 1 of them.
     extra = max(stride, dilation) - 1 if entry.transposed else 0
@@ -113,7 +141,7 @@ def _axis_geometry(module: nn.Module, axis: int, entry: LinearType) -> AxisGeome
 
 
 def _pads_with_zeros(module: nn.Module, entry: LinearType) -> bool:
-    return module.padding_mode == "zeros" or entry.weight is not None or entry.same is not None
+    return module.padding_mode == "zeros" or not entry.looks_at_padding_mode()
 
 
 def forward_from_slots(module: nn.Module, input: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -145,10 +173,10 @@ def _apply(module: nn.Module, input: Tensor, bias: Tensor | None, output_size: l
         return F.linear(input, weight, bias)
     if entry.transposed:
         return _apply_transposed(module, input, bias, output_size)
-    if entry.weight is None and entry.same is None:
+    if entry.looks_at_padding_mode():
         return module._conv_forward(input, weight, bias)  # pyright: ignore[reportCallIssue]  # knows every padding mode
     padding, padded = module.padding, input
-    if entry.same is not None and entry.same(module):
+    if entry.pads_by_size(module) or entry.ends is not None:
         geometries, padding = axis_geometries(module), 0
         sizes = input.shape[-entry.spatial :]
         ends = [axis.padding(size) for axis, size in zip(geometries, sizes, strict=True)]

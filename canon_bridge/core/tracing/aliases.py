@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from canon_bridge.core.tracing.data import works_in_place
+from canon_bridge.core.tracing.data import asks_for_sizes, works_in_place
 
 # fmt: off
 _NAMES = frozenset(
@@ -71,7 +71,7 @@ class Aliases:
         return works_in_place(node, self.modules.get(node))
 
     def read_after(self, node: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
-        """Return who reads, after ``node`` has overwritten its argument, that memory under a name from before.
+        """Return who reads values, after ``node`` has overwritten its argument, of that memory by a name from before.
 
         Returns
         -------
@@ -82,7 +82,7 @@ class Aliases:
         return [
             (reader, name)
             for reader, name in self._readers.get(self._origin[node], [])
-            if self.order[reader] > now and self.order[name] < now
+            if self.order[reader] > now and self.order[name] < now and not asks_for_sizes(reader)
         ]
 
     def _shares(self, node: fx.Node) -> bool:

@@ -14,8 +14,9 @@ IN_PLACE_OPERATORS: Final = frozenset(
 )
 _SIZES = frozenset(
     {"size", "dim", "numel", "ndimension", "nelement", "element_size", "get_device", "stride", "storage_offset"}
-    | {"is_contiguous", "is_floating_point", "is_complex", "item", "tolist"}
+    | {"is_contiguous", "is_floating_point", "is_complex"}
 )
+_NUMBERS = frozenset({"item", "tolist"})
 _SIZE_FUNCTIONS = frozenset({len, torch.numel, torch.is_tensor, torch.is_floating_point, isinstance})
 _SIZE_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device", "requires_grad", "is_cuda"})
 _SEVERAL = frozenset({"chunk", "split", "unbind", "tensor_split", "hsplit", "vsplit", "dsplit", "split_with_sizes"})
@@ -30,12 +31,19 @@ def note_data(node: fx.Node) -> None:
 def _has_data(node: fx.Node) -> bool:
     if node.op in ("placeholder", "get_attr"):
         return node.op == "placeholder"
-    is_size = (
+    is_number = node.op == "call_method" and node.target in _NUMBERS
+    return not (is_number or asks_for_sizes(node)) and any(
+        before.meta.get("has_data", True) for before in node.all_input_nodes
+    )
+
+
+def asks_for_sizes(node: fx.Node) -> bool:
+    """Return whether a call reads the size, type or device of a tensor, and no value of it."""
+    return (
         (node.op == "call_method" and node.target in _SIZES)
         or (node.op == "call_function" and node.target in _SIZE_FUNCTIONS)
         or (node.target is getattr and node.args[1] in _SIZE_ATTRIBUTES)
     )
-    return not is_size and any(before.meta.get("has_data", True) for before in node.all_input_nodes)
 
 
 def is_tensor(value: object) -> bool:

@@ -135,6 +135,7 @@ class SymbolicTracer(fx.Tracer):
         self._fixed_numbers = fixed_numbers
         self._root_inputs = inputs
         self._call_site: Site | None = None
+        self._own: set[int] = set()
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace the root with the inputs that the tracer was made with."""
@@ -143,6 +144,7 @@ class SymbolicTracer(fx.Tracer):
             bound = inspect.signature(root.forward).bind(*args, **kwargs)
             bound.apply_defaults()
             self.bound = dict(bound.arguments)
+        self._own = {id(module) for module in root.modules()}
         return super().trace(root, concrete_args)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
@@ -180,6 +182,10 @@ class SymbolicTracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Record the call of a leaf, or trace the forward of a container."""
+        if id(m) not in self._own:
+            if any(True for _ in (*m.parameters(recurse=False), *m.buffers(recurse=False))):
+                raise TypeError(f"it calls a {type(m).__name__} that has tensors and is not registered as a submodule")
+            return m.forward(*args, **kwargs)  # made in forward, such as nn.ReLU()(x): part of what forward writes
         site = self.frames[-1].site(id(m))
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):

@@ -3,27 +3,29 @@
 Floor 1: imports ``data``.
 """
 
+import builtins
 import functools
 import operator
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, Final
+from unittest.mock import patch
 
 from torch import Tensor, fx
 
 from canon_bridge.core.tracing.data import is_tensor
+
+_isinstance: Final = builtins.isinstance
 
 # Attributes of tensors that are tensors or sizes.
 ATTRIBUTES = frozenset({"T", "mT", "H", "mH", "data", "real", "imag", "shape", "ndim", "dtype", "device"})
 
 
 class InPlaceProxy(fx.Proxy):
-    """A proxy that records ``x += y`` as the in-place operation that it is (fx records ``x = x + y``).
+    """A proxy that records ``x += y`` as the in-place operation that it is (fx records ``x = x + y``)."""
 
-    It is an instance of Tensor where it stands for one, for models that ask ``isinstance(x, Tensor)``.
-    """
-
-    @property
-    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def stands_for(self) -> type:
+        """Return the type that a model is to see when it asks ``isinstance(x, Tensor)``."""
         return Tensor if is_tensor(self.node) else type(self)
 
     def __getattr__(self, k: str) -> Any:
@@ -54,3 +56,19 @@ class InPlaceProxy(fx.Proxy):
     __ifloordiv__ = functools.partialmethod(_overwrite, operator.ifloordiv)
     __ipow__ = functools.partialmethod(_overwrite, operator.ipow)
     __imod__ = functools.partialmethod(_overwrite, operator.imod)
+
+
+@contextmanager
+def taken_for_what_they_stand_for() -> Generator[None]:
+    """Make ``isinstance`` of Python take a proxy for what it stands for while the block lasts.
+
+    A ``__class__`` that lies would be believed by the C++ code of torch, too, which then reads memory of no tensor.
+    """
+    with patch.object(builtins, "isinstance", _is_instance):
+        yield
+
+
+def _is_instance(value: object, kinds: Any) -> bool:
+    if _isinstance(value, kinds):
+        return True
+    return _isinstance(value, InPlaceProxy) and issubclass(value.stands_for(), kinds)

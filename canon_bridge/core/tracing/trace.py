@@ -13,9 +13,10 @@ from torch import nn
 
 from canon_bridge.core.tracing.checkpoints import without_checkpoints
 from canon_bridge.core.tracing.errors import TracingError
-from canon_bridge.core.tracing.factories import recorded_factories
 from canon_bridge.core.tracing.graph import Flow, SymbolicTracer
 from canon_bridge.core.tracing.preserve import preserved
+from canon_bridge.core.tracing.proxies import taken_for_what_they_stand_for
+from canon_bridge.core.tracing.recorded import recorded_calls
 from canon_bridge.core.tracing.values import ValueTracer
 
 
@@ -84,7 +85,8 @@ def _run(root: nn.Module, tracer: SymbolicTracer) -> Flow:
         with (
             preserved(root) as kept,
             without_checkpoints(lambda: tracer.decided.add(tracer.frames[-1].owner)),
-            recorded_factories(),
+            recorded_calls(),
+            taken_for_what_they_stand_for(),
             torch.inference_mode(False),
             torch.enable_grad(),
         ):

@@ -30,8 +30,8 @@ class ValueProxy(InPlaceProxy):
         assert isinstance(tracer, ValueTracer)
         return tracer.values[self.node]
 
-    @property
-    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def stands_for(self) -> type:
+        """Return the type of the value."""
         return type(self.value)
 
     def __getattr__(self, name: str) -> Any:
