@@ -1,6 +1,7 @@
 """BatchNorms merged to the right: what their map passes, what absorbs it, and the layers that take it, end to end."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -169,3 +170,25 @@ SHAPES: dict[str, Case] = {
 @pytest.mark.parametrize("name", SHAPES)
 def test_through_changes_of_shape(name: str) -> None:
     check(SHAPES[name])
+
+
+@pytest.mark.parametrize("tensor", ["the activation", "the input of the model", "before the norm"])
+def test_a_view_with_the_batch_of_another_tensor(tensor: str) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        y = m.first(x)
+        z = m.norm(y)
+        batch = {"the activation": z, "the input of the model": x, "before the norm": y}[tensor].size(0)
+        return m.last(F.adaptive_avg_pool2d(F.relu(z, inplace=True), (1, 1)).view(batch, -1))
+
+    build = written(forward, first=lambda: nn.Sequential(conv(), nn.Tanh()), last=lambda: nn.Linear(4, 3))
+    check(Case(build, {"norm": "right last"}, SIZES))
+
+
+def test_instance_norm_keeps_the_number_of_channels() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.last(F.relu(torch.cat([m.other(m.first(x)), m.norm(torch.tanh(x))], 1)))
+
+    build = written(
+        forward, first=conv, other=lambda: nn.InstanceNorm2d(4), norm=lambda: nn.BatchNorm2d(4), last=lambda: conv(8)
+    )
+    check(Case(build, {"norm": "right last"}, ((2, 4, 6, 6), (3, 4, 5, 7))))

@@ -174,4 +174,7 @@ def is_size(value: Any, tensor: fx.Node, dim: int) -> bool:
         is_shape = shape.op == "call_method" and shape.target == "size" and len(shape.args) == 1
         if is_shape or (shape.target is getattr and shape.args[1:] == ("shape",)):
             asked = (shape.args[0], value.args[1])
-    return asked is not None and asked[1] == dim and asked[0] is tensor
+    if asked is None or asked[1] != dim:
+        return False
+    # The plan notes where the batch of each tensor comes from.
+    return asked[0] is tensor or (dim == 0 and asked[0].meta.get("batch", asked[0]) is tensor.meta.get("batch"))

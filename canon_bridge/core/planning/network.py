@@ -3,12 +3,15 @@
 Floor 12: imports ``explicit`` and the tables below it. Nothing here writes to a model or reads parameter values.
 """
 
+from typing import Final
+
 from torch import fx, nn
 
 from canon_bridge.core.channels.parts import concatenated, reads_shape_alone
 from canon_bridge.core.channels.through import find_through
 from canon_bridge.core.modules.absorb import find_absorber, wanted_rank
 from canon_bridge.core.modules.affine import is_norm, norm_type, width
+from canon_bridge.core.modules.kinds import Kind, find_kind
 from canon_bridge.core.modules.layers import Add, Multiply
 from canon_bridge.core.modules.linear import in_channels, is_linear, linear_type, out_channels, why_not_foldable
 from canon_bridge.core.planning.chains import Obstacle, Words, words
@@ -16,6 +19,12 @@ from canon_bridge.core.planning.fitting import name_of
 from canon_bridge.core.tracing.explicit import Explicit, Operation
 
 UNKNOWN_WIDTH = "how many channels {} adds to a concatenation is not known"
+
+# Layers that no map passes, but whose output has the shape of the input.
+_KEEP_SHAPE: Final[dict[Kind, bool]] = {
+    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm), True),
+    **dict.fromkeys((nn.LocalResponseNorm, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin), True),
+}
 
 
 def first_argument(node: fx.Node) -> object:
@@ -58,6 +67,8 @@ class Network:
         for node in sorted(self.operations, key=self.order.__getitem__):
             self._paths.setdefault(self.operations[node].path, []).append(node)
         self._widths: dict[tuple[fx.Node, int], int | None] = {}
+        for node in explicit.flow.graph.nodes:
+            node.meta["batch"] = self._batch(node)
 
     def in_order(self) -> list[Operation]:
         """Return the operations in the order of the data flow, each module once."""
@@ -149,8 +160,7 @@ class Network:
             return out_channels(module) if puts_out_channels else self.width(first_argument(node), rank)
         if module is not None and is_norm(module):
             return width(module)
-        through = find_through(node, module)
-        if (through is not None and through[0].keeps_width) or (module is not None and find_absorber(module)):
+        if self._keeps_width(node, module):
             return self.width(first_argument(node), rank)
         parts = concatenated(node)
         if parts is not None and parts[1] == 1:
@@ -160,6 +170,28 @@ class Network:
             widths = [self.width(operand, rank) for operand in node.args[:2]]
             return None if None in widths or not widths else max(width for width in widths if width)
         return self._width_for_readers(node)
+
+    def _keeps_width(self, node: fx.Node, module: nn.Module | None) -> bool:
+        through = find_through(node, module)
+        if through is not None and through[0].keeps_width:
+            return True
+        return module is not None and bool(find_absorber(module) or find_kind(_KEEP_SHAPE, module))
+
+    def _batch(self, node: fx.Node) -> fx.Node:
+        """Return the node at which the first dimension, as the output of ``node`` has it, comes up."""
+        operation = self.operations.get(node)
+        module = operation.module if operation else None
+        parts = concatenated(node)
+        before: list[object] = []
+        if parts is not None and parts[1] != 0:
+            before = [*parts[0]]
+        elif isinstance(module, Add | Multiply):
+            before = [*node.args[:2]]
+        elif (module is not None and (is_linear(module) or is_norm(module))) or self._keeps_width(node, module):
+            before = [first_argument(node)]
+        origins = {one.meta["batch"] if isinstance(one, fx.Node) else None for one in before}
+        (origin,) = origins if len(origins) == 1 else (None,)
+        return node if origin is None else origin
 
     def rank(self, node: object) -> int | None:
         """Return how many dimensions the output of a node has, the batch included, or None if that is not known."""
