@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.zoo import is_batch_norm
@@ -76,7 +77,11 @@ def witness(model: nn.Module, inputs: tuple[Tensor, ...], expected: Iterable[str
             seen.alive.append(path)
         running.pop()
 
+    instances = _InstanceNorms()
+
     def operation(call: Callable[..., Any], arguments: dict[str, Any], result: Any) -> None:
+        if instances.depth:
+            return  # it is made of a batch norm over the statistics of each sample: not one that could be merged
         if not running and not _standardizes_weights(arguments, parameters) and _changes(call, arguments, result):
             seen.functional += 1
 
@@ -92,12 +97,28 @@ def witness(model: nn.Module, inputs: tuple[Tensor, ...], expected: Iterable[str
             handles.append(module.register_forward_pre_hook(before))
             handles.append(module.register_forward_hook(lambda m, args, out, path=path: after(path, m, out)))
     try:
-        with _Operations(operation):
+        with instances, _Operations(operation):
             model(*inputs)
     finally:
         for handle in handles:
             handle.remove()
     return seen
+
+
+class _InstanceNorms(TorchFunctionMode):
+    """Know whether a functional instance norm is running."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depth = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        norm = func in (torch.instance_norm, torch.nn.functional.instance_norm)
+        self.depth += norm
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.depth -= norm
 
 
 class _Operations(TorchDispatchMode):

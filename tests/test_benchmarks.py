@@ -97,6 +97,8 @@ def _silent() -> nn.Module:
         ((_silent(),), ["1.1"], 0),
         ((_Functional(),), [], 1),
         ((_Standardized(8, 8, 1),), [], 0),
+        ((nn.InstanceNorm2d(8), nn.BatchNorm2d(8)), ["2"], 0),
+        ((nn.InstanceNorm2d(8), _Functional()), [], 1),
     ],
 )
 def test_who_is_alive(layers, paths, functional):
