@@ -22,6 +22,8 @@ def ingredients(network: Network) -> set[str]:
     for index, step in enumerate(named):
         if any(step.name == other.name and step.kind == other.kind for other in named[:index]):
             found.add(f"again: {step.kind}")
+            if "MaxPool" in step.kind:  # each of them is rare
+                found.add("again: a max pooling")
     return found | _neighbours(network.steps, network.arity)
 
 
@@ -88,7 +90,7 @@ EVERY_INGREDIENT = frozenset(
         *("rank 1", "rank 2", "rank 3", "two outputs", "+ of the same value", "torch.cat of the same value"),
         *("nn.Sequential", "block in a block", "block of 1 with 1 outputs", "block of 2 with 1 outputs"),
         *("block of 1 with 2 outputs", "again: block", "again: Conv2d", "again: BatchNorm2d", "again: ReLU"),
-        *("again: MaxPool2d", "again: Linear"),
+        *("again: a max pooling", "again: Linear"),
         *(f"{before} > norm" for before in ("layer", "norm", "activation", "max", "average", "cat", "sum", "input")),
         *("block > norm", "parts > norm", "flatten > norm", "resize > norm"),
         *(f"norm > {behind}" for behind in ("layer", "norm", "activation", "max", "average", "cat", "sum", "block")),
