@@ -171,9 +171,17 @@ def test_rule_set_by_hand_counts_and_stays():
 
 
 def test_module_with_parameters_and_no_rule():
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(4 * 64, 5)).double().eval()
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            return x**self.scale
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Scaled(), nn.Flatten(), nn.Linear(4 * 64, 5)).double().eval()
     snapshot = Snapshot.of(model)
-    with pytest.raises(TypeError, match=r"1 \(GroupNorm\) has parameters.*no rule"):
+    with pytest.raises(TypeError, match=r"1 \(Scaled\) has parameters.*no rule.*layer_map=\[\(Scaled, rules"):
         LRP(model).attribute(images(1, 8), target=TARGET)
     snapshot.check()
 

@@ -51,10 +51,9 @@ def test_our_rules_in_captums_own_lrp():
     model, x = small_densenet(), images()
     expected = LRP(model, presets.epsilon(1e-9)).attribute(x, target=TARGET)
     with canon_bridge.captum.canonize(model):
-        for module in model.modules():
-            rule = presets.epsilon(1e-9).rule_for(module)
-            if rule is not None and not isinstance(module, nn.ReLU):
-                module.rule = rule
+        for name, rule in presets.epsilon(1e-9).assign(model).items():
+            if not isinstance(model.get_submodule(name), nn.ReLU):
+                model.get_submodule(name).rule = rule
         relevance = captum.attr.LRP(model).attribute(x, target=TARGET)
     # Max pooling has Captum's epsilon rule there: the same where the maximum is not near zero.
     assert relative_error(relevance, expected) < 1e-6

@@ -1,10 +1,13 @@
 """zennit and Captum give the same relevance for the same rules on the same canonical model."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from zennit.composites import EpsilonPlus
 
 from canon_bridge.captum import LRP, presets, rules
+from canon_bridge.captum.rules.signed import positive
 from canon_bridge.zennit import ModelCanonizer
 from tests.conftest import relative_error
 from tests.models import NAMES, TARGET, images, network, small_densenet
@@ -36,16 +39,17 @@ def test_epsilon_plus(name, prefer, clipped):
 
 
 def _ignore_negative_inputs(monkeypatch):
-    monkeypatch.setattr(rules, "_negative", lambda value: torch.zeros_like(value))
+    terms = rules.ZPlus.terms
+    monkeypatch.setattr(rules.ZPlus, "terms", lambda self: tuple(replace(t, inputs=positive) for t in terms(self)))
 
 
 def _forget_positive_bias(monkeypatch):
-    monkeypatch.setattr(rules.ZPlus, "__init__", lambda self, s: rules.Rule.__init__(self, s, ("bias",)))
+    monkeypatch.setattr(rules.ZPlus, "__init__", lambda self, s, z: rules.Rule.__init__(self, s, ("bias",)))
 
 
 def _other_stabilizer(monkeypatch):
     original = rules.ZPlus.__init__
-    monkeypatch.setattr(rules.ZPlus, "__init__", lambda self, s: original(self, 1.01 * s))
+    monkeypatch.setattr(rules.ZPlus, "__init__", lambda self, s, z: original(self, 1.01 * s, z))
 
 
 def _copy_relevance_at_pools(monkeypatch):

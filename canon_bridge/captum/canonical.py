@@ -44,8 +44,9 @@ class OnCanonicalModel:
         """Attach the rule of each module to it, for the length of the block."""
         handles: list[Any] = []
         try:
+            chosen = self.preset.assign(self.model)
             for name, module in self.model.named_modules():
-                rule = self._rule(name, module)
+                rule = self._rule(name, module, chosen)
                 if rule is not None:
                     handles.append(module.register_forward_hook(rule.forward_hook))
                     if verbose:
@@ -55,17 +56,17 @@ class OnCanonicalModel:
             for handle in handles:
                 handle.remove()
 
-    def _rule(self, name: str, module: nn.Module) -> rules.Rule | None:
+    def _rule(self, name: str, module: nn.Module, chosen: dict[str, rules.Rule]) -> rules.Rule | None:
         by_hand = vars(module).get("rule")
         if by_hand is not None:
             return _own_rule(by_hand, name)
-        rule = self.preset.rule_for(module)
+        rule = chosen.get(name)
         is_leaf = not any(True for _ in module.children())
         if rule is None and is_leaf and any(True for _ in module.parameters()):
             raise TypeError(
                 f"{name} ({type(module).__name__}) has parameters, and the preset {self.preset.name!r} has no rule "
-                "for its type; its gradient would not be relevance. Set a rule of canon_bridge.captum.rules on it, "
-                "for example `module.rule = rules.Epsilon()`."
+                "for it; its gradient would not be relevance. Give the preset an entry, for example "
+                f"`layer_map=[({type(module).__name__}, rules.Epsilon())]`."
             )
         return rule
 

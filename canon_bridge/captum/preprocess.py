@@ -1,6 +1,7 @@
 """Canonization as a step before Captum's own classes: sums that Captum knows, and inputs of one's own per module."""
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from captum.attr._core.lrp import SUPPORTED_LAYERS_WITH_RULES
 from captum.attr._utils.custom_modules import Addition_Module
@@ -8,6 +9,7 @@ from captum.attr._utils.lrp_rules import EpsilonRule
 from torch import Tensor, nn
 
 from canon_bridge.core.canonization import Canonization
+from canon_bridge.core.modules.arithmetic import Add
 from canon_bridge.core.modules.layers import Mean
 from canon_bridge.core.planning.options import Backend, Clipped, ExampleInputs, Leftover, Options, Prefer
 
@@ -20,9 +22,14 @@ def _own_inputs(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(value.clone() if isinstance(value, Tensor) else value for value in args)
 
 
+def _addition(add: Add) -> nn.Module:
+    return Addition_Module() if add.signal is None else add  # Captum knows sums of two tensors alone
+
+
 # What our own LRP needs, and what Captum's classes need besides; they leave these attributes on modules.
-BACKEND = Backend(add=Addition_Module)
-PREPROCESSING = Backend(Addition_Module, _own_inputs, ("rule", "activations", "activation"))
+MODULES: Final[Mapping[type[nn.Module], Callable[[Any], nn.Module]]] = {Add: _addition}
+BACKEND = Backend(MODULES)
+PREPROCESSING = Backend(MODULES, _own_inputs, ("rule", "activations", "activation"))
 
 
 def canonize(

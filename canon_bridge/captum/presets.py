@@ -1,22 +1,46 @@
-"""Which rule each module gets: presets with the names and default parameters of zennit's composites."""
+"""Presets with the names and default parameters of zennit's composites, and what they are made of.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+In every preset activations pass relevance on, sums and average pools distribute it in proportion (Norm), products hand
+it to their signal, and max pooling to the winner. With :class:`Preset` you write your own.
+"""
+
+from collections.abc import Sequence
 
 from captum.attr._utils.custom_modules import Addition_Module
-from torch import nn
+from torch import Tensor, nn
 
-from canon_bridge.captum.rules import Epsilon, Norm, Pass, Rule, ZPlus
+from canon_bridge.captum.maps import LayerMap, NameMap, Preset, Types
+from canon_bridge.captum.rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, Pass, Rule, SignalTakesAll, ZBox, ZPlus
+from canon_bridge.captum.rules.base import Stabilizer
 from canon_bridge.core.modules import absorb
 from canon_bridge.core.modules.affine import NORMS
-from canon_bridge.core.modules.layers import Add, BatchNorm
+from canon_bridge.core.modules.arithmetic import Add, Divide, Multiply, Negate, Subtract
+from canon_bridge.core.modules.layers import BatchNorm
 from canon_bridge.core.modules.linear import LINEAR
 
-Types = tuple[type[nn.Module], ...]
+__all__ = [
+    "Preset",
+    "epsilon",
+    "epsilon_alpha2_beta1",
+    "epsilon_alpha2_beta1_flat",
+    "epsilon_gamma_box",
+    "epsilon_plus",
+    "epsilon_plus_flat",
+    "layer_map_base",
+]
 
 # Types of other packages, which the tables hold by name, are subclasses of these.
 CONVOLUTIONS: Types = tuple(kind for kind, entry in LINEAR.items() if entry.spatial and isinstance(kind, type))
+DENSE: Types = (nn.Linear,)
 BATCH_NORMS: Types = (*(kind for kind in NORMS if isinstance(kind, type)), BatchNorm)
+# Their statistics are those of the input; relevance passes as if they were constants and the output the input.
+NORMALIZATIONS: Types = (
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+    nn.modules.instancenorm._InstanceNorm,
+)
 AVERAGE_POOLS: Types = (
     nn.AvgPool1d,
     nn.AvgPool2d,
@@ -25,67 +49,170 @@ AVERAGE_POOLS: Types = (
     nn.AdaptiveAvgPool2d,
     nn.AdaptiveAvgPool3d,
 )
-SUMS: Types = (Add, Addition_Module)
-ACTIVATIONS: Types = tuple(kind for kind in absorb.ACTIVATIONS if isinstance(kind, type))
+SUMS: Types = (Add, Subtract, Addition_Module)
+PRODUCTS: Types = (Multiply, Divide)
+ACTIVATIONS: Types = (*(kind for kind in absorb.ACTIVATIONS if isinstance(kind, type)), Negate)
+
+Names = str | Sequence[str] | None
 
 
-@dataclass(frozen=True)
-class Preset:
-    """A map from module types to rules; the first entry that fits a module counts.
+def layer_map_base(stabilizer: Stabilizer = 1e-6) -> list[tuple[Types, Rule]]:
+    """Return the entries that all presets share: activations, sums, products, average pools and normalizations.
 
-    A module without an entry keeps its gradient (max pooling: winner-take-all), unless it has parameters.
-
-    Attributes
+    Parameters
     ----------
-    name : str
-        For messages.
-    layer_map : tuple of (types, callable)
-        Module types, and what makes the rule for one module of these types.
+    stabilizer : float or callable, default 1e-6
+        The stabilizer on average pools and sums.
     """
-
-    name: str
-    layer_map: tuple[tuple[Types, Callable[[], Rule]], ...]
-
-    def rule_for(self, module: nn.Module) -> Rule | None:
-        """Return a new rule for the module, or None where its gradient is to be kept."""
-        return next((make() for types, make in self.layer_map if isinstance(module, types)), None)
-
-
-def _base(stabilizer: float) -> tuple[tuple[Types, Callable[[], Rule]], ...]:
-    return (
-        (ACTIVATIONS, Pass),
-        (SUMS, lambda: Norm(stabilizer)),
-        (AVERAGE_POOLS, lambda: Norm(stabilizer)),
-        (BATCH_NORMS, Pass),
-    )
+    return [
+        (ACTIVATIONS, Pass()),
+        (SUMS, Norm(stabilizer)),
+        (PRODUCTS, SignalTakesAll()),
+        (AVERAGE_POOLS, Norm(stabilizer)),
+        (BATCH_NORMS, Pass()),
+        (NORMALIZATIONS, Pass()),
+    ]
 
 
-def epsilon(eps: float = 1e-9) -> Preset:
+def _preset(
+    name: str,
+    stabilizer: Stabilizer,
+    convolutions: Rule,
+    dense: Rule,
+    layer_map: LayerMap,
+    first_map: LayerMap = (),
+    name_map: NameMap = (),
+) -> Preset:
+    entries = [*layer_map, *layer_map_base(stabilizer), (CONVOLUTIONS, convolutions), (DENSE, dense)]
+    return Preset(entries, first_map, name_map, name)
+
+
+def epsilon(
+    eps: Stabilizer = 1e-9, layer_map: LayerMap = (), zero_params: Names = None, name_map: NameMap = ()
+) -> Preset:
     """Return the preset with the epsilon rule on every linear layer.
 
     Parameters
     ----------
-    eps : float, default 1e-9
+    eps : float or callable, default 1e-9
         The epsilon of the rule, and the stabilizer on average pools and sums.
+    layer_map, name_map : sequence of pairs
+        Entries that come before those of the preset, see :class:`Preset`.
+    zero_params : str or sequence of str, optional
+        Names of parameters that count as zero, for example ``"bias"``.
     """
-    return Preset("epsilon", (*_base(eps), ((*CONVOLUTIONS, nn.Linear), lambda: Epsilon(eps))))
+    rule = Epsilon(eps, zero_params)
+    return _preset("epsilon", eps, rule, rule, layer_map, (), name_map)
 
 
-def epsilon_plus(epsilon: float = 1e-6, stabilizer: float = 1e-6) -> Preset:
+def epsilon_plus(
+    epsilon: Stabilizer = 1e-6,
+    stabilizer: Stabilizer = 1e-6,
+    layer_map: LayerMap = (),
+    zero_params: Names = None,
+    name_map: NameMap = (),
+) -> Preset:
     """Return the preset with z+ on convolutions and epsilon on Linear layers, as zennit's ``EpsilonPlus``.
 
     Parameters
     ----------
-    epsilon : float, default 1e-6
+    epsilon : float or callable, default 1e-6
         The epsilon of the epsilon rule.
-    stabilizer : float, default 1e-6
+    stabilizer : float or callable, default 1e-6
         The stabilizer of the other rules.
+    layer_map, zero_params, name_map
+        See :func:`epsilon`.
     """
-    return Preset(
-        "epsilon_plus",
-        (
-            *_base(stabilizer),
-            (CONVOLUTIONS, lambda: ZPlus(stabilizer)),
-            ((nn.Linear,), lambda: Epsilon(epsilon)),
-        ),
-    )
+    plus, dense = ZPlus(stabilizer, zero_params), Epsilon(epsilon, zero_params)
+    return _preset("epsilon_plus", stabilizer, plus, dense, layer_map, (), name_map)
+
+
+def epsilon_plus_flat(
+    epsilon: Stabilizer = 1e-6,
+    stabilizer: Stabilizer = 1e-6,
+    layer_map: LayerMap = (),
+    first_map: LayerMap = (),
+    zero_params: Names = None,
+    name_map: NameMap = (),
+) -> Preset:
+    """Return :func:`epsilon_plus` with the flat rule on the first linear layer, as zennit's ``EpsilonPlusFlat``.
+
+    Parameters
+    ----------
+    epsilon, stabilizer, layer_map, zero_params, name_map
+        See :func:`epsilon_plus`.
+    first_map : sequence of pairs
+        Entries for the first layer that come before the preset's, see :class:`Preset`.
+    """
+    plus, dense = ZPlus(stabilizer, zero_params), Epsilon(epsilon, zero_params)
+    first = _flat(first_map, stabilizer, zero_params)
+    return _preset("epsilon_plus_flat", stabilizer, plus, dense, layer_map, first, name_map)
+
+
+def epsilon_alpha2_beta1(
+    epsilon: Stabilizer = 1e-6,
+    stabilizer: Stabilizer = 1e-6,
+    layer_map: LayerMap = (),
+    zero_params: Names = None,
+    name_map: NameMap = (),
+) -> Preset:
+    """Return the preset with alpha 2, beta 1 on convolutions and epsilon on Linear, as zennit's ``EpsilonAlpha2Beta1``.
+
+    Parameters
+    ----------
+    epsilon, stabilizer, layer_map, zero_params, name_map
+        See :func:`epsilon_plus`.
+    """
+    rule, dense = AlphaBeta(2, 1, stabilizer, zero_params), Epsilon(epsilon, zero_params)
+    return _preset("epsilon_alpha2_beta1", stabilizer, rule, dense, layer_map, (), name_map)
+
+
+def epsilon_alpha2_beta1_flat(
+    epsilon: Stabilizer = 1e-6,
+    stabilizer: Stabilizer = 1e-6,
+    layer_map: LayerMap = (),
+    first_map: LayerMap = (),
+    zero_params: Names = None,
+    name_map: NameMap = (),
+) -> Preset:
+    """Return :func:`epsilon_alpha2_beta1` with the flat rule first, as zennit's ``EpsilonAlpha2Beta1Flat``.
+
+    Parameters
+    ----------
+    epsilon, stabilizer, layer_map, first_map, zero_params, name_map
+        See :func:`epsilon_plus_flat`.
+    """
+    rule, dense = AlphaBeta(2, 1, stabilizer, zero_params), Epsilon(epsilon, zero_params)
+    first = _flat(first_map, stabilizer, zero_params)
+    return _preset("epsilon_alpha2_beta1_flat", stabilizer, rule, dense, layer_map, first, name_map)
+
+
+def epsilon_gamma_box(
+    low: Tensor | float,
+    high: Tensor | float,
+    epsilon: Stabilizer = 1e-6,
+    gamma: float = 0.25,
+    stabilizer: Stabilizer = 1e-6,
+    layer_map: LayerMap = (),
+    first_map: LayerMap = (),
+    zero_params: Names = None,
+    name_map: NameMap = (),
+) -> Preset:
+    """Return the preset with z-box on the first convolution and gamma on others, as zennit's ``EpsilonGammaBox``.
+
+    Parameters
+    ----------
+    low, high : float or Tensor
+        The lowest and highest value of an input, after normalization; see :class:`canon_bridge.captum.rules.ZBox`.
+    gamma : float, default 0.25
+        See :class:`canon_bridge.captum.rules.Gamma`.
+    epsilon, stabilizer, layer_map, first_map, zero_params, name_map
+        See :func:`epsilon_plus_flat`.
+    """
+    rule, dense = Gamma(gamma, stabilizer, zero_params), Epsilon(epsilon, zero_params)
+    first = (*first_map, (CONVOLUTIONS, ZBox(low, high, stabilizer, zero_params)))
+    return _preset("epsilon_gamma_box", stabilizer, rule, dense, layer_map, first, name_map)
+
+
+def _flat(first_map: LayerMap, stabilizer: Stabilizer, zero_params: Names) -> LayerMap:
+    return (*first_map, ((*CONVOLUTIONS, *DENSE), Flat(stabilizer, zero_params)))

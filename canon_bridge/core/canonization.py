@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_leaves
 
 from canon_bridge.core.merge import expect_rank, make_linear, merge, replace_child, sequence_behind
 from canon_bridge.core.modules.affine import check_norm, children_after, is_identity
-from canon_bridge.core.modules.layers import Add
 from canon_bridge.core.modules.linear import make_plain
 from canon_bridge.core.planning.chains import Chain
 from canon_bridge.core.planning.options import Backend, Options, Scope
@@ -148,7 +147,7 @@ class Canonization:
         for rewrite in plan.rewrites:
             container = model.get_submodule(rewrite.path)
             for name, make in rewrite.children:
-                child = self.backend.add() if make is Add else make()
+                child = self.backend.adapt(make())
                 edits.set(container, "_modules", name, child.train(container.training))
             for name, tensor in rewrite.constants.items():
                 edits.set(container, "__dict__", name, tensor)

@@ -2,34 +2,14 @@
 
 from typing import ClassVar, Self
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from zennit.canonizers import Canonizer
-from zennit.layer import Sum
 
 from canon_bridge.core.canonization import Canonization
 from canon_bridge.core.planning.options import Backend, Clipped, ExampleInputs, Leftover, Options, Prefer, Scope
+from canon_bridge.zennit.arithmetic import MODULES
 
-
-class StackedSum(nn.Module):
-    """Add two tensors as zennit wants to see it: stacked along a new last dimension, then its ``Sum`` over that.
-
-    Composites give ``Sum`` the Norm rule, so each branch gets the share of relevance that it has in the sum.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sum = Sum(dim=-1)
-
-    def forward(self, left: Tensor | float, right: Tensor | float) -> Tensor:
-        """Return ``left + right``; shapes broadcast, and one of the two may be a number."""
-        tensor = left if isinstance(left, Tensor) else right
-        assert isinstance(tensor, Tensor)
-        branches = (torch.as_tensor(branch, dtype=tensor.dtype, device=tensor.device) for branch in (left, right))
-        return self.sum(torch.stack(torch.broadcast_tensors(*branches), dim=-1))
-
-
-BACKEND = Backend(add=StackedSum)
+BACKEND = Backend(MODULES)
 
 
 class ModelCanonizer(Canonizer):

@@ -135,6 +135,9 @@ WAYS: dict[str, list[Way]] = {
         lambda f, m, x, y: f(x, y, alpha=1),
         lambda f, m, x, y: f(input=x, other=y, alpha=1.0),
     ),
+    "subtract": [way for number, way in enumerate(_sums(lambda f, m, x, y: f(x, y, alpha=1))) if number != 2],  # x - x
+    "divide": _sums(lambda f, m, x, y: f(x, m.mean[0]), lambda f, m, x, y: f(x, y.mean((2, 3), keepdim=True))),
+    "negate": [lambda f, m, x, y: f(x), lambda f, m, x, y: f(input=x), lambda f, m, x, y: f(y)],
     "multiply": _sums(lambda f, m, x, y: f(x.sigmoid(), y), lambda f, m, x, y: f(x, y.mean((2, 3), keepdim=True))),
     "linear": [
         lambda f, m, x, y: f(x, m.features),

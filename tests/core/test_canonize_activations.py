@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from canon_bridge import canonize, plan
 from canon_bridge.core.modules.absorb import ACTIVATIONS
+from canon_bridge.core.modules.arithmetic import Multiply
 from canon_bridge.core.modules.kinds import find_kind
-from canon_bridge.core.modules.layers import Multiply
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import BOTH, Written, check, conv, image, norm
 from tests.core.test_psi import ACTIVATION, make

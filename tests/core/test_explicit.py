@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import canonize, plan
+from canon_bridge.core.modules.arithmetic import Arithmetic
 from canon_bridge.core.tracing.lifts import LIFTS
 from tests.conftest import Snapshot, relative_error
 from tests.core.calls import WAYS, Tensors, accepted, inputs, rank_of
@@ -39,7 +40,7 @@ def check(model: nn.Module, *inputs: Tensor, **options: Any) -> dict[str, nn.Mod
         for path, module in new.items():
             module.register_forward_hook(
                 lambda _, args, kwargs, out, path=path: calls.update(
-                    [path] if isinstance([*args, *kwargs.values()][0], Tensor) else []
+                    [path] if any(isinstance(a, Tensor) for a in (*args, *kwargs.values())) else []
                 ),
                 with_kwargs=True,
             )
@@ -68,7 +69,7 @@ def test_each_call_becomes_a_module_that_is_called_once(target: Any) -> None:
     ways = accepted(target, name)
 
     def function(model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
-        return [way(model, x - 1, y - 1) for way in ways]
+        return [way(model, x.clone(), y.clone()) for way in ways]
 
     model = Tensors(function, rank_of(name))
     modules = named(check(model, *inputs(name)), name)
@@ -87,8 +88,8 @@ def test_a_tensor_that_was_overwritten_is_read_later_as_it_was_then(target: Any)
     def function(model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
         results: list[Tensor] = []
         for way in ways:
-            first, second = x - 1, y - 1
-            kept = first * 1
+            first, second = x.clone(), y.clone()
+            kept = first.clone()
             result = way(model, first, second)
             results += [first, second, kept, result]
         return [torch.cat(results, 1)]
@@ -151,12 +152,31 @@ def test_a_second_call_site_of_a_module_in_place_inside_a_child_overwrites_for_i
     check(Written(function, left=conv(), relu=inner.relu, inner=inner), image())
 
 
+# The expected operand with the data.
+ONE_OPERAND: dict[str, tuple[Function, int]] = {
+    "a number": (lambda m, x: m.left(x) + 1, 0),
+    "a number before": (lambda m, x: 1 + m.left(x), 1),
+    "an augmented number": (lambda m, x: operator.iadd(m.left(x), 1), 0),
+    "a weight": (lambda m, x: m.left(x) + m.left.bias, 0),
+    "a new tensor": (lambda m, x: m.left(x) + torch.ones(1, dtype=torch.float64), 0),
+    "a number less": (lambda m, x: 1 - m.left(x), 1),
+    "a factor": (lambda m, x: m.left(x) * 3, 0),
+    "a weight for a factor": (lambda m, x: m.left.bias * m.left(x), 1),
+    "a size for a factor": (lambda m, x: m.left(x) * x.shape[1], 0),
+    "a divisor": (lambda m, x: m.left(x) / 3, 0),
+    "a divided number": (lambda m, x: 3 / (m.left(x).exp()), 1),
+}
+
+
+@pytest.mark.parametrize("name", ONE_OPERAND)
+def test_one_operand_may_be_no_data(name: str) -> None:
+    function, signal = ONE_OPERAND[name]
+    (module,) = check(Written(function, left=conv(7)), torch.randn(2, 7, 7, 7, dtype=torch.float64)).values()
+    assert isinstance(module, Arithmetic)
+    assert module.signal == signal
+
+
 NOT_SUMS: dict[str, Function] = {
-    "a number": lambda m, x: m.left(x) + 1,
-    "a number before": lambda m, x: 1 + m.left(x),
-    "an augmented number": lambda m, x: operator.iadd(m.left(x), 1),
-    "a weight": lambda m, x: m.left(x) + m.left.bias,
-    "a new tensor": lambda m, x: m.left(x) + torch.ones(1, dtype=torch.float64),
     "sizes": lambda m, x: m.left(x).view(x.size(0), x.shape[1] + x.size(2) - x.shape[3], -1),
     "a size and a number": lambda m, x: m.left(x).view(x.size(0) + 0, -1),
     "shapes": lambda m, x: m.left(x).view(x.shape[:1] + x.shape[1:]),

@@ -143,7 +143,7 @@ class Taken(nn.Module):
 
 def test_new_names_do_not_collide_with_what_is_there() -> None:
     model = Taken().double().eval()
-    assert set(check(model, image())) == {"relu_6", "relu_7", "add_2"}
+    assert set(check(model, image())) == {"relu_6", "relu_7", "add_2", "multiply", "multiply_2"}
 
 
 def test_the_same_name_is_free_in_another_container() -> None:
@@ -216,7 +216,7 @@ def test_a_shared_activation_or_pool_gets_one_module_for_each_call_site(shared: 
 
 def test_layers_with_parameters_are_not_doubled() -> None:
     shared = conv()
-    model = Written(lambda m, x: m.shared(m.act(m.shared(m.act(x * 1)))), shared=shared, act=nn.PReLU())
+    model = Written(lambda m, x: m.shared(m.act(m.shared(m.act(x.clone())))), shared=shared, act=nn.PReLU())
     assert check(model, image()) == {}
 
 

@@ -113,7 +113,7 @@ def test_several_inputs_and_nested_outputs() -> None:
         first, (second,) = out["rest"]
         return out["sum"] + F.relu(first) + second
 
-    assert len(check(Written(function, inner=Many()), image())) == 6
+    assert len(check(Written(function, inner=Many()), image())) == 8
     model, x = Many().double().eval(), image()
     expected = model(x, x, last=x)["rest"][0]
     with canonize(model):

@@ -1,6 +1,6 @@
 """Modules from the arguments of functions, where the two differ.
 
-Floor 1: imports ``layers``. Each raises ``ValueError`` for arguments that have no module form.
+Floor 1: imports ``arithmetic`` and ``layers``. Each raises ``ValueError`` for arguments that have no module form.
 """
 
 from collections.abc import Callable
@@ -8,16 +8,27 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from canon_bridge.core.modules.layers import Add, BatchNorm, Mean
+from canon_bridge.core.modules.arithmetic import Add, Subtract
+from canon_bridge.core.modules.layers import BatchNorm, Mean
 
 MakeModule = Callable[..., nn.Module]
 
 
-def add(alpha: float = 1) -> nn.Module:
+def add(alpha: float = 1, signal: int | None = None) -> nn.Module:
     """Return the module of a sum; a weighted one has none."""
+    _check_alpha(alpha)
+    return Add(signal)
+
+
+def subtract(alpha: float = 1, signal: int | None = None) -> nn.Module:
+    """Return the module of a difference; a weighted one has none."""
+    _check_alpha(alpha)
+    return Subtract(signal)
+
+
+def _check_alpha(alpha: float) -> None:
     if alpha != 1:
         raise ValueError(f"alpha={alpha}: a weighted sum is not the sum of two branches")
-    return Add()
 
 
 def max_pool(module: MakeModule) -> MakeModule:

@@ -10,22 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Add(nn.Module):
-    """Add two tensors, ``y = a + b``, as a module of its own, so that rules and hooks can see the sum."""
-
-    def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        """Return ``left + right``; shapes broadcast as in :func:`torch.add`."""
-        return left + right
-
-
-class Multiply(nn.Module):
-    """Multiply two tensors, ``y = a * b``, as a module of its own: one of the two usually is a gate."""
-
-    def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        """Return ``left * right``; shapes broadcast as in :func:`torch.mul`."""
-        return left * right
-
-
 class Mean(nn.AdaptiveAvgPool2d):
     """The mean over given dimensions, usually the spatial ones; for rules it is an average pooling.
 

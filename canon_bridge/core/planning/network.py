@@ -11,8 +11,8 @@ from canon_bridge.core.channels.parts import concatenated, reads_shape_alone
 from canon_bridge.core.channels.through import find_through
 from canon_bridge.core.modules.absorb import find_absorber, wanted_rank
 from canon_bridge.core.modules.affine import is_norm, norm_type, width
+from canon_bridge.core.modules.arithmetic import Arithmetic
 from canon_bridge.core.modules.kinds import Kind, find_kind
-from canon_bridge.core.modules.layers import Add, Multiply
 from canon_bridge.core.modules.linear import in_channels, is_linear, linear_type, out_channels, why_not_foldable
 from canon_bridge.core.planning.chains import Obstacle, Words, words
 from canon_bridge.core.planning.fitting import name_of
@@ -30,6 +30,10 @@ _KEEP_SHAPE: Final[dict[Kind, bool]] = {
 def first_argument(node: fx.Node) -> object:
     """Return the first argument of a call, or None where all are given by name."""
     return node.args[0] if node.args else None
+
+
+def _with_data(node: fx.Node) -> list[fx.Node]:
+    return [value for value in node.args[:2] if isinstance(value, fx.Node) and value.meta.get("has_data", True)]
 
 
 class Network:
@@ -57,7 +61,7 @@ class Network:
         reads = [
             str(node.target).rpartition(".")[0]
             for node in explicit.flow.graph.nodes
-            if node.op == "get_attr" and not all(user in self.operations for user in node.users)
+            if node.op == "get_attr" and not all(self._holds(user) for user in node.users)
         ]
         self.read_elsewhere = frozenset(reads)
         self.identities: set[str] = set()
@@ -166,8 +170,8 @@ class Network:
         if parts is not None and parts[1] == 1:
             widths = [self.width(part, rank) for part in parts[0]]
             return None if None in widths else sum(width for width in widths if width)
-        if isinstance(module, Add | Multiply):  # one of the two may have a single channel for all
-            widths = [self.width(operand, rank) for operand in node.args[:2]]
+        if isinstance(module, Arithmetic):  # one of the two may have a single channel for all
+            widths = [self.width(operand, rank) for operand in _with_data(node)]
             return None if None in widths or not widths else max(width for width in widths if width)
         return self._width_for_readers(node)
 
@@ -177,6 +181,11 @@ class Network:
             return True
         return module is not None and bool(find_absorber(module) or find_kind(_KEEP_SHAPE, module))
 
+    def _holds(self, node: fx.Node) -> bool:
+        """Return whether the tensors that a call is given become those of its module."""
+        operation = self.operations.get(node)
+        return operation is not None and not isinstance(operation.module, Arithmetic)
+
     def _batch(self, node: fx.Node) -> fx.Node:
         """Return the node at which the first dimension, as the output of ``node`` has it, comes up."""
         operation = self.operations.get(node)
@@ -185,8 +194,8 @@ class Network:
         before: list[object] = []
         if parts is not None and parts[1] != 0:
             before = [*parts[0]]
-        elif isinstance(module, Add | Multiply):
-            before = [*node.args[:2]]
+        elif isinstance(module, Arithmetic):
+            before = [*_with_data(node)]
         elif (module is not None and (is_linear(module) or is_norm(module))) or self._keeps_width(node, module):
             before = [first_argument(node)]
         origins = {one.meta["batch"] if isinstance(one, fx.Node) else None for one in before}
@@ -220,7 +229,7 @@ class Network:
 
     @staticmethod
     def _keeps_rank(module: nn.Module) -> bool:
-        return is_norm(module) or find_absorber(module) is not None or isinstance(module, Add | Multiply)
+        return is_norm(module) or find_absorber(module) is not None or isinstance(module, Arithmetic)
 
     def _width_for_readers(self, node: fx.Node) -> int | None:
         for reader in self.readers(node):

@@ -1,15 +1,13 @@
 """The keywords of ``canonize``, checked, and what an attribution framework adds to them.
 
-Floor 1: imports ``layers``.
+Floor 0: imports torch alone.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
-
-from canon_bridge.core.modules.layers import Add
 
 Prefer = Literal["left", "right"]
 Clipped = Literal["absorb", "pass"]
@@ -57,17 +55,22 @@ class Backend:
 
     Attributes
     ----------
-    add : callable
-        Makes the module that adds two tensors; called as ``module(left, right)``.
+    modules : mapping of type to callable
+        What stands in for an explicit module of this type; made from that module, and called in the same way.
     leaf_hook : callable or None
         A forward pre-hook for every module without children.
     scratch : tuple of str
         Attributes that the framework leaves on modules; removed (or put back) when the block ends.
     """
 
-    add: Callable[[], nn.Module] = Add
+    modules: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = field(default_factory=dict[Any, Any])
     leaf_hook: Callable[[nn.Module, Any], Any] | None = None
     scratch: tuple[str, ...] = ()
+
+    def adapt(self, module: nn.Module) -> nn.Module:
+        """Return the framework's module for an explicit module, or the module itself."""
+        stand_in = self.modules.get(type(module))
+        return module if stand_in is None else stand_in(module)
 
 
 @dataclass(frozen=True)

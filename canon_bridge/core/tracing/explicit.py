@@ -12,10 +12,11 @@ from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
 from canon_bridge.core.modules.affine import children_after
-from canon_bridge.core.modules.layers import Add, clone
+from canon_bridge.core.modules.layers import clone
 from canon_bridge.core.tracing.aliases import Aliases
 from canon_bridge.core.tracing.arguments import is_proxy
 from canon_bridge.core.tracing.errors import TracingError
+from canon_bridge.core.tracing.gates import find_signal
 from canon_bridge.core.tracing.graph import Flow, Site
 from canon_bridge.core.tracing.lifts import build_module, find_lift
 from canon_bridge.core.tracing.rewrite import Rewrite, guard_forward, write_forward
@@ -170,12 +171,13 @@ class _Survey:
         if not self._may_be_out_of_place(site, nodes):
             self.failures.append((site.owner, f"{lift.name}: it overwrites a tensor that is read under another name"))
             return None
+        more = {"signal": find_signal(nodes, lift, self.aliases.modules.get)} if lift.operands == 2 else {}
         try:
-            module = build_module(nodes[0], lift, self.model)
+            module = build_module(nodes[0], lift, self.model, **more)
         except ValueError as error:
             self.failures.append((site.owner, f"{lift.name}: {error}"))
             return None
-        return lift.name, Add if isinstance(module, Add) else lambda: build_module(nodes[0], lift, self.model), module
+        return lift.name, lambda: build_module(nodes[0], lift, self.model, **more), module
 
     def _second_call(self, site: Site, nodes: list[fx.Node]) -> tuple[str, Callable[[], nn.Module], nn.Module] | None:
         module = self.aliases.modules.get(nodes[0])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from canon_bridge.core.modules.affine import children_after
-from canon_bridge.core.modules.layers import Add, Multiply
+from canon_bridge.core.modules.arithmetic import Arithmetic, Negate
 from canon_bridge.core.tracing.arguments import DATA, by_position, is_proxy, kept, pattern, unpack
 from canon_bridge.core.tracing.data import note_data
 from canon_bridge.core.tracing.known import is_known
@@ -169,7 +169,7 @@ class SymbolicTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether a call of the module is one operation of the graph."""
-        if not self.inline or isinstance(m, Add | Multiply) or is_known(m):
+        if not self.inline or isinstance(m, Arithmetic | Negate) or is_known(m):
             return True
         if super().is_leaf_module(m, module_qualified_name):
             return True

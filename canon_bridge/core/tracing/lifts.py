@@ -15,8 +15,8 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 
 import canon_bridge.core.modules.functional as functional
+from canon_bridge.core.modules.arithmetic import Divide, Multiply, Negate
 from canon_bridge.core.modules.functional import MakeModule
-from canon_bridge.core.modules.layers import Multiply
 from canon_bridge.core.tracing.data import is_tensor
 
 _IGNORED = frozenset({"input", "other", "self", "inplace"})  # operands, and what a module out of place has no use for
@@ -33,7 +33,7 @@ class Lift:
     build : callable
         Makes the module from the arguments behind the tensors; its parameters have the names of the function's.
     operands : int
-        How many leading arguments are tensors.
+        How many leading arguments are tensors; of two, one may be a number or a tensor of the model.
     sizes : tuple of str
         Parameters that forward may compute; the module gets them before each call.
     tensors : tuple of str
@@ -95,11 +95,21 @@ def _activation(name: str, build: MakeModule) -> dict[Any, Lift]:
     return _entries([*functions, *methods], name, build)
 
 
+def _arithmetic(name: str, build: MakeModule, child: str, *more: str) -> dict[Any, Lift]:
+    """Return the entry of an operation on two operands: operators, functions of torch and methods."""
+    names = [n for spelling in (name, *more) for n in (spelling, f"{spelling}_")]
+    functions = [getattr(torch, n) for n in names if hasattr(torch, n)]
+    methods = [n for n in names if hasattr(torch.Tensor, n)]
+    operators = (getattr(operator, name), getattr(operator, f"i{name}"))
+    return _entries([*operators, *functions, *methods], child, build, 2)
+
+
 LIFTS: Mapping[Any, Lift] = {
-    **_entries((operator.add, operator.iadd, torch.add, "add", "add_"), "add", functional.add, 2),
-    **_entries(
-        (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"), "multiply", Multiply, 2
-    ),
+    **_arithmetic("add", functional.add, "add"),
+    **_arithmetic("sub", functional.subtract, "subtract", "subtract"),
+    **_arithmetic("mul", Multiply, "multiply", "multiply"),
+    **_arithmetic("truediv", Divide, "divide", "div", "divide", "true_divide"),
+    **_entries((operator.neg, torch.neg, torch.negative, "neg", "neg_", "negative", "negative_"), "negate", Negate),
     F.linear: Lift("linear", functional.linear, tensors=_WEIGHTS),
     **_convolutions(1),
     **_convolutions(2),
@@ -141,18 +151,26 @@ LIFTS: Mapping[Any, Lift] = {
 
 
 def find_lift(node: fx.Node) -> Lift | None:
-    """Return the entry of ``LIFTS`` for the node if all its operands are tensors, else None."""
+    """Return the entry of ``LIFTS`` for the node if its operands are tensors with data (of two, at least one)."""
     if node.op not in ("call_function", "call_method"):
         return None
     lift = LIFTS.get(node.target)
-    if lift is None or not all(is_tensor(value) for value in operands(node, lift)):
+    if lift is None:
         return None
-    return lift
+    values = operands(node, lift)
+    fits = any(map(is_tensor, values)) and len(values) == lift.operands and all(map(_may_be_operand, values))
+    return lift if fits else None
+
+
+def _may_be_operand(value: Any) -> bool:
+    if isinstance(value, fx.Node):
+        return is_tensor(value) or not value.meta.get("has_data", True)
+    return isinstance(value, int | float)
 
 
 def operands(node: fx.Node, lift: Lift) -> tuple[Any, ...]:
     """Return the leading tensor arguments of the call, however they were passed."""
-    by_keyword = [v for k, v in node.kwargs.items() if k in ("input", "other", "self")]
+    by_keyword = [node.kwargs[k] for k in ("self", "input", "other") if k in node.kwargs]
     return (*node.args, *by_keyword)[: lift.operands]
 
 
@@ -165,7 +183,7 @@ def computed_sizes(node: fx.Node, lift: Lift) -> dict[str, Any]:
     return sizes
 
 
-def build_module(node: fx.Node, lift: Lift, root: nn.Module) -> nn.Module:
+def build_module(node: fx.Node, lift: Lift, root: nn.Module, **more: Any) -> nn.Module:
     """Make the module for a call; raise ``ValueError`` where an argument is computed or has no module form.
 
     Parameters
@@ -176,8 +194,10 @@ def build_module(node: fx.Node, lift: Lift, root: nn.Module) -> nn.Module:
         Its entry.
     root : nn.Module
         The module that the graph's attributes belong to.
+    **more
+        What the module is told besides.
     """
-    arguments = _arguments(node, lift)
+    arguments = _arguments(node, lift) | more
     for name in computed_sizes(node, lift):
         arguments[name] = 2  # not one: a pool to one element is known to be a point
     for name in lift.tensors:

@@ -1,0 +1,124 @@
+"""What a rule is: a Captum ``PropagationRule`` that takes the place of a module in the autograd graph.
+
+What arrives at the module's output as a gradient is relevance, and what leaves at its inputs is relevance. Nothing is
+hooked to tensors, so a tensor may feed any number of modules.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from captum.attr._utils.lrp_rules import PropagationRule
+from torch import Tensor, nn
+
+Tensors = tuple[Tensor, ...]
+Stabilizer = float | Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a module: which module, and its positional arguments."""
+
+    module: nn.Module
+    arguments: tuple[Any, ...]
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Compute the module, without its hooks, with other values for those arguments that are tensors."""
+        values = iter(tensors)
+        return self.module.forward(*(next(values) if isinstance(a, Tensor) else a for a in self.arguments))
+
+
+class Rule(PropagationRule):
+    """A rule that computes the relevance of a module's inputs from that of its output.
+
+    Works with :class:`canon_bridge.captum.LRP` and, set as ``module.rule``, with Captum's own ``LRP``.
+
+    Parameters
+    ----------
+    stabilizer : float or callable, default 1e-6
+        Added to denominators away from zero, ``z + stabilizer * sign(z)`` with ``sign(0) = 1``; or a function from
+        the denominator to the stabilized denominator.
+    zero_params : str or sequence of str, default ()
+        Names of parameters that count as zero, for example ``"bias"``.
+
+    Raises
+    ------
+    TypeError
+        If the stabilizer is neither a number nor callable.
+    """
+
+    def __init__(self, stabilizer: Stabilizer = 1e-6, zero_params: str | Sequence[str] | None = ()) -> None:
+        if not callable(stabilizer) and not isinstance(stabilizer, float | int):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"the stabilizer is {stabilizer!r}; it must be a number or a function of the denominator.")
+        self.stabilizer = stabilizer
+        self.zero_params = (zero_params,) if isinstance(zero_params, str) else tuple(zero_params or ())
+        self.relevance_input: dict[torch.device, Any] = {}
+        self.relevance_output: dict[torch.device, Tensor] = {}
+
+    @abstractmethod
+    def propagate(self, call: Call, inputs: Tensors, relevance: Tensor) -> Tensors:
+        """Return the relevance of each input tensor, given that of the output; gradients are enabled."""
+
+    def forward_hook(self, module: nn.Module, inputs: Any, outputs: Tensor) -> Tensor:
+        """Put the rule in the place of the module in the autograd graph; a forward hook."""
+        tensors = inputs if isinstance(inputs, tuple) else (inputs,)
+        return cast(Tensor, _Propagation.apply(self, module, outputs, *tensors))
+
+    def record(self, inputs: Tensors, output: Tensor) -> None:
+        """Keep the relevance where Captum's ``LayerLRP`` looks for it."""
+        self.relevance_input[output.device] = inputs[0] if len(inputs) == 1 else inputs
+        self.relevance_output[output.device] = output
+
+    def _manipulate_weights(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        """Do nothing: parameters are changed only while the rule computes, see :func:`modified`."""
+
+    def divide(self, relevance: Tensor, denominator: Tensor) -> Tensor:
+        """Return the relevance, divided by the stabilized denominator."""
+        if callable(self.stabilizer):
+            return relevance / self.stabilizer(denominator)
+        sign = torch.where(denominator < 0, -1.0, 1.0).to(denominator.dtype)
+        return relevance / (denominator + sign * self.stabilizer)
+
+
+class _Propagation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rule: Rule, module: nn.Module, output: Tensor, *inputs: Any) -> Tensor:
+        # Kept without the tensors: those are saved in the way that autograd frees.
+        ctx.rule, ctx.module = rule, module
+        ctx.arguments = tuple(None if isinstance(value, Tensor) else value for value in inputs)
+        ctx.is_tensor = tuple(isinstance(value, Tensor) for value in inputs)
+        ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
+        return output.detach().clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        (relevance,) = grad_outputs
+        tensors = tuple(tensor.detach() for tensor in ctx.saved_tensors)
+        saved = iter(tensors)
+        arguments = tuple(
+            next(saved) if is_tensor else other for is_tensor, other in zip(ctx.is_tensor, ctx.arguments, strict=True)
+        )
+        with torch.enable_grad():
+            propagated = ctx.rule.propagate(Call(ctx.module, arguments), tensors, relevance.detach())
+        ctx.rule.record(propagated, relevance)
+        remaining = iter(propagated)
+        return None, None, None, *(next(remaining) if is_tensor else None for is_tensor in ctx.is_tensor)
+
+
+@contextmanager
+def modified(module: nn.Module, change: Callable[[Tensor], Tensor], zero_params: Sequence[str] = ()) -> Generator[None]:
+    """Replace the module's own parameters by ``change(parameter)``, or by zeros, for the length of the block."""
+    slots = cast("dict[str, Tensor | None]", vars(module)["_parameters"])
+    former = dict(slots)
+    try:
+        for name, value in former.items():
+            if value is not None:
+                value = value.detach()
+                slots[name] = torch.zeros_like(value) if name in zero_params else change(value)
+        yield
+    finally:
+        slots.clear()
+        slots.update(former)

@@ -1,0 +1,61 @@
+"""Rules that do not look at contributions: pass, signal takes all, winner takes all."""
+
+import torch
+from torch import Tensor
+
+from canon_bridge.captum.rules.base import Call, Rule, Tensors
+from canon_bridge.core.modules.arithmetic import Arithmetic, signal_of
+
+
+class Pass(Rule):
+    """Hand relevance on unchanged, for element-wise activations and identity BatchNorms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def propagate(self, call: Call, inputs: Tensors, relevance: Tensor) -> Tensors:
+        """Return the relevance of the output for the first input, zero for others."""
+        first, *others = inputs
+        return (relevance.expand_as(first), *(torch.zeros_like(other) for other in others))
+
+
+class SignalTakesAll(Rule):
+    r"""All relevance of a product goes to the signal, none to the gate: :math:`R_s = R`, :math:`R_g = 0`.
+
+    The signal is the operand that :class:`Multiply` names: the one that is not behind a sigmoid, softmax or the like;
+    else the one with more elements. Where nothing tells the two apart, each gets half. Relevance of a signal that was
+    broadcast is summed over its copies.
+
+    References
+    ----------
+    Arras et al. 2019, "Explaining and Interpreting LSTMs": the variants "all" and "half" for gated interactions.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def propagate(self, call: Call, inputs: Tensors, relevance: Tensor) -> Tensors:
+        """Return the relevance of the signal, and zero for the gate."""
+        left, right = call.arguments
+        named = call.module.signal if isinstance(call.module, Arithmetic) else None
+        signal = signal_of(named, left, right)
+        shares = (0.5, 0.5) if signal is None else (1.0 - signal, float(signal))
+        by_operand = zip((left, right), shares, strict=True)
+        return tuple((share * relevance).sum_to_size(a.shape) for a, share in by_operand if isinstance(a, Tensor))
+
+
+class WinnerTakesAll(Rule):
+    """All relevance of a max pooling goes to the largest input of its window: the gradient, for max pooling.
+
+    References
+    ----------
+    Montavon et al. 2019, "Layer-Wise Relevance Propagation: An Overview", on special layers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def propagate(self, call: Call, inputs: Tensors, relevance: Tensor) -> Tensors:
+        """Return the relevance at the winners, zero elsewhere."""
+        leaves = tuple(value.detach().requires_grad_() for value in inputs)
+        return torch.autograd.grad(call.forward(*leaves), leaves, relevance)
