@@ -32,10 +32,13 @@ GATE_CALLS: Final[Mapping[Any, int]] = {
     **dict.fromkeys((operator.gt, operator.lt, operator.ge, operator.le, operator.eq, operator.ne), _SURE),
 }
 
+_LIKE: Final = frozenset({"expand_as", "view_as", "reshape_as", "type_as"})  # the second operand lends its shape alone
+
 # A gate stays one behind these, where no other data join it.
 _KEEP: Final = frozenset(
-    {"expand", "expand_as", "view", "view_as", "reshape", "unsqueeze", "squeeze", "flatten", "permute", "transpose"}
-    | {"contiguous", "clone", "chunk", "split", "unbind", "repeat", "to", "type_as", "float", "double", "half", "mean"}
+    _LIKE
+    | {"expand", "view", "reshape", "unsqueeze", "squeeze", "flatten", "permute", "transpose"}
+    | {"contiguous", "clone", "chunk", "split", "unbind", "repeat", "to", "float", "double", "half", "mean"}
     | {"add", "sub", "mul", "div", "add_", "mul_", "div_", "sub_", "multiply"}
 )
 _KEEP_FUNCTIONS: Final = frozenset(
@@ -82,7 +85,8 @@ def _certainty(node: fx.Node, module_of: ModuleOf) -> int:
             found, keeps = find_kind(GATES, module), isinstance(module, _KEEPERS)
         else:
             found, keeps = GATE_CALLS.get(node.target), node.target in _KEEP | _KEEP_FUNCTIONS
-        before = [value for value in node.all_input_nodes if value.meta.get("has_data", True)]
+        inputs = node.all_input_nodes[:1] if node.target in _LIKE else node.all_input_nodes
+        before = [value for value in inputs if value.meta.get("has_data", True)]
         if found is not None or not keeps or len(before) != 1:
             return found or 0
         (node,) = before
