@@ -4,8 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+import zennit.composites
 from zennit.composites import EpsilonPlus
 
+from benchmarks import zoo
+from benchmarks.randomize import randomize
 from canon_bridge.captum import LRP, presets, rules
 from canon_bridge.captum.rules.signed import positive
 from canon_bridge.zennit import ModelCanonizer
@@ -36,6 +39,46 @@ def test_epsilon_plus(name, prefer, clipped):
     by_zennit = attribute(model, x, EpsilonPlus(canonizers=[ModelCanonizer(prefer=prefer, clipped=clipped)]))
     by_captum = LRP(model, presets.epsilon_plus(), prefer=prefer, clipped=clipped).attribute(x, target=TARGET)
     assert relative_error(by_captum, by_zennit) < TOLERANCE
+
+
+PRESETS = {
+    "epsilon_plus_flat": (zennit.composites.EpsilonPlusFlat, {}),
+    "epsilon_alpha2_beta1": (zennit.composites.EpsilonAlpha2Beta1, {}),
+    "epsilon_alpha2_beta1_flat": (zennit.composites.EpsilonAlpha2Beta1Flat, {}),
+    "epsilon_gamma_box": (zennit.composites.EpsilonGammaBox, {"low": -3.0, "high": 3.0}),
+    "epsilon_plus": (EpsilonPlus, {"zero_params": "bias", "stabilizer": 1e-4}),
+}
+LARGE = ("densenet121", "resnet18", "vgg11_bn", "googlenet", "mobilenet_v2", "efficientnet_b0")
+
+
+def _compare(model, x, preset, prefer, clipped):
+    composite, keywords = PRESETS[preset]
+    by_zennit = attribute(model, x, composite(canonizers=[ModelCanonizer(prefer=prefer, clipped=clipped)], **keywords))
+    rules_of = getattr(presets, preset)(**keywords)
+    by_captum = LRP(model, rules_of, prefer=prefer, clipped=clipped).attribute(x, target=TARGET)
+    assert by_captum.isfinite().all()
+    assert relative_error(by_captum, by_zennit) < TOLERANCE
+    other = LRP(model, presets.epsilon(1e-6), prefer=prefer, clipped=clipped).attribute(x, target=TARGET)
+    assert relative_error(other, by_zennit) > 1e-2
+
+
+@pytest.mark.parametrize("clipped", ["absorb", "pass"])
+@pytest.mark.parametrize("prefer", ["left", "right"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets(preset, prefer, clipped):
+    _compare(small_densenet(), images(), preset, prefer, clipped)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prefer", ["left", "right"])
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", LARGE)
+def test_presets_on_large_networks(name, preset, prefer):
+    model = zoo.build(f"torchvision/{name}").double()
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64).clamp(-3, 3)
+    randomize(model, (x,))
+    for clipped in ("absorb", "pass"):
+        _compare(model, x, preset, prefer, clipped)
 
 
 def _ignore_negative_inputs(monkeypatch):
