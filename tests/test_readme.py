@@ -13,7 +13,7 @@ README = (ROOT / "README.md").read_text()
 def test_the_python_examples_run_one_after_the_other(capsys):
     namespace: dict[str, object] = {}
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         exec(block, namespace)
     assert "121 BatchNorms: 59 merged left, 62 merged right, 0 to explicit" in capsys.readouterr().out
