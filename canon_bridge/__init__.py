@@ -4,6 +4,8 @@ This package and ``canon_bridge.core`` need torch alone; ``canon_bridge.zennit``
 the framework of that name.
 """
 
+from canon_bridge.auditing.audit import audit
+from canon_bridge.auditing.report import Audit
 from canon_bridge.core.canonization import Canonization
 from canon_bridge.core.canonize import canonize, canonized_copy, plan
 from canon_bridge.core.planning.plan import Leftover, Merge, Plan, Refusal
@@ -12,12 +14,14 @@ from canon_bridge.core.tracing.errors import TracingError
 __version__ = "0.1.0"
 
 __all__ = [
+    "Audit",
     "Canonization",
     "Leftover",
     "Merge",
     "Plan",
     "Refusal",
     "TracingError",
+    "audit",
     "canonize",
     "canonized_copy",
     "plan",

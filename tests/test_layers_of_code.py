@@ -78,7 +78,18 @@ def test_the_core_imports_torch_and_what_stands_below(path: Path) -> None:
 def test_the_package_itself_needs_torch_alone() -> None:
     for path in (PACKAGE / "__init__.py", PACKAGE / "core" / "__init__.py"):
         assert {module.partition(".")[0] for module in imports(path)} <= {"canon_bridge"}
-        assert all(file.is_relative_to(PACKAGE / "core") for file in depends(path) if file != PACKAGE / "__init__.py")
+        assert all(is_below_the_frameworks(file) for file in depends(path) if file != PACKAGE / "__init__.py")
+
+
+def is_below_the_frameworks(file: Path) -> bool:
+    return file.is_relative_to(PACKAGE / "core") or file.is_relative_to(PACKAGE / "auditing")
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "auditing").glob("*.py")), ids=name_of)
+def test_the_audit_imports_torch_the_core_and_itself(path: Path) -> None:
+    roots = {module.partition(".")[0] for module in imports(path)}
+    assert roots <= {"torch", "canon_bridge", *STANDARD} | ({"matplotlib"} if path.name == "chart.py" else set())
+    assert all(map(is_below_the_frameworks, depends(path)))
 
 
 @pytest.mark.parametrize(("adapter", "other"), [("zennit", "captum"), ("captum", "zennit")])
@@ -134,4 +145,4 @@ def test_every_module_says_what_it_is_and_asserts_nothing_of_its_user_by_print(p
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree)
     prints = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "print"]
-    assert len(prints) <= (path.name == "canonical.py")  # Captum's `verbose` asks for it
+    assert len(prints) <= (path.name == "attach.py")  # Captum's `verbose` asks for it

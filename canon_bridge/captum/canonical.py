@@ -1,7 +1,6 @@
 """One forward and one backward pass on the canonical model, with the rules of a preset."""
 
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any, cast
 
 import torch
@@ -10,10 +9,10 @@ from captum._utils.common import (
     _format_tensor_into_tuples,
     _run_forward,
 )
-from captum.attr._utils.lrp_rules import EpsilonRule, IdentityRule, PropagationRule
 from torch import Tensor, nn
 
-from canon_bridge.captum import presets, rules
+from canon_bridge.captum import presets
+from canon_bridge.captum.attach import attached
 from canon_bridge.captum.preprocess import BACKEND
 from canon_bridge.captum.taps import Tap
 from canon_bridge.core.canonization import Canonization
@@ -32,43 +31,13 @@ class OnCanonicalModel:
         self.preset = preset or presets.epsilon_plus()
         self.options = options
         self._canonization = None
-        self._canonical()  # so that a model that cannot be canonized is refused here
+        self.canonical()  # so that a model that cannot be canonized is refused here
 
-    def _canonical(self) -> Canonization:
+    def canonical(self) -> Canonization:
+        """Return the canonization of the model as it is now; planned anew where the model has changed."""
         if self._canonization is None or not self._canonization.is_current():
             self._canonization = Canonization(self.model, self.options, BACKEND)
         return self._canonization
-
-    @contextmanager
-    def _attached(self, verbose: bool) -> Generator[None]:
-        """Attach the rule of each module to it, for the length of the block."""
-        handles: list[Any] = []
-        try:
-            chosen = self.preset.assign(self.model)
-            for name, module in self.model.named_modules():
-                rule = self._rule(name, module, chosen)
-                if rule is not None:
-                    handles.append(module.register_forward_hook(rule.forward_hook))
-                    if verbose:
-                        print(f"{type(rule).__name__} on {name} ({type(module).__name__})")  # noqa: T201 - what verbose asks for
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _rule(self, name: str, module: nn.Module, chosen: dict[str, rules.Rule]) -> rules.Rule | None:
-        by_hand = vars(module).get("rule")
-        if by_hand is not None:
-            return _own_rule(by_hand, name)
-        rule = chosen.get(name)
-        is_leaf = not any(True for _ in module.children())
-        if rule is None and is_leaf and any(True for _ in module.parameters()):
-            raise TypeError(
-                f"{name} ({type(module).__name__}) has parameters, and the preset {self.preset.name!r} has no rule "
-                "for it; its gradient would not be relevance. Give the preset an entry, for example "
-                f"`layer_map=[({type(module).__name__}, rules.Epsilon())]`."
-            )
-        return rule
 
     def _propagate(
         self,
@@ -83,8 +52,8 @@ class OnCanonicalModel:
         leaves = tuple(tensor.detach().requires_grad_() for tensor in _format_tensor_into_tuples(inputs))
         extra = _format_additional_forward_args(additional_forward_args)
         with ExitStack() as stack:
-            stack.enter_context(self._canonical())
-            stack.enter_context(self._attached(verbose))
+            stack.enter_context(self.canonical())
+            stack.enter_context(attached(self.model, self.preset, verbose))
             for tap in taps or ():
                 stack.enter_context(tap.attached())
             stack.enter_context(torch.inference_mode(False))
@@ -101,17 +70,3 @@ class OnCanonicalModel:
             for leaf, gradient in zip(leaves, cast("tuple[Tensor | None, ...]", gradients), strict=True)
         )
         return relevance, output.detach()
-
-
-def _own_rule(rule: PropagationRule, name: str) -> rules.Rule:
-    """Return a rule of ours for one that the user has set on the module ``name``."""
-    if isinstance(rule, rules.Rule):
-        return rule
-    if type(rule) is IdentityRule:
-        return rules.Pass()
-    if type(rule) is EpsilonRule:
-        return rules.Epsilon(rule.STABILITY_FACTOR)
-    raise TypeError(
-        f"{name} has the rule {type(rule).__name__}, which is made for Captum's own LRP; use a rule of "
-        "canon_bridge.captum.rules, or Captum's LRP inside `with canon_bridge.captum.canonize(model):`."
-    )

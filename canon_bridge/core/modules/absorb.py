@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from canon_bridge.core.modules.activation import absorb_into_relu
+from canon_bridge.core.modules.activation import absorb_into_relu, stop_at_clipped
 from canon_bridge.core.modules.affine import Affine
 from canon_bridge.core.modules.kinds import Kind, find_kind
 from canon_bridge.core.modules.pooling import absorb_into_max_pool
-from canon_bridge.core.modules.psi import absorb_into_activation
+from canon_bridge.core.modules.psi import absorb_into_activation, pass_share
 from canon_bridge.core.undo.edits import Edits
 
 # From the journal, the module, the map before it and whether relevance at clipped units stops, to the map behind it.
@@ -70,6 +71,8 @@ MAX_POOLS: Final[Mapping[Kind, int]] = {
 
 ABSORBERS: Final[Mapping[Kind, Absorb]] = {**ACTIVATIONS, **dict.fromkeys(MAX_POOLS, absorb_into_max_pool)}
 
+_STOPS: Final = (stop_at_clipped, pass_share)
+
 
 def find_absorber(module: nn.Module, *, again: bool = False) -> Absorb | None:
     """Return the entry of ``ABSORBERS`` for a module that computes what its type computes, or None.
@@ -89,3 +92,26 @@ def is_relu(module: nn.Module) -> bool:
 def wanted_rank(module: nn.Module) -> int | None:
     """Return how many dimensions the input of an absorber must have, or None for an activation, where any will do."""
     return find_kind(MAX_POOLS, module)
+
+
+def stopped_at(module: nn.Module, input: Tensor, relevance: Tensor) -> Tensor:
+    """Return which part of the relevance stops in front of an activation that has absorbed a map.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The activation; where it has absorbed nothing, or passes everything, nothing stops.
+    input : Tensor
+        Its input.
+    relevance : Tensor
+        What a rule hands down, in the shape of the input.
+    """
+    hooks = [h for h in vars(module)["_forward_pre_hooks"].values() if getattr(h, "func", h) in _STOPS]
+    if not hooks:
+        return torch.zeros_like(relevance)
+    with torch.enable_grad():
+        leaf = passed = input.detach().requires_grad_()
+        for hook in hooks:
+            (passed,) = hook(module, (passed,))
+        (handed_down,) = torch.autograd.grad(passed, leaf, relevance)
+    return relevance - handed_down

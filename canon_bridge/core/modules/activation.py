@@ -60,7 +60,7 @@ def _write(edits: Edits, module: nn.Module, clip_relevance: bool, affine: Affine
         edits.set_buffer(module, "thr_factor", torch.where(tiny, scale, torch.ones_like(scale)))
     edits.set(module, "__dict__", "forward", partial(_thresholded_relu, module))
     if clip_relevance and is_first:
-        edits.add_pre_hook(module, _stop_at_clipped)
+        edits.add_pre_hook(module, stop_at_clipped)
     ones = torch.ones_like(scale)
     return Affine(torch.where(normal, scale, ones), torch.where(zero, shift.relu(), shift))
 
@@ -75,7 +75,7 @@ def _thresholded_relu(module: nn.Module, input: Tensor) -> Tensor:
     return torch.where(_is_clipped(value.detach(), lower, upper), bounded, value)
 
 
-def _stop_at_clipped(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+def stop_at_clipped(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     """Pass the input on, and stop on the way back whatever a rule sends to units that are clipped.
 
     It has to sit in front of the module: rules replace the gradient between a module's output and its input, so a

@@ -67,7 +67,7 @@ def absorb_into_activation(
             edits.set_buffer(module, f"psi_{name}", value)
         edits.set(module, "__dict__", "forward", partial(_psi, module))
         if clip_relevance and is_first:
-            edits.add_pre_hook(module, partial(_pass_share, is_linear_by_pieces))
+            edits.add_pre_hook(module, partial(pass_share, is_linear_by_pieces))
         return behind
 
     return composed(edits, module, affine, write)
@@ -100,7 +100,7 @@ def _buffer(module: nn.Module, name: str, input: Tensor) -> Tensor:
     return per_channel(vars(module)["_buffers"][f"psi_{name}"], input)
 
 
-def _pass_share(is_linear_by_pieces: bool, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+def pass_share(is_linear_by_pieces: bool, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     """Pass the input on, and on the way back only a share of what a rule sends."""
     (value,) = args
     if not (torch.is_grad_enabled() and value.requires_grad):

@@ -1,0 +1,185 @@
+"""The report of an audit: numbers, a table, a chart."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from canon_bridge.auditing.books import CAUSES, LOST
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The books of one module, over all its calls.
+
+    Attributes
+    ----------
+    path : str
+        Its name in the model.
+    kind : str
+        Its type.
+    rule : str
+        The rule on it, or ``""``.
+    is_container : bool
+        Whether it calls other modules; ``taken`` is then what its own forward does besides.
+    calls : int
+        How often it was called.
+    arrived, handed_down : float
+        The sum of the relevance at its output, and at its inputs.
+    flow : float
+        The sum of the absolute relevance at its output or its inputs, whichever is larger.
+    taken : mapping of str to float
+        What became of the difference, by cause; negative where relevance appeared.
+    """
+
+    path: str
+    kind: str
+    rule: str
+    is_container: bool
+    calls: int
+    arrived: float
+    handed_down: float
+    flow: float
+    taken: Mapping[str, float]
+
+    @property
+    def lost(self) -> float:
+        """The relevance that no rule accounts for."""
+        return sum(self.taken[cause] for cause in LOST)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Where the relevance of one attribution went; returned by :func:`canon_bridge.audit`.
+
+    Attributes
+    ----------
+    model, rules : str
+        What was audited.
+    score : float
+        :math:`f(x)`, summed over the batch.
+    scale : float
+        :math:`|f(x)|`, summed over the batch.
+    relevance : float
+        The relevance at the inputs.
+    entries : tuple of Entry
+        One for each module that was called, in the order of the first call.
+    """
+
+    model: str
+    rules: str
+    score: float
+    scale: float
+    relevance: float
+    entries: tuple[Entry, ...]
+
+    def taken(self, cause: str) -> float:
+        """Return what one cause (``biases``, ``stabilisers``, ``clipped``, ``gates``, ``elsewhere``) took in total."""
+        return sum(entry.taken[cause] for entry in self.entries)
+
+    @property
+    def lost(self) -> float:
+        """All relevance that no rule accounts for, each module by its absolute value so that nothing cancels."""
+        return sum(abs(entry.lost) for entry in self.entries)
+
+    @property
+    def defect(self) -> float:
+        """What was lost, relative to :math:`|f(x)|`."""
+        return self.lost / self.scale if self.scale else float("inf") if self.lost else 0.0
+
+    @property
+    def widest(self) -> Entry:
+        """The module with the largest flow, the sum of absolute relevance."""
+        return max(self.entries, key=lambda entry: entry.flow)
+
+    @property
+    def defect_of_flow(self) -> float:
+        """What was lost, relative to the largest flow: rounding in float64 is 1e-14 or less."""
+        flow = max(self.widest.flow, self.scale)
+        return self.lost / flow if flow else 0.0
+
+    def worst(self, limit: int = 10) -> list[Entry]:
+        """Return the modules that lost most, those above rounding alone."""
+        floor = 1e-9 * max(self.scale, 1e-3 * self.widest.flow)
+        lost = [entry for entry in self.entries if abs(entry.lost) > floor]
+        return sorted(lost, key=lambda entry: -abs(entry.lost))[:limit]
+
+    def largest(self, limit: int = 10) -> list[Entry]:
+        """Return the modules where most relevance was taken, whatever the cause."""
+        return sorted(self.entries, key=_size, reverse=True)[:limit]
+
+    def totals(self) -> list[tuple[str, float]]:
+        """Return what became of the score: each label and its sum; they add up to the score."""
+        labels = ("at the input", "biases", "stabilisers", "clipped constants", "gates", "elsewhere")
+        return list(zip(labels, (self.relevance, *map(self.taken, CAUSES)), strict=True))
+
+    def __str__(self) -> str:
+        """Return totals and a table of the modules that matter."""
+        return "\n".join([*self._head(), "", *self.table(self.worst() or self.largest())])
+
+    def _head(self) -> list[str]:
+        lines = [f"Relevance of {self.model}, {self.rules}: where f(x) = {self.score:.6g} went", ""]
+        for label, value in self.totals():
+            share = f"{100 * value / self.score + 0.0:10.1f} %" if self.score else ""
+            lines.append(f"  {label:<20}{value:>14.6g}{share}".rstrip())
+        widest = self.widest
+        lines += [
+            "",
+            f"defect: {self.defect:.1e} of |f|, {self.defect_of_flow:.1e} of the largest flow",
+            f"largest flow: {widest.flow / self.scale if self.scale else widest.flow:.3g} |f| at {widest.path} "
+            f"({widest.kind})",
+        ]
+        count = len(self.worst(len(self.entries)))
+        where = f"relevance is lost at {count} modules, those with most:" if count else "where most was absorbed:"
+        return [*lines, "", where]
+
+    def table(self, entries: Sequence[Entry]) -> list[str]:
+        """Return a table of these modules, in per cent of :math:`|f(x)|`, as lines."""
+        header = ("module", "type", "rule", "arrived", "handed down", *CAUSES)
+        rows: list[tuple[str, ...]] = [header]
+        for entry in entries:
+            values = (entry.arrived, entry.handed_down, *(entry.taken[cause] for cause in CAUSES))
+            rows.append(
+                (entry.path, entry.kind, entry.rule or _NO_RULE[entry.is_container], *map(self._percent, values))
+            )
+        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+        return [
+            "  ".join(
+                cell.ljust(w) if n < 3 else cell.rjust(w) for n, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        ]
+
+    def _percent(self, value: float) -> str:
+        share = 100 * value / self.scale if self.scale else 0.0
+        if abs(share) < 5e-3:
+            return "-"
+        return f"{share:.2f}" if abs(share) < 1e4 else f"{share:.1e}"
+
+    def bars(self, limit: int = 16) -> Any:
+        """Draw the totals and the modules where most was taken, as bars; needs matplotlib.
+
+        Parameters
+        ----------
+        limit : int, default 16
+            How many modules.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Save it with ``.savefig(path)``.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        """
+        from canon_bridge.auditing.chart import draw
+
+        return draw(self, limit)
+
+
+_NO_RULE = {False: "none: gradient", True: "(own forward)"}
+
+
+def _size(entry: Entry) -> float:
+    return max(map(abs, entry.taken.values()))

@@ -1,0 +1,78 @@
+"""The rules of a preset on the modules of a model, for the length of a block."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from captum.attr._utils.lrp_rules import EpsilonRule, IdentityRule, PropagationRule
+from torch import nn
+
+from canon_bridge.captum import rules
+from canon_bridge.captum.maps import Preset
+from canon_bridge.core.undo.edits import Edits
+
+
+@contextmanager
+def attached(model: nn.Module, preset: Preset, verbose: bool = False) -> Generator[None]:
+    """Attach the rule of each module to it, for the length of the block; one that the user has set takes precedence.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model.
+    preset : Preset
+        Which rule each module gets.
+    verbose : bool, default False
+        Whether to print which rule is on which module.
+
+    Raises
+    ------
+    TypeError
+        For a module with parameters and without a rule, and for a rule that is made for Captum's own LRP.
+    """
+    handles: list[Any] = []
+    edits = Edits()
+    try:
+        chosen = preset.assign(model)
+        for name, module in model.named_modules():
+            rule = _rule(name, module, chosen, preset.name)
+            if rule is not None:
+                handles.append(module.register_forward_hook(rule.forward_hook))
+                if vars(module).get("inplace"):  # not in a canonical model; rules need the input as it was
+                    edits.set(module, "__dict__", "inplace", False)
+                if verbose:
+                    print(f"{type(rule).__name__} on {name} ({type(module).__name__})")  # noqa: T201 - what verbose asks for
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        edits.undo()
+
+
+def _rule(name: str, module: nn.Module, chosen: dict[str, rules.Rule], preset: str) -> rules.Rule | None:
+    by_hand = vars(module).get("rule")
+    if by_hand is not None:
+        return _own_rule(by_hand, name)
+    rule = chosen.get(name)
+    is_leaf = not any(True for _ in module.children())
+    if rule is None and is_leaf and any(True for _ in module.parameters()):
+        raise TypeError(
+            f"{name} ({type(module).__name__}) has parameters, and the preset {preset!r} has no rule for it; its "
+            "gradient would not be relevance. Give the preset an entry, for example "
+            f"`layer_map=[({type(module).__name__}, rules.Epsilon())]`."
+        )
+    return rule
+
+
+def _own_rule(rule: PropagationRule, name: str) -> rules.Rule:
+    """Return a rule of ours for one that the user has set on the module ``name``."""
+    if isinstance(rule, rules.Rule):
+        return rule
+    if type(rule) is IdentityRule:
+        return rules.Pass()
+    if type(rule) is EpsilonRule:
+        return rules.Epsilon(rule.STABILITY_FACTOR)
+    raise TypeError(
+        f"{name} has the rule {type(rule).__name__}, which is made for Captum's own LRP; use a rule of "
+        "canon_bridge.captum.rules, or Captum's LRP inside `with canon_bridge.captum.canonize(model):`."
+    )

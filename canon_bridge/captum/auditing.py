@@ -1,0 +1,78 @@
+"""What the audit has to know of the rules for Captum: which rule is on a module, and what that rule evaluates."""
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from canon_bridge.auditing.books import Term
+from canon_bridge.auditing.flows import Visit
+from canon_bridge.captum.attach import attached
+from canon_bridge.captum.canonical import OnCanonicalModel
+from canon_bridge.captum.maps import Preset
+from canon_bridge.captum.rules import Rule
+from canon_bridge.captum.rules.base import modified
+from canon_bridge.captum.rules.linear import Linear
+
+
+class Keeper:
+    """Keeps the books of a preset, or of an LRP.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model.
+    rules : Preset or LRP
+        A preset, for the model as it stands, or an LRP of this model, which canonizes it.
+    """
+
+    gates: tuple[type[nn.Module], ...] = ()
+    constants: tuple[type[nn.Module], ...] = ()
+
+    def __init__(self, model: nn.Module, rules: Preset | OnCanonicalModel) -> None:
+        if isinstance(rules, OnCanonicalModel) and rules.model is not model:
+            raise ValueError("rules is an LRP of another model; audit the model that it was made for.")
+        self.model, self.rules = model, rules
+        self.preset = rules if isinstance(rules, Preset) else rules.preset
+        self.name = f"{self.preset.name} (Captum)"
+
+    @contextmanager
+    def attached(self) -> Generator[None]:
+        """Attach the rules for the length of the block, to the canonical model if the rules are an LRP."""
+        if isinstance(self.rules, OnCanonicalModel):
+            with self.rules.canonical(), attached(self.model, self.preset):
+                yield
+        else:
+            with attached(self.model, self.preset):
+                yield
+
+    def rule_of(self, module: nn.Module) -> str:
+        """Return the name of the rule on the module."""
+        rule = _rule(module)
+        return "" if rule is None else type(rule).__name__
+
+    def terms(self, visit: Visit, relevance: Tensor) -> Sequence[Term] | None:
+        """Return the evaluations of a rule for linear layers."""
+        rule = _rule(visit.module)
+        if not isinstance(rule, Linear):
+            return None
+        outputs: list[Tensor] = []
+        constants: list[Tensor] = []
+        with torch.no_grad():
+            for term in rule.terms():
+                arguments = [term.inputs(v) if isinstance(v, Tensor) else v for v in visit.arguments]
+                zeros = [
+                    torch.zeros_like(value) if carries else value
+                    for value, carries in zip(arguments, visit.carries, strict=True)
+                ]
+                with modified(visit.module, term.parameters, term.zeros(rule.zero_params)):
+                    outputs.append(visit.module.forward(*arguments))
+                    constants.append(visit.module.forward(*zeros))
+            factors = rule.factors(tuple(outputs), relevance)
+        return [Term(f, z, b) for f, z, b in zip(factors, outputs, constants, strict=False)]
+
+
+def _rule(module: nn.Module) -> Rule | None:
+    owners = (getattr(hook, "__self__", None) for hook in module._forward_hooks.values())
+    return next((owner for owner in owners if isinstance(owner, Rule)), None)
