@@ -105,8 +105,11 @@ class _Recorder:
         self.account = account
         self.root = Visit("", nn.Module())
         self.stack = [self.root]
+        self.is_over = False
 
-    def enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        if self.is_over:  # a rule evaluates the module anew
+            return None
         visit = Visit(
             path,
             module,
@@ -118,7 +121,11 @@ class _Recorder:
         return _tap(args, visit.input.add), _tap(kwargs, visit.input.add)
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if self.is_over:
+            return None
         visit = self.stack.pop()
+
+        self.is_over = len(self.stack) == 1  # the model itself has returned
 
         def arrived(relevance: Tensor) -> None:
             visit.output.add(relevance)

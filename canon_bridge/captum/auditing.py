@@ -12,7 +12,7 @@ from canon_bridge.captum.attach import attached
 from canon_bridge.captum.canonical import OnCanonicalModel
 from canon_bridge.captum.maps import Preset
 from canon_bridge.captum.rules import Rule
-from canon_bridge.captum.rules.base import modified
+from canon_bridge.captum.rules.base import Call, modified
 from canon_bridge.captum.rules.linear import Linear
 
 
@@ -67,10 +67,14 @@ class Keeper:
                     for value, carries in zip(arguments, visit.carries, strict=True)
                 ]
                 with modified(visit.module, term.parameters, term.zeros(rule.zero_params)):
-                    outputs.append(visit.module.forward(*arguments))
-                    constants.append(visit.module.forward(*zeros))
+                    outputs.append(Call(visit.module, visit.arguments).forward(*_tensors(arguments)))
+                    constants.append(Call(visit.module, visit.arguments).forward(*_tensors(zeros)))
             factors = rule.factors(tuple(outputs), relevance)
         return [Term(f, z, b) for f, z, b in zip(factors, outputs, constants, strict=False)]
+
+
+def _tensors(arguments: Sequence[object]) -> tuple[Tensor, ...]:
+    return tuple(value for value in arguments if isinstance(value, Tensor))
 
 
 def _rule(module: nn.Module) -> Rule | None:

@@ -3,23 +3,50 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+import torch
 from captum.attr._core.lrp import SUPPORTED_LAYERS_WITH_RULES
 from captum.attr._utils.custom_modules import Addition_Module
-from captum.attr._utils.lrp_rules import EpsilonRule
+from captum.attr._utils.lrp_rules import EpsilonRule, PropagationRule
 from torch import Tensor, nn
 
+from canon_bridge.captum.rules import Norm, Pass, SignalTakesAll
 from canon_bridge.core.canonization import Canonization
-from canon_bridge.core.modules.arithmetic import Add
-from canon_bridge.core.modules.layers import Mean
+from canon_bridge.core.modules.absorbed import has_reference
+from canon_bridge.core.modules.arithmetic import Add, Divide, Multiply, Negate, Subtract
+from canon_bridge.core.modules.layers import BatchNorm, Mean, OfRank
 from canon_bridge.core.planning.options import Backend, Clipped, ExampleInputs, Leftover, Options, Prefer
 
-# Captum looks rules up by exact type: a mean over space has the rule of the average pools.
-SUPPORTED_LAYERS_WITH_RULES.setdefault(Mean, EpsilonRule)
+# Captum looks rules up by exact type, and knows none of the modules that canonization puts in.
+DEFAULT_RULES: Final[Mapping[type[nn.Module], type[PropagationRule]]] = {
+    Mean: EpsilonRule,
+    Add: Norm,
+    Subtract: Norm,
+    Multiply: SignalTakesAll,
+    Divide: SignalTakesAll,
+    Negate: Pass,
+    BatchNorm: Pass,
+    OfRank: Pass,
+}
+_known: dict[Any, Any] = SUPPORTED_LAYERS_WITH_RULES
+for _kind, _rule in DEFAULT_RULES.items():
+    _known.setdefault(_kind, _rule)
 
 
 def _own_inputs(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     # Captum hooks input tensors, one hook a tensor: a tensor that feeds two modules would mix up their relevance.
+    if _has_overlapping_windows(module) and has_reference(module):
+        return args
     return tuple(value.clone() if isinstance(value, Tensor) else value for value in args)
+
+
+def _has_overlapping_windows(module: nn.Module) -> bool:
+    # DeepLift's rule for max pools keeps one of the windows that share a winner. On the tensor that an activation has
+    # put out, Captum calls it too late to count, and the gradient stands: complete where the reference is constant.
+    if not isinstance(module, nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d):
+        return False
+    sizes = (torch.atleast_1d(torch.tensor(size)) for size in (module.kernel_size, module.stride))
+    kernel, stride = torch.broadcast_tensors(*sizes)
+    return bool((kernel > stride).any())
 
 
 def _addition(add: Add) -> nn.Module:
@@ -29,7 +56,7 @@ def _addition(add: Add) -> nn.Module:
 # What our own LRP needs, and what Captum's classes need besides; they leave these attributes on modules.
 MODULES: Final[Mapping[type[nn.Module], Callable[[Any], nn.Module]]] = {Add: _addition}
 BACKEND = Backend(MODULES)
-PREPROCESSING = Backend(MODULES, _own_inputs, ("rule", "activations", "activation"))
+PREPROCESSING = Backend(MODULES, _own_inputs, ("rule", "activations", "activation", "input", "output"))
 
 
 def canonize(

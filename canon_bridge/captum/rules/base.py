@@ -7,6 +7,7 @@ hooked to tensors, so a tensor may feed any number of modules.
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -28,7 +29,21 @@ class Call:
     def forward(self, *tensors: Tensor) -> Tensor:
         """Compute the module, without its hooks, with other values for those arguments that are tensors."""
         values = iter(tensors)
-        return self.module.forward(*(next(values) if isinstance(a, Tensor) else a for a in self.arguments))
+        with _evaluation():
+            return self.module.forward(*(next(values) if isinstance(a, Tensor) else a for a in self.arguments))
+
+
+_evaluating: ContextVar[bool] = ContextVar("evaluating", default=False)
+
+
+@contextmanager
+def _evaluation() -> Generator[None]:
+    """Make rules on modules inside this one stand back: this one's rule is for all of it."""
+    token = _evaluating.set(True)
+    try:
+        yield
+    finally:
+        _evaluating.reset(token)
 
 
 class Rule(PropagationRule):
@@ -64,8 +79,19 @@ class Rule(PropagationRule):
 
     def forward_hook(self, module: nn.Module, inputs: Any, outputs: Tensor) -> Tensor:
         """Put the rule in the place of the module in the autograd graph; a forward hook."""
+        if _evaluating.get():
+            return outputs
         tensors = inputs if isinstance(inputs, tuple) else (inputs,)
         return cast(Tensor, _Propagation.apply(self, module, outputs, *tensors))
+
+    def forward_hook_weights(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        """Keep the inputs for Captum's second forward pass; numbers among them stay what they are."""
+        super().forward_hook_weights(module, _tensors(inputs), outputs)
+
+    def forward_pre_hook_activations(self, module: nn.Module, inputs: Any) -> Any:
+        """Give the inputs of the first forward pass back in Captum's second one."""
+        super().forward_pre_hook_activations(module, _tensors(inputs))
+        return inputs
 
     def record(self, inputs: Tensors, output: Tensor) -> None:
         """Keep the relevance where Captum's ``LayerLRP`` looks for it."""
@@ -81,6 +107,10 @@ class Rule(PropagationRule):
             return relevance / self.stabilizer(denominator)
         sign = torch.where(denominator < 0, -1.0, 1.0).to(denominator.dtype)
         return relevance / (denominator + sign * self.stabilizer)
+
+
+def _tensors(inputs: Any) -> Tensors:
+    return tuple(value for value in (inputs if isinstance(inputs, tuple) else (inputs,)) if isinstance(value, Tensor))
 
 
 class _Propagation(torch.autograd.Function):

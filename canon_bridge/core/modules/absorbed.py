@@ -18,6 +18,9 @@ SMALLEST_SCALE: Final = 1e-12
 LARGEST_THRESHOLD: Final = 6e4
 _SLOT: Final = "_absorbed"
 
+# Methods that compare with a reference input: for them a clipped unit is no constant, it may not be clipped there.
+REFERENCE_METHODS: Final = frozenset({"captum.attr._core.deep_lift.DeepLift"})
+
 
 def choose(affine: Affine) -> tuple[Tensor, Tensor, Tensor]:
     """Return which channels have scale zero, which can be divided by it, and which have a tiny one."""
@@ -59,6 +62,12 @@ def composed(edits: Edits, module: nn.Module, affine: Affine, write: Callable[[A
         return behind
     former = earlier[1]
     return Affine(behind.scale / former.scale, (behind.shift - former.shift) / former.scale)
+
+
+def has_reference(module: nn.Module) -> bool:
+    """Return whether a hook on the module belongs to one of ``REFERENCE_METHODS``."""
+    owners = [type(getattr(hook, "__self__", None)) for hook in vars(module)["_forward_hooks"].values()]
+    return any(f"{base.__module__}.{base.__qualname__}" in REFERENCE_METHODS for o in owners for base in o.__mro__)
 
 
 def per_channel(values: Tensor, input: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.core.modules.absorbed import choose, composed, per_channel
+from canon_bridge.core.modules.absorbed import choose, composed, has_reference, per_channel
 from canon_bridge.core.modules.affine import Affine
 from canon_bridge.core.undo.edits import Edits
 
@@ -82,7 +82,7 @@ def stop_at_clipped(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor
     mask inside forward is overwritten by them (zennit 1.0) or not (zennit 0.5).
     """
     (value,) = args
-    if not (torch.is_grad_enabled() and value.requires_grad):
+    if not (torch.is_grad_enabled() and value.requires_grad) or has_reference(module):
         return None
     fixed = value.detach()
     clipped = _is_clipped(_compared(module, fixed), *_bounds(module, fixed))

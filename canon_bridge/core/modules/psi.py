@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.core.modules.absorbed import LARGEST_THRESHOLD, choose, composed, per_channel
+from canon_bridge.core.modules.absorbed import LARGEST_THRESHOLD, choose, composed, has_reference, per_channel
 from canon_bridge.core.modules.affine import Affine, working_dtype
 from canon_bridge.core.undo.edits import Edits
 
@@ -103,7 +103,7 @@ def _buffer(module: nn.Module, name: str, input: Tensor) -> Tensor:
 def pass_share(is_linear_by_pieces: bool, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     """Pass the input on, and on the way back only a share of what a rule sends."""
     (value,) = args
-    if not (torch.is_grad_enabled() and value.requires_grad):
+    if not (torch.is_grad_enabled() and value.requires_grad) or has_reference(module):
         return None
     with torch.no_grad():
         fixed = value.detach().to(working_dtype(value.dtype))
