@@ -157,3 +157,21 @@ def test_the_report_is_data():
     assert isinstance(report, Audit)
     assert [entry.path for entry in report.entries[:3]] == ["(model)", "features", "features.conv0"]
     assert {entry.calls for entry in report.entries} == {1}
+
+
+@pytest.mark.parametrize("prefer", ["left", "right"])
+def test_layer_lrp_finds_at_every_module_what_the_audit_did(prefer):
+    model, x = small_densenet(), images()
+    before = Snapshot.of(model)
+    entries = {entry.path: entry for entry in audit(model, x, TARGET, LRP(model, prefer=prefer)).entries}
+    paths = [path for path, _ in model.named_modules() if path in entries]
+    assert len(paths) > 50
+    layers = [model.get_submodule(path) for path in paths]
+    for at_input in (False, True):
+        lrp = LayerLRP(model, layers, prefer=prefer)
+        found = lrp.attribute(x, target=TARGET, attribute_to_layer_input=at_input)
+        for path, relevance in zip(paths, found, strict=True):
+            parts = relevance if isinstance(relevance, tuple) else (relevance,)
+            expected = entries[path].handed_down if at_input else entries[path].arrived
+            assert float(sum(part.sum() for part in parts)) == pytest.approx(expected, rel=1e-9, abs=1e-12), path
+    before.check()

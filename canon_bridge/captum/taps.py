@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 
 class _Record(torch.autograd.Function):
@@ -53,15 +54,15 @@ class Tap:
 
     def _listen(self, values: Any) -> Any:
         self._calls += 1
-        # The positional arguments are always a tuple; one of them is given back as a tensor.
-        many = isinstance(values, tuple)
-        self._is_tuple = many and len(values) > 1
-        each: tuple[Any, ...] = values if many else (values,)
-        recorded = tuple(
-            _Record.apply(self._kept, index, value) if isinstance(value, Tensor) else value
-            for index, value in enumerate(each)
+        leaves, structure = pytree.tree_flatten(values)  # a module may take or return lists of tensors
+        self._is_tuple = len(leaves) > 1
+        return pytree.tree_unflatten(
+            [
+                _Record.apply(self._kept, index, leaf) if isinstance(leaf, Tensor) else leaf
+                for index, leaf in enumerate(leaves)
+            ],
+            structure,
         )
-        return recorded if many else recorded[0]
 
     def relevance(self) -> Tensor | tuple[Tensor, ...]:
         """Return what was read; raise ``ValueError`` where the module did not run once or got no relevance."""
