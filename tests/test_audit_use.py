@@ -145,7 +145,7 @@ def test_the_chart_shows_the_numbers(tmp_path):
     figure = report.bars(5)
     left, right = figure.axes
     shown = [bar.get_width() for bar in left.patches]
-    assert shown == pytest.approx([value / report.scale for _, value in report.totals()])
+    assert shown == pytest.approx([value / report.score for _, value in report.totals()])
     assert [label.get_text() for label in right.get_yticklabels()] == [entry.path for entry in report.largest(5)]
     figure.savefig(tmp_path / "audit.png")
     assert matplotlib.pyplot.get_fignums() == []

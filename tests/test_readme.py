@@ -10,10 +10,11 @@ README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.zennit
-def test_the_python_examples_run_one_after_the_other(capsys):
+def test_the_python_examples_run_one_after_the_other(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {}
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
         exec(block, namespace)
     assert "121 BatchNorms: 59 merged left, 62 merged right, 0 to explicit" in capsys.readouterr().out

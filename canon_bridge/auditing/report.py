@@ -1,5 +1,6 @@
 """The report of an audit: numbers, a table, a chart."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,8 +120,7 @@ class Audit:
     def _head(self) -> list[str]:
         lines = [f"Relevance of {self.model}, {self.rules}: where f(x) = {self.score:.6g} went", ""]
         for label, value in self.totals():
-            share = f"{100 * value / self.score + 0.0:10.1f} %" if self.score else ""
-            lines.append(f"  {label:<20}{value:>14.6g}{share}".rstrip())
+            lines.append(f"  {label:<20}{value:>14.6g}{100 * self.share(value) + 0.0:10.1f} %")
         widest = self.widest
         lines += [
             "",
@@ -133,7 +133,7 @@ class Audit:
         return [*lines, "", where]
 
     def table(self, entries: Sequence[Entry]) -> list[str]:
-        """Return a table of these modules, in per cent of :math:`|f(x)|`, as lines."""
+        """Return a table of these modules as lines, in per cent of the score."""
         header = ("module", "type", "rule", "arrived", "handed down", *CAUSES)
         rows: list[tuple[str, ...]] = [header]
         for entry in entries:
@@ -150,10 +150,14 @@ class Audit:
         ]
 
     def _percent(self, value: float) -> str:
-        share = 100 * value / self.scale if self.scale else 0.0
+        share = 100 * self.share(value)
         if abs(share) < 5e-3:
             return "-"
         return f"{share:.2f}" if abs(share) < 1e4 else f"{share:.1e}"
+
+    def share(self, value: float) -> float:
+        """Return relevance relative to :math:`|f(x)|`, with the sign of :math:`f(x)`: positive speaks for the score."""
+        return value / math.copysign(self.scale, self.score) if self.scale else 0.0
 
     def bars(self, limit: int = 16) -> Any:
         """Draw the totals and the modules where most was taken, as bars; needs matplotlib.
