@@ -9,7 +9,7 @@ from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule
 from torch import nn
 
 import canon_bridge.captum
-from canon_bridge.captum import LRP, presets
+from canon_bridge.captum import LRP, presets, rules
 from tests.conftest import Snapshot, alive, relative_error
 from tests.models import NAMES, TARGET, gradient_times_input, images, network, small_densenet
 
@@ -47,13 +47,52 @@ def test_without_the_step_captum_is_wrong(build):
         assert relative_error(captum.attr.LRP(model).attribute(x, target=TARGET), expected) < 1e-4
 
 
-def test_our_rules_in_captums_own_lrp():
+PRESETS = [
+    presets.epsilon(1e-6),
+    presets.epsilon_plus(zero_params="bias"),
+    presets.epsilon_plus_flat(stabilizer=1e-3),
+    presets.epsilon_alpha2_beta1(),
+    presets.epsilon_alpha2_beta1_flat(),
+    presets.epsilon_gamma_box(-3.0, 3.0),
+    presets.Preset(presets.epsilon_plus().layer_map, [(nn.Conv2d, rules.WSquare())], name="w square first"),
+]
+
+
+@pytest.mark.parametrize("prefer", ["left", "right"])
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
+def test_our_rules_in_captums_own_lrp(preset, prefer):
     model, x = small_densenet(), images()
-    expected = LRP(model, presets.epsilon(1e-9)).attribute(x, target=TARGET)
-    with canon_bridge.captum.canonize(model):
-        for name, rule in presets.epsilon(1e-9).assign(model).items():
-            if not isinstance(model.get_submodule(name), nn.ReLU):
-                model.get_submodule(name).rule = rule
+    snapshot = Snapshot.of(model)
+    expected = LRP(model, preset, prefer=prefer).attribute(x, target=TARGET)
+    with canon_bridge.captum.canonize(model, prefer=prefer):
+        for name, rule in preset.assign(model).items():
+            model.get_submodule(name).rule = rule
+        for module in model.modules():
+            if isinstance(module, nn.MaxPool2d):  # Captum's own default is epsilon
+                module.rule = rules.WinnerTakesAll()
         relevance = captum.attr.LRP(model).attribute(x, target=TARGET)
-    # Max pooling has Captum's epsilon rule there: the same where the maximum is not near zero.
-    assert relative_error(relevance, expected) < 1e-6
+    assert relative_error(relevance, expected) < 1e-9
+    snapshot.check()
+
+
+def test_products_by_hand_in_captums_own_lrp():
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.gate, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 4), nn.Linear(4, 5)
+            self.relu = nn.ReLU()
+
+        def forward(self, x):
+            x = self.conv(x)
+            gate = self.relu(self.gate(x.mean((2, 3))))
+            return self.head((x * gate[:, :, None, None]).mean((2, 3)))
+
+    model, x = Gate().double().eval(), images(size=8)
+    preset = presets.epsilon_plus()
+    expected = LRP(model, preset).attribute(x, target=TARGET)
+    with canon_bridge.captum.canonize(model):
+        assigned = preset.assign(model)
+        assert rules.SignalTakesAll in map(type, assigned.values())
+        for name, rule in assigned.items():
+            model.get_submodule(name).rule = rule
+        assert relative_error(captum.attr.LRP(model).attribute(x, target=TARGET), expected) < 1e-9
