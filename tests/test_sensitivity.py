@@ -114,7 +114,7 @@ def test_function_and_oracle_reject(break_it, prefer, monkeypatch):
 
 def test_relevance_that_passes_clipped_units_is_rejected_by_the_oracle(monkeypatch):
     model, x = small_densenet(), images()
-    monkeypatch.setattr(activation, "_stop_at_clipped", lambda module, args: None)
+    monkeypatch.setattr(activation, "stop_at_clipped", lambda module, args: None)
     wrong = LRP(model, presets.epsilon(1e-30)).attribute(x, target=TARGET)
     assert not relative_error(wrong, gradient_times_input(model, x)) < 1e3 * TOLERANCE
 
@@ -177,12 +177,12 @@ def _everything(is_linear_by_pieces, module, args):
     return None
 
 
-right_share = psi._pass_share
+right_share = psi.pass_share
 
 
 @pytest.mark.parametrize("share", [_as_smooth, _everything])
 def test_another_share_of_relevance_is_rejected_by_the_oracle(share, monkeypatch):
     model, x = leaky(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    monkeypatch.setattr(psi, "_pass_share", share)
+    monkeypatch.setattr(psi, "pass_share", share)
     wrong = LRP(model, presets.epsilon(1e-30), prefer="right").attribute(x, target=TARGET)
     assert not relative_error(wrong, gradient_times_input(model, x)) < 1e3 * TOLERANCE
