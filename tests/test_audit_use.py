@@ -1,5 +1,7 @@
 """The audit as its user meets it: targets, inputs, errors, what is printed and drawn, and nothing left behind."""
 
+import copy
+
 import matplotlib.pyplot
 import pytest
 import torch
@@ -175,3 +177,20 @@ def test_layer_lrp_finds_at_every_module_what_the_audit_did(prefer):
             expected = entries[path].handed_down if at_input else entries[path].arrived
             assert float(sum(part.sum() for part in parts)) == pytest.approx(expected, rel=1e-9, abs=1e-12), path
     before.check()
+
+
+@pytest.mark.parametrize("framework", ["zennit", "captum"])
+def test_rounding_in_float32_is_no_loss(framework):
+    model, x = copy.deepcopy(small_densenet()).float(), images().float()
+    canonical = EpsilonPlus(canonizers=[ModelCanonizer()]) if framework == "zennit" else LRP(model)
+    report = audit(model, x, TARGET, canonical)
+    assert report.worst() == []
+    assert 0 < report.defect < 1e-4
+    raw = audit(model, x, TARGET, EpsilonPlus() if framework == "zennit" else presets.epsilon_plus())
+    assert len(raw.worst(1000)) > 10
+    assert raw.defect > 0.1
+
+
+def test_a_model_that_returns_several_things():
+    with pytest.raises(TypeError, match=r"returns a tuple.*wrap the model"):
+        select((OUTPUT, OUTPUT), 1)

@@ -61,7 +61,7 @@ def audit(
     Raises
     ------
     TypeError
-        For rules of another kind.
+        For rules of another kind, and if the model does not return a tensor.
     ValueError
         If the target does not select one value for each example; and as :func:`canon_bridge.canonize`.
 
@@ -97,6 +97,7 @@ def audit(
         scale=total(score.abs()),
         relevance=sum(total(gradient) for gradient in gradients if gradient is not None),
         entries=tuple(_entries(keeper, root, names)),
+        eps=torch.finfo(score.dtype).eps,
     )
 
 

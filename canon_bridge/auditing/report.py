@@ -64,6 +64,8 @@ class Audit:
         The relevance at the inputs.
     entries : tuple of Entry
         One for each module that was called, in the order of the first call.
+    eps : float
+        The rounding of the data type, 2.2e-16 for float64 and 1.2e-7 for float32.
     """
 
     model: str
@@ -72,6 +74,7 @@ class Audit:
     scale: float
     relevance: float
     entries: tuple[Entry, ...]
+    eps: float
 
     def taken(self, cause: str) -> float:
         """Return what one cause (``biases``, ``stabilisers``, ``clipped``, ``gates``, ``elsewhere``) took in total."""
@@ -99,9 +102,8 @@ class Audit:
         return self.lost / flow if flow else 0.0
 
     def worst(self, limit: int = 10) -> list[Entry]:
-        """Return the modules that lost most, those above rounding alone."""
-        floor = 1e-9 * max(self.scale, 1e-3 * self.widest.flow)
-        lost = [entry for entry in self.entries if abs(entry.lost) > floor]
+        """Return the modules that lost most: more than rounding, a thousand times ``eps`` of what flows there."""
+        lost = [entry for entry in self.entries if abs(entry.lost) > 1e3 * self.eps * max(entry.flow, self.scale)]
         return sorted(lost, key=lambda entry: -abs(entry.lost))[:limit]
 
     def largest(self, limit: int = 10) -> list[Entry]:

@@ -8,7 +8,7 @@ from torch import Tensor
 Target = int | tuple[int, ...] | list[Any] | Tensor | None
 
 
-def select(output: Tensor, target: Target) -> Tensor:
+def select(output: Any, target: Target) -> Tensor:
     """Return one value for each example, shape ``(N,)``.
 
     Parameters
@@ -23,7 +23,14 @@ def select(output: Tensor, target: Target) -> Tensor:
     ------
     ValueError
         If that does not leave one value for each example.
+    TypeError
+        If the output is not a tensor.
     """
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"the model returns a {type(output).__name__}; the audit explains one tensor: wrap the model in a module "
+            "that returns it."
+        )
     try:
         if target is None:
             chosen = output
