@@ -194,3 +194,11 @@ def test_rounding_in_float32_is_no_loss(framework):
 def test_a_model_that_returns_several_things():
     with pytest.raises(TypeError, match=r"returns a tuple.*wrap the model"):
         select((OUTPUT, OUTPUT), 1)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_under_no_grad_and_inference_mode(mode):
+    model, x = small_densenet(), images()
+    expected = audit(model, x, TARGET, LRP(model), additional_forward_args=None)
+    with mode():
+        assert audit(model, x, TARGET, LRP(model)) == expected

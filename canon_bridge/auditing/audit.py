@@ -27,7 +27,7 @@ def audit(
     inputs: Tensor | tuple[Tensor, ...],
     target: Target = None,
     rules: Any = None,
-    additional_forward_args: Any = (),
+    additional_forward_args: Any = None,
 ) -> Audit:
     r"""Follow the relevance of one attribution through the model, and say where all of it went.
 
@@ -83,7 +83,8 @@ def audit(
     keeper = _keeper(model, rules)
     many = inputs if isinstance(inputs, tuple) else (inputs,)
     leaves = tuple(value.detach().requires_grad_(value.is_floating_point()) for value in many)
-    extra = additional_forward_args if isinstance(additional_forward_args, tuple) else (additional_forward_args,)
+    extra = () if additional_forward_args is None else additional_forward_args
+    extra = extra if isinstance(extra, tuple) else (extra,)
     with keeper.attached(), _frozen(model), torch.inference_mode(False), torch.enable_grad():
         names = {path: keeper.rule_of(module) for path, module in model.named_modules()}
         with recorded(model, lambda visit, relevance: shares(keeper, visit, relevance)) as root:
