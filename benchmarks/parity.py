@@ -111,6 +111,17 @@ def packages() -> str:
     return f"Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in names)
 
 
+DIFFERENCES = """## Where they cannot agree
+
+- Mish, LayerNorm, GroupNorm, InstanceNorm, RMSNorm and LocalResponseNorm: the presets pass relevance on; zennit has
+  them in none of its type maps, and they keep their gradient. Give its composite a `layer_map` with `Pass` on them.
+- A subclass of a linear layer whose forward has operations besides the layer's own: in Captum the rule stands for all
+  of it, zennit evaluates the layer with the rules on the inner modules.
+- Captum's own `LRP` has the epsilon rule on max pooling; zennit's composites and the presets have winner-take-all.
+  Set `module.rule = rules.WinnerTakesAll()`.
+"""
+
+
 def parity_page(models: tuple[str, ...]) -> str:
     """Return the page on parity."""
     head = [
@@ -124,7 +135,7 @@ def parity_page(models: tuple[str, ...]) -> str:
         packages() + ".",
         "",
     ]
-    return "\n".join([*head, *table(models), ""])
+    return "\n".join([*head, *table(models), "", DIFFERENCES])
 
 
 AUDITS = (

@@ -12,6 +12,7 @@ from benchmarks.measure import measure, run
 from benchmarks.randomize import randomize
 from benchmarks.row import Row
 from canon_bridge import canonize
+from tests.models import images, small_densenet
 
 
 def _small(*layers: nn.Module) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
@@ -226,3 +227,19 @@ def test_reports_say_what_is_wrong():
     text = report.markdown(rows, "command")
     assert "largest function error: 1.0e+00 (a, left)" in text
     assert "| 2 | why | a |" in text
+
+
+@pytest.mark.zennit
+def test_the_pages_of_parity_and_audit(monkeypatch, tmp_path):
+    parity = pytest.importorskip("benchmarks.parity")
+    monkeypatch.setattr(parity, "build", lambda name: (small_densenet(), images()))
+    monkeypatch.setattr(parity, "PRESETS", {key: parity.PRESETS[key] for key in ("epsilon_plus_flat",)})
+    page = parity.parity_page(("resnet18",))
+    assert "| resnet18 | epsilon_plus_flat | " in page
+    assert "Where they cannot agree" in page
+    worst = [parity.difference(small_densenet(), images(), "epsilon_plus_flat", *keys) for keys in parity.SETTINGS]
+    assert max(worst) < 1e-12
+    audited = parity.audit_page(tmp_path / "audit.png")
+    assert (tmp_path / "audit_before.png").is_file()
+    assert (tmp_path / "audit_after.png").is_file()
+    assert audited.count("defect: ") == len(parity.AUDITS)
