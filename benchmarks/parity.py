@@ -8,46 +8,29 @@ from __future__ import annotations
 import argparse
 import platform
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import zennit.composites
-import zennit.layer
-import zennit.rules
-import zennit.types
 from torch import Tensor, nn
 from tqdm import tqdm
 from zennit.core import Composite
 
 from benchmarks import zoo
 from benchmarks.randomize import randomize
+from benchmarks.with_zennit import TARGET, attribute, epsilon_composite
 from canon_bridge import audit
 from canon_bridge.captum import LRP, presets
 from canon_bridge.zennit import ModelCanonizer
 
 MODELS = ("densenet121", "resnet18", "vgg11_bn", "googlenet", "mobilenet_v2", "efficientnet_b0")
-TARGET = 3
 BOX = {"low": -3.0, "high": 3.0}
 
 
-def _epsilon(canonizers: list[ModelCanonizer]) -> Composite:
-    """Return what zennit has no composite for: epsilon on every linear layer, as `presets.epsilon` has it."""
-    types, rules = zennit.types, zennit.rules
-    return zennit.composites.LayerMapComposite(
-        [
-            (types.Activation, rules.Pass()),
-            (types.BatchNorm, rules.Pass()),
-            (zennit.layer.Sum, rules.Norm(1e-9)),
-            (types.AvgPool, rules.Norm(1e-9)),
-            (types.Linear, rules.Epsilon(1e-9)),
-        ],
-        canonizers,
-    )
-
-
 PRESETS: dict[str, tuple[Callable[..., Composite], dict[str, float]]] = {
-    "epsilon": (_epsilon, {}),
+    "epsilon": (partial(epsilon_composite, 1e-9), {}),
     "epsilon_plus": (zennit.composites.EpsilonPlus, {}),
     "epsilon_plus_flat": (zennit.composites.EpsilonPlusFlat, {}),
     "epsilon_alpha2_beta1": (zennit.composites.EpsilonAlpha2Beta1, {}),
@@ -66,20 +49,10 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     return model, x
 
 
-def by_zennit(model: nn.Module, x: Tensor, composite: Composite) -> Tensor:
-    """Return zennit's relevance, with the target's score as the output gradient."""
-    with composite.context(model) as modified:
-        leaf = x.clone().requires_grad_()
-        output = modified(leaf)
-        score = torch.zeros_like(output)
-        score[:, TARGET] = output[:, TARGET].detach()
-        return torch.autograd.grad(output, leaf, score)[0]
-
-
 def difference(model: nn.Module, x: Tensor, preset: str, prefer: str, clipped: str) -> float | None:
     """Return the largest difference of the two maps, relative to the largest relevance; None if not finite."""
     make, keywords = PRESETS[preset]
-    theirs = by_zennit(model, x, make(canonizers=[ModelCanonizer(prefer=prefer, clipped=clipped)], **keywords))
+    theirs = attribute(model, x, make(canonizers=[ModelCanonizer(prefer=prefer, clipped=clipped)], **keywords))
     rules = getattr(presets, preset)(**keywords)
     ours = LRP(model, rules, prefer=prefer, clipped=clipped).attribute(x, target=TARGET)
     if not bool(theirs.isfinite().all() and ours.isfinite().all()):
@@ -145,8 +118,8 @@ AUDITS = (
         lambda model: zennit.composites.EpsilonPlus(canonizers=[ModelCanonizer()]),
     ),
     ("canonical, epsilon_plus in Captum", lambda model: LRP(model, presets.epsilon_plus())),
-    ("without canonization, epsilon in zennit", lambda model: _epsilon([])),
-    ("canonical, epsilon in zennit", lambda model: _epsilon([ModelCanonizer()])),
+    ("without canonization, epsilon in zennit", lambda model: epsilon_composite(1e-9, [])),
+    ("canonical, epsilon in zennit", lambda model: epsilon_composite(1e-9, [ModelCanonizer()])),
 )
 
 

@@ -58,3 +58,17 @@ class PreActivation(nn.Module):
         x = self.relu0(self.norm0(self.conv0(x)))
         x = self.norm2(self.conv1(self.relu1(self.norm1(x)))).relu()
         return self.head(self.flatten(self.conv2(self.norm3(self.pool(x)))))
+
+
+class Products(nn.Module):
+    """A gate, a difference and a quotient; every module of it is one that Captum's own LRP knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gate, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 4), nn.Linear(4, 5)
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        x = self.conv(x) - 0.5
+        gate = self.relu(self.gate(x.mean((2, 3))))
+        return self.head((x * gate[:, :, None, None] / 3).mean((2, 3)))

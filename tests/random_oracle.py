@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor, nn
 
+from benchmarks.with_zennit import attribute, epsilon_composite
 from canon_bridge.captum import LRP, presets
 from canon_bridge.zennit import ModelCanonizer
 from tests.conftest import relative_error
 from tests.models import TARGET, gradient_times_input
 from tests.random_modules import build
 from tests.random_steps import Network
-from tests.with_zennit import attribute, epsilon_composite
 
 TOLERANCE = 1e-8
 LRP_0 = 1e-30

@@ -7,13 +7,13 @@ import zennit.rules
 from torch import nn
 from zennit.composites import EpsilonPlus, LayerMapComposite
 
+from benchmarks.with_zennit import epsilon_composite
 from canon_bridge import audit, canonize
 from canon_bridge.auditing.books import BIASES, CAUSES, CLIPPED, ELSEWHERE, GATES, STABILISERS
 from canon_bridge.captum import LRP, presets, rules
 from canon_bridge.zennit import ModelCanonizer
 from tests.conftest import Snapshot, randomize
 from tests.models import TARGET, PreActivation, images, network, small_densenet
-from tests.with_zennit import epsilon_composite
 
 pytestmark = pytest.mark.zennit
 KEYWORDS = [(prefer, clipped) for prefer in ("left", "right") for clipped in ("absorb", "pass")]

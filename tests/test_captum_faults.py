@@ -13,13 +13,13 @@ from zennit.composites import EpsilonPlus
 from zennit.rules import ZPlus
 
 import canon_bridge.captum
+from benchmarks.with_zennit import attribute
 from canon_bridge import audit
 from canon_bridge.captum import LRP, presets
 from canon_bridge.core.modules.arithmetic import Divide, Multiply
 from canon_bridge.zennit import ModelCanonizer
 from tests.conftest import Snapshot, randomize, relative_error
-from tests.models import TARGET, gradient_times_input, images, small_densenet
-from tests.with_zennit import attribute
+from tests.models import TARGET, Products, gradient_times_input, images, small_densenet
 
 pytestmark = pytest.mark.zennit
 
@@ -129,18 +129,6 @@ def test_a_tensor_that_feeds_two_modules():
     with canon_bridge.captum.canonize(model):
         assert relative_error(captum.attr.LRP(model).attribute(x, target=TARGET), expected) < 1e-6
     assert relative_error(LRP(model, presets.epsilon(1e-12)).attribute(x, target=TARGET), expected) < 1e-9
-
-
-class Products(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.gate, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 4), nn.Linear(4, 5)
-        self.relu = nn.ReLU()
-
-    def forward(self, x):
-        x = self.conv(x) - 0.5
-        gate = self.relu(self.gate(x.mean((2, 3))))
-        return self.head((x * gate[:, :, None, None] / 3).mean((2, 3)))
 
 
 def test_captums_lrp_knows_every_module_that_canonization_puts_in():

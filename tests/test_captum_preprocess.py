@@ -11,7 +11,7 @@ from torch import nn
 import canon_bridge.captum
 from canon_bridge.captum import LRP, presets, rules
 from tests.conftest import Snapshot, alive, relative_error
-from tests.models import NAMES, TARGET, gradient_times_input, images, network, small_densenet
+from tests.models import NAMES, TARGET, Products, gradient_times_input, images, network, small_densenet
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -76,18 +76,7 @@ def test_our_rules_in_captums_own_lrp(preset, prefer):
 
 
 def test_products_by_hand_in_captums_own_lrp():
-    class Gate(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.gate, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 4), nn.Linear(4, 5)
-            self.relu = nn.ReLU()
-
-        def forward(self, x):
-            x = self.conv(x)
-            gate = self.relu(self.gate(x.mean((2, 3))))
-            return self.head((x * gate[:, :, None, None]).mean((2, 3)))
-
-    model, x = Gate().double().eval(), images(size=8)
+    model, x = Products().double().eval(), images(size=8)
     preset = presets.epsilon_plus()
     expected = LRP(model, preset).attribute(x, target=TARGET)
     with canon_bridge.captum.canonize(model):

@@ -8,12 +8,12 @@ import pytest
 from torch import nn
 
 import canon_bridge.captum
+from benchmarks.with_zennit import attribute, epsilon_composite
 from canon_bridge import canonize
 from canon_bridge.captum import LRP, presets
 from canon_bridge.zennit import DenseNetSeqThreshCanonizer, DenseNetThreshSeqCanonizer, ModelCanonizer
 from tests.conftest import Snapshot, alive, relative_error
 from tests.models import NAMES, TARGET, gradient_times_input, images, network, small_densenet
-from tests.with_zennit import attribute, epsilon_composite
 
 TOLERANCE = 1e-12
 LRP_0 = 1e-30

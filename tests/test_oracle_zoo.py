@@ -13,11 +13,11 @@ from torch import nn
 
 from benchmarks import zoo
 from benchmarks.randomize import randomize
+from benchmarks.with_zennit import attribute, epsilon_composite
 from canon_bridge.captum import LRP, presets
 from canon_bridge.zennit import ModelCanonizer
 from tests.conftest import relative_error
 from tests.models import TARGET, gradient_times_input
-from tests.with_zennit import attribute, epsilon_composite
 
 FAST = ("torchvision/mnasnet0_5", "torchvision/shufflenet_v2_x0_5")
 SLOW = (

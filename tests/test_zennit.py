@@ -8,6 +8,7 @@ from zennit.composites import EpsilonAlpha2Beta1Flat, EpsilonGammaBox, EpsilonPl
 from zennit.core import RemovableHandleList
 from zennit.layer import Sum
 
+from benchmarks.with_zennit import attribute
 from canon_bridge import TracingError
 from canon_bridge.zennit import (
     CompositeCanonizer,
@@ -19,7 +20,6 @@ from canon_bridge.zennit import (
 )
 from tests.conftest import Snapshot, alive, randomize, relative_error
 from tests.models import PreActivation, images, network
-from tests.with_zennit import attribute
 
 pytestmark = pytest.mark.zennit
 

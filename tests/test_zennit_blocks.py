@@ -5,6 +5,7 @@ from itertools import permutations
 import pytest
 from zennit.core import RemovableHandleList
 
+from benchmarks.with_zennit import attribute, epsilon_composite
 from canon_bridge.zennit import (
     CompositeCanonizer,
     DenseNetAdaptiveAvgPoolCanonizer,
@@ -15,7 +16,6 @@ from canon_bridge.zennit import (
 )
 from tests.conftest import Snapshot, alive, randomize, relative_error
 from tests.models import PreActivation, gradient_times_input, images, small_densenet
-from tests.with_zennit import attribute, epsilon_composite
 
 pytestmark = pytest.mark.zennit
 

@@ -9,13 +9,13 @@ from torch import nn
 from zennit.composites import EpsilonAlpha2Beta1, EpsilonGammaBox, EpsilonPlus, EpsilonPlusFlat
 from zennit.core import Composite
 
+from benchmarks.with_zennit import attribute
 from canon_bridge import audit
 from canon_bridge.auditing.books import ELSEWHERE, GATES
 from canon_bridge.core.modules.affine import is_norm
 from canon_bridge.zennit import ModelCanonizer
 from tests.conftest import Snapshot, randomize
 from tests.models import TARGET, images
-from tests.with_zennit import attribute
 
 pytestmark = pytest.mark.zennit
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from typing import Any, Final
 
@@ -87,7 +88,7 @@ def audit(
     extra = extra if isinstance(extra, tuple) else (extra,)
     with keeper.attached(), _frozen(model), torch.inference_mode(False), torch.enable_grad():
         names = {path: keeper.rule_of(module) for path, module in model.named_modules()}
-        with recorded(model, lambda visit, relevance: shares(keeper, visit, relevance)) as root:
+        with recorded(model, partial(shares, keeper)) as root:
             score = select(model(*leaves, *extra), target)
             explained = [leaf for leaf in leaves if leaf.requires_grad]
             gradients: Any = torch.autograd.grad(score, explained, score.detach(), allow_unused=True)

@@ -10,10 +10,10 @@ The second term is what biases absorb, the third what stabilisers do. Neither is
 rule handed down, so that their sum with it can be wrong, and is where the rule is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from canon_bridge.auditing.flows import Visit, total
 from canon_bridge.core.modules.absorb import stopped_at
 from canon_bridge.core.modules.affine import is_norm, normalized
 from canon_bridge.core.modules.arithmetic import Divide, Multiply
+
+T = TypeVar("T")
 
 BIASES, STABILISERS, CLIPPED, GATES, ELSEWHERE = "biases", "stabilisers", "clipped", "gates", "elsewhere"
 CAUSES: tuple[str, ...] = (BIASES, STABILISERS, CLIPPED, GATES, ELSEWHERE)
@@ -72,10 +74,15 @@ class Bookkeeper(Protocol):
         ...
 
 
+def owner(hooks: Mapping[int, object], kind: type[T]) -> T | None:
+    """Return the object of this type that one of the hooks is a method of, or None."""
+    owners = (getattr(hook, "__self__", None) for hook in hooks.values())
+    return next((found for found in owners if isinstance(found, kind)), None)
+
+
 def shares(keeper: Bookkeeper, visit: Visit, relevance: Tensor) -> dict[str, float]:
     """Return what biases, stabilisers and clipped constants absorb of the relevance at the output of a call."""
-    with torch.enable_grad():
-        terms = keeper.terms(visit, relevance)
+    terms = keeper.terms(visit, relevance)
     if terms is not None:
         rest = relevance - torch.stack([term.factor * term.output for term in terms]).sum(0)
         return {

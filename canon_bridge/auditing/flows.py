@@ -93,7 +93,9 @@ class _Tap(torch.autograd.Function):
         return None, grad_outputs[0]
 
 
-def _tap(values: Any, tell: Callable[[Tensor], None]) -> Any:
+def tap(values: Any, tell: Callable[[Tensor], None]) -> Any:
+    """Return the same values, a tensor or anything with tensors in it, that ``tell`` the relevance they get."""
+
     def through(value: Tensor) -> Tensor:
         return _Tap.apply(tell, value) if value.requires_grad else value  # pyright: ignore[reportReturnType]
 
@@ -118,7 +120,7 @@ class _Recorder:
         )
         self.stack[-1].inside.append(visit)
         self.stack.append(visit)
-        return _tap(args, visit.input.add), _tap(kwargs, visit.input.add)
+        return tap(args, visit.input.add), tap(kwargs, visit.input.add)
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> Any:
         if self.is_over:
@@ -133,7 +135,7 @@ class _Recorder:
                 visit.shares = self.account(visit, relevance)
             visit.arguments = ()
 
-        return _tap(output, arrived)
+        return tap(output, arrived)
 
 
 @contextmanager

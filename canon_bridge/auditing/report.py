@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from canon_bridge.auditing.books import CAUSES, LOST
+from canon_bridge.core.planning.table import align
 
 
 @dataclass(frozen=True)
@@ -143,13 +144,7 @@ class Audit:
             rows.append(
                 (entry.path, entry.kind, entry.rule or _NO_RULE[entry.is_container], *map(self._percent, values))
             )
-        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-        return [
-            "  ".join(
-                cell.ljust(w) if n < 3 else cell.rjust(w) for n, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        ]
+        return list(align(rows, left=3))
 
     def _percent(self, value: float) -> str:
         share = 100 * self.share(value)

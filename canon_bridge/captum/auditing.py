@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.auditing.books import Term
+from canon_bridge.auditing.books import Term, owner
 from canon_bridge.auditing.flows import Visit
 from canon_bridge.captum.attach import attached
 from canon_bridge.captum.canonical import OnCanonicalModel
@@ -49,34 +49,26 @@ class Keeper:
 
     def rule_of(self, module: nn.Module) -> str:
         """Return the name of the rule on the module."""
-        rule = _rule(module)
+        rule = owner(module._forward_hooks, Rule)
         return "" if rule is None else type(rule).__name__
 
     def terms(self, visit: Visit, relevance: Tensor) -> Sequence[Term] | None:
         """Return the evaluations of a rule for linear layers."""
-        rule = _rule(visit.module)
+        rule = owner(visit.module._forward_hooks, Rule)
         if not isinstance(rule, Linear):
             return None
+        call = Call(visit.module, visit.arguments)
+        tensors = [(v, c) for v, c in zip(visit.arguments, visit.carries, strict=True) if isinstance(v, Tensor)]
         outputs: list[Tensor] = []
         constants: list[Tensor] = []
         with torch.no_grad():
             for term in rule.terms():
-                arguments = [term.inputs(v) if isinstance(v, Tensor) else v for v in visit.arguments]
+                changed = [term.inputs(value) for value, _ in tensors]
                 zeros = [
-                    torch.zeros_like(value) if carries else value
-                    for value, carries in zip(arguments, visit.carries, strict=True)
+                    torch.zeros_like(v) if carries else v for v, (_, carries) in zip(changed, tensors, strict=True)
                 ]
                 with modified(visit.module, term.parameters, term.zeros(rule.zero_params)):
-                    outputs.append(Call(visit.module, visit.arguments).forward(*_tensors(arguments)))
-                    constants.append(Call(visit.module, visit.arguments).forward(*_tensors(zeros)))
+                    outputs.append(call.forward(*changed))
+                    constants.append(call.forward(*zeros))
             factors = rule.factors(tuple(outputs), relevance)
         return [Term(f, z, b) for f, z, b in zip(factors, outputs, constants, strict=False)]
-
-
-def _tensors(arguments: Sequence[object]) -> tuple[Tensor, ...]:
-    return tuple(value for value in arguments if isinstance(value, Tensor))
-
-
-def _rule(module: nn.Module) -> Rule | None:
-    owners = (getattr(hook, "__self__", None) for hook in module._forward_hooks.values())
-    return next((owner for owner in owners if isinstance(owner, Rule)), None)

@@ -2,25 +2,13 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-
-class _Record(torch.autograd.Function):
-    """The identity; its backward keeps what passes."""
-
-    @staticmethod
-    def forward(ctx: Any, kept: dict[int, Tensor], index: int, tensor: Tensor) -> Tensor:
-        ctx.kept, ctx.index = kept, index
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        ctx.kept[ctx.index] = grad_outputs[0].detach()
-        return None, None, grad_outputs[0]
+from canon_bridge.auditing.flows import tap
 
 
 class Tap:
@@ -56,13 +44,8 @@ class Tap:
         self._calls += 1
         leaves, structure = pytree.tree_flatten(values)  # a module may take or return lists of tensors
         self._is_tuple = len(leaves) > 1
-        return pytree.tree_unflatten(
-            [
-                _Record.apply(self._kept, index, leaf) if isinstance(leaf, Tensor) else leaf
-                for index, leaf in enumerate(leaves)
-            ],
-            structure,
-        )
+        listened = [tap(leaf, partial(self._kept.__setitem__, index)) for index, leaf in enumerate(leaves)]
+        return pytree.tree_unflatten(listened, structure)
 
     def relevance(self) -> Tensor | tuple[Tensor, ...]:
         """Return what was read; raise ``ValueError`` where the module did not run once or got no relevance."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from zennit.core import BasicHook, Composite, Hook, ParamMod
 
-from canon_bridge.auditing.books import Term
+from canon_bridge.auditing.books import Term, owner
 from canon_bridge.auditing.flows import Visit
 from canon_bridge.zennit.arithmetic import Product, Signal, StackedSum
 
@@ -39,12 +39,12 @@ class Keeper:
 
     def rule_of(self, module: nn.Module) -> str:
         """Return the name of the rule on the module."""
-        hook = _hook(module)
+        hook = owner(module._forward_pre_hooks, Hook)
         return "" if hook is None else type(hook).__name__
 
     def terms(self, visit: Visit, relevance: Tensor) -> Sequence[Term] | None:
         """Return the evaluations of the rule, by what it modifies, weighed as its reducer weighs them."""
-        hook = _hook(visit.module)
+        hook = owner(visit.module._forward_pre_hooks, Hook)
         if not isinstance(hook, BasicHook):
             return None
         value = cast(Tensor, visit.arguments[0])
@@ -73,8 +73,3 @@ def _weights(hook: BasicHook, count: int, like: Tensor) -> list[Tensor]:
     one, zero = like.new_ones(()), like.new_zeros(())
     reduce: Any = hook.reducer
     return [reduce([one] * count, [one if j == k else zero for j in range(count)]) for k in range(count)]
-
-
-def _hook(module: nn.Module) -> Hook | None:
-    owners = (getattr(hook, "__self__", None) for hook in module._forward_pre_hooks.values())
-    return next((owner for owner in owners if isinstance(owner, Hook)), None)
