@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from canon_bridge.core.merge import expect_rank, make_linear, merge, replace_child, sequence_behind
 from canon_bridge.core.modules.affine import check_norm, children_after, is_identity
 from canon_bridge.core.modules.linear import make_plain
+from canon_bridge.core.modules.parameters import keeping_graph, make_live
 from canon_bridge.core.planning.chains import Chain
 from canon_bridge.core.planning.options import Backend, Options, Scope
 from canon_bridge.core.planning.plan import Plan
@@ -72,7 +73,7 @@ class Canonization:
         try:
             guard = Guard(self.model)
             edits.on_undo(guard.restore)
-            with torch.inference_mode(False), torch.no_grad():  # in this order: the first enables gradients
+            with keeping_graph(self.backend.differentiable):
                 self._write(edits)
             if before is not None:
                 self._compare(before)
@@ -174,6 +175,8 @@ class Canonization:
 
     def _adapt(self, edits: Edits) -> None:
         modules = list(self.model.modules())
+        if self.backend.differentiable:
+            make_live(edits, modules)
         if self.backend.leaf_hook is not None:
             for module in modules:
                 if not vars(module)["_modules"]:

@@ -17,6 +17,10 @@ _ABSENT: Final = object()
 _CLASS: Final = "__class__"
 
 
+class OwnHook(functools.partial[Any]):
+    """A hook that a journal has registered; the others are those of the user and of a framework."""
+
+
 class _Write:
     """One write: where, by which journal, and the object that was there before (``_ABSENT`` if there was none).
 
@@ -156,7 +160,7 @@ class Edits:
 
     def add_pre_hook(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         """Register a forward pre-hook that runs before all others of the module."""
-        own = functools.partial(hook)  # an object of this journal, by which the hook is found again
+        own = OwnHook(hook)  # an object of this journal, by which the hook is found again
 
         def remove() -> None:
             hooks: dict[int, object] = vars(module)["_forward_pre_hooks"]

@@ -55,5 +55,6 @@ def _kind(tensor: Tensor) -> _Mark:
 def _mark(tensor: Tensor) -> _Mark:
     # Accumulated in float64, but on Apple's GPU, which has none.
     dtype = torch.float32 if tensor.device.type == "mps" else torch.float64
-    values = tensor.detach()
-    return *_kind(tensor), float(values.sum(dtype=dtype)), float(torch.linalg.vector_norm(values, dtype=dtype))
+    with torch.no_grad():
+        total, length = tensor.sum(dtype=dtype), torch.linalg.vector_norm(tensor, dtype=dtype)
+    return *_kind(tensor), float(total), float(length)
