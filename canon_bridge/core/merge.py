@@ -1,6 +1,6 @@
 """Carry out one merge: read the affine map, fold it into the layers of the chain, make the norm the identity.
 
-Floor 5: imports ``absorb``, ``linear``, ``parameters``, ``chains`` and below. Values are read anew at every call.
+Floor 6: imports ``absorb``, ``linear``, ``parameters``, ``chains`` and below. Values are read anew at every call.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Linear layers: which axes of a weight are channels, and how an affine map is folded in on either side.
 
-Floor 3: imports ``affine``, ``border``, ``linear_types``, ``parameters`` and ``weights``.
+Floor 4: imports ``affine``, ``border``, ``linear_types``, ``parameters`` and ``weights``.
 """
 
 from functools import partial
