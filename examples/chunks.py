@@ -82,6 +82,10 @@ class Chunks:
         self._claims = Claims(folder / "claims")
         self._rank = rank
 
+    def close(self) -> None:
+        """Give up the lock file; to be called when all is done."""
+        self._claims.close()
+
     def path(self, number: int) -> Path:
         """Return the file of a chunk."""
         return self.folder / "chunks" / f"chunk-{number:06d}.pt"
@@ -136,7 +140,7 @@ class Chunks:
         if found != self._identity:
             raise RunError(
                 f"{self.folder} holds another result, not this one: {differences(found, self._identity)}. "
-                "Name another folder, or delete this one"
+                "Name another folder, or delete it"
             )
 
     def _is_usable(self, number: int) -> bool:

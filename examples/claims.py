@@ -27,8 +27,12 @@ class Claims:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Closing any handle on the file would drop all the locks of this process: there is this one, open to the end.
+        # Closing any handle on the file drops all the locks of this process: there is this one, until close().
         self._file = path.open("ab")
+
+    def close(self) -> None:
+        """Give up all claims."""
+        self._file.close()
 
     @contextmanager
     def take(self, number: int, wait: bool = False) -> Generator[bool]:

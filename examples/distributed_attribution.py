@@ -27,6 +27,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,8 +58,7 @@ def draw_images(recipe: Recipe, count: int) -> Canvases:
 
 def build_explained(recipe: Recipe, cache: Path, processes: Processes) -> nn.Module:
     """Train or load the model on process 0, and give its weights to all."""
-    # Loaded into a new model also when it has just been trained: training leaves weights in another memory format, for
-    # which torch takes other kernels.
+    # A new model on every process, so that none differs in more than values: the one that trained would not be new.
     model = build_model(recipe).eval()
     if processes.is_first:
         model.load_state_dict(trained_model(recipe, cache).model.state_dict())
@@ -107,18 +107,18 @@ def run(options: argparse.Namespace, processes: Processes) -> None:
     identity = identify(model, data, options.chunk, processes.device)
     processes.agree(identity)
     division = Division(len(data), options.chunk)
-    chunks = Chunks(options.folder, identity, division, processes.rank)
-    # One process looks, all get its answer: by the time that the others would look, there could be more.
-    ready = processes.from_first(chunks.prepare)
-    missing = sorted(set(range(len(division))) - ready)
-    start = time.perf_counter()
-    explain = explainer(model, data, processes.device)
-    computed = compute_missing(chunks, missing, explain, processes.rank, processes.count, options.patience)
-    shares = processes.gather(Share(computed, time.perf_counter() - start))
-    if processes.is_first:
-        checksum = chunks.merge()
-        print(report(shares, len(ready), division, processes.device))
-        print(f"Result: {chunks.result}, sha256 {checksum}")
+    with closing(Chunks(options.folder, identity, division, processes.rank)) as chunks:
+        # One process looks, all get its answer: by the time that the others would look, there could be more.
+        ready = processes.from_first(chunks.prepare)
+        missing = sorted(set(range(len(division))) - ready)
+        start = time.perf_counter()
+        explain = explainer(model, data, processes.device)
+        computed = compute_missing(chunks, missing, explain, processes.rank, processes.count, options.patience)
+        shares = processes.gather(Share(computed, time.perf_counter() - start))
+        if processes.is_first:
+            checksum = chunks.merge()
+            print(report(shares, len(ready), division, processes.device))
+            print(f"Result: {chunks.result}, sha256 {checksum}")
 
 
 def report(shares: Sequence[Share], ready: int, division: Division, device: torch.device) -> str:

@@ -124,8 +124,8 @@ def _choose_device(name: str) -> torch.device:
     if index >= found:
         needed = os.environ.get("LOCAL_WORLD_SIZE", str(index + 1))
         raise RunError(
-            f"found {found} GPUs for {needed} processes on this machine, needed one for each: "
-            "start fewer processes, or give --device cpu"
+            f"found {found} GPU(s) for {needed} processes on this machine, needed one for each: start fewer processes, "
+            "or give --device cpu"
         )
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
