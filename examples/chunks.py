@@ -96,8 +96,8 @@ class Chunks:
 
     def finished(self) -> set[int]:
         """Return which chunks are finished at this moment, by whomever."""
-        names = {path.name for path in (self.folder / "chunks").glob("chunk-*.pt")}
-        return {number for number in range(len(self.division)) if self.path(number).name in names}
+        stems = (path.stem.removeprefix("chunk-") for path in (self.folder / "chunks").glob("chunk-*.pt"))
+        return {int(stem) for stem in stems if stem.isdecimal()} & set(range(len(self.division)))
 
     def claim(self, number: int) -> AbstractContextManager[bool]:
         """Claim a chunk inside the block; no other process computes it or tidies it up meanwhile."""

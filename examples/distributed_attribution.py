@@ -1,7 +1,8 @@
 """Explain a data set on several processes, to the same bits as on one; start it again after a crash and it goes on.
 
 ``python examples/distributed_attribution.py`` explains digits in clutter (LRP with EpsilonPlus on the canonized small
-DenseNet) on one process, ``torchrun --standalone --nproc-per-node 2 examples/distributed_attribution.py`` on two.
+DenseNet) on one process, ``torchrun --standalone --nproc-per-node 2 examples/distributed_attribution.py`` on two; with
+``--epochs 0`` for a quick look, without training.
 Each process has a model of its own and canonizes it; nothing is differentiated across processes, so that
 DistributedDataParallel, which exists to average gradients of weights, has nothing to do here.
 

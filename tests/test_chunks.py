@@ -1,6 +1,5 @@
 """Chunks of results on disk: whole, of one result only, one process's at a time; with numbers instead of a model."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -201,6 +200,20 @@ def test_what_a_killed_process_had_claimed_is_taken_over(opened):
         assert np.array_equal(result(chunks), WHOLE)
 
 
+def test_a_chunk_that_another_process_finishes_between_look_and_claim(opened, monkeypatch):
+    with opened() as chunks:
+        claim = chunks.claim
+
+        def claim_late(number):
+            if number == 1 and not chunks.is_there(1):
+                chunks.compute(1, explain)  # as another process would
+            return claim(number)
+
+        monkeypatch.setattr(chunks, "claim", claim_late)
+        assert compute(chunks) == COUNT - 1
+        assert np.array_equal(result(chunks), WHOLE)
+
+
 def test_a_process_that_does_not_get_on_is_named(opened):
     from identity import RunError
 
@@ -234,12 +247,3 @@ def test_the_bar_begins_where_the_run_begins(opened, capsys):
     steps = capsys.readouterr().err.split("\r")
     assert "6/10" in steps[1]
     assert "10/10" in steps[-1]
-
-
-def test_the_log_has_a_line_for_every_event(opened):
-    with opened() as chunks:
-        compute(chunks)
-        lines = [json.loads(line) for line in (chunks.folder / "log-rank-0.jsonl").read_text().splitlines()]
-    assert [(line["chunk"], line["event"]) for line in lines] == [
-        (number, event) for number in range(COUNT) for event in ("began", "finished")
-    ]
