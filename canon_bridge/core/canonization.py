@@ -21,6 +21,7 @@ from canon_bridge.core.undo.alerts import LostChangeWarning, PrecisionWarning, a
 from canon_bridge.core.undo.edits import Edits
 from canon_bridge.core.undo.guard import Guard, convert
 from canon_bridge.core.undo.register import other_writer, writes_in_force
+from canon_bridge.core.undo.snapshot import drop_hooks
 from canon_bridge.core.undo.watch import Changes, Watch
 
 # Writes to a model and their undo are one thread's at a time, so that of two that enter one model, one is refused.
@@ -94,6 +95,8 @@ class Canonization:
         edits.on_undo(guard.restore)
         with keeping_graph(self.backend.differentiable):
             doubts = carry_out(edits, self.model, self.plan, self.backend)
+        if self.backend.leaves_hook is not None:
+            edits.on_undo(drop_hooks(self.model.modules(), self.backend.leaves_hook, guard.insist))
         self._watch = Watch(self.model, guard)
         self._edits = edits
         return doubts

@@ -39,6 +39,12 @@ class Guard:
         self._order = [(slots(module, t), list(slots(module, t))) for module in model.modules() for t in _TABLES]
         self._storages = {_storage(held.alias) for held in self._held}
 
+        self._insists = False
+
+    def insist(self) -> None:
+        """Have :meth:`restore` put back every storage: a framework was interrupted before it had put back values."""
+        self._insists = True
+
     def holds(self, tensor: Tensor) -> bool:
         """Return whether the tensor is one of the model's own, or a view of one."""
         return tensor.numel() == 0 or _storage(tensor) in self._storages
@@ -52,7 +58,7 @@ class Guard:
                 table[held.name] = held.tensor
             elif current is not held.tensor:
                 continue
-            if not _same_storage(held.tensor, held.alias) and _same_values(held.tensor, held.alias):
+            if not _same_storage(held.tensor, held.alias) and (self._insists or _same_values(held.tensor, held.alias)):
                 # The only way to give a Parameter its former storage back without a new Parameter object.
                 held.tensor.data = held.alias
             if held.tensor.is_leaf and held.tensor.requires_grad != held.requires_grad:
