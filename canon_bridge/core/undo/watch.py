@@ -91,7 +91,8 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, str, Tenso
         transient = vars(module)["_non_persistent_buffers_set"]
         for table in _TABLES:
             for name, value in slots(module, table).items():
-                if isinstance(value, Tensor) and not (table == "_buffers" and name in transient):
+                is_ours_alone = table == "_buffers" and name in transient
+                if isinstance(value, Tensor) and value.is_floating_point() and not is_ours_alone:
                     yield path, module, table, name, value
 
 
@@ -115,8 +116,8 @@ def _sums(tensor: Tensor) -> Tensor:
 @torch.no_grad()
 def _is_converted(now: Tensor, sums: Tensor) -> bool:
     """Return whether the tensor holds the same values but for rounding, as far as sums over rows tell."""
-    rounding = torch.finfo(now.dtype).eps if now.is_floating_point() else 0.0
-    room = _rows(now).abs().sum(1, dtype=_wide(now)) * (rounding + 1e-12)
+    rows, info = _rows(now), torch.finfo(now.dtype)
+    room = rows.abs().sum(1, dtype=_wide(now)) * (info.eps + 1e-12) + rows.shape[1] * info.smallest_normal * info.eps
     return bool(((_sums(now) - sums.to(now.device)).abs() <= room).all())
 
 
