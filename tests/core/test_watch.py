@@ -83,12 +83,12 @@ def test_statistics_count_too(prefer: str) -> None:
 def test_training_mode_in_the_block_is_refused_by_torch() -> None:
     model = randomize(nn.Sequential(conv(), norm(), conv()).double())
     before = Snapshot.of(model)
-    with pytest.raises(ValueError, match="eps must be positive during training"), canonize(model):
-        try:
-            model.train()(image())
-        finally:
-            model.eval()
-            model[1].num_batches_tracked.zero_()
+    with canonize(model):
+        model.train()
+        with pytest.raises(ValueError, match="eps must be positive during training"):
+            model(image())
+        model.eval()
+        model[1].num_batches_tracked.zero_()
     before.check()
 
 
