@@ -22,6 +22,7 @@ from canon_bridge.core.tracing.arguments import CONSTANTS, copied
 from canon_bridge.core.undo.edits import Edits, writes_in_force
 from canon_bridge.core.undo.guard import Guard
 from canon_bridge.core.undo.snapshot import drop_scratch
+from canon_bridge.core.undo.users import keep_transient_buffers, overwritten
 from canon_bridge.core.undo.watch import Watch
 
 
@@ -89,14 +90,26 @@ class Canonization:
             return
         watch, self._watch = self._watch, None  # not again, if the undo is interrupted and taken up later
         changed = watch.changed() if watch else []
+        lost = overwritten(self._edits, self.model)
+        keep_transient_buffers(self._edits)
         self._edits.undo()
         self._edits = None
+        if lost:
+            warnings.warn(
+                f"{', '.join(lost)}: set while the model was canonical, and taken back, because canonization had a "
+                "value of its own there. Set it outside the block.",
+                stacklevel=3,
+            )
         if changed:
             warnings.warn(
                 f"{', '.join(changed)}: changed while the model was canonical, and the change is lost, because these "
                 "parameters are merged. Train or convert the model outside the block, or use canonized_copy(model).",
                 stacklevel=3,
             )
+
+    def __getstate__(self) -> dict[str, object]:
+        # A copy holds no journal: it cannot undo what was written to another model, or a second time.
+        return {**vars(self), "_edits": None, "_watch": None}
 
     def __enter__(self) -> nn.Module:
         return self.apply()

@@ -7,18 +7,18 @@ former place, whatever a framework has put into the slot in between.
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 from torch import nn
 
 Key = str | int
-_ABSENT: Final = object()
+ABSENT: Final = object()
 _CLASS: Final = "__class__"
 
 
 class _Write:
-    """One write: where, by which journal, and the object that was there before (``_ABSENT`` if there was none).
+    """One write: where, by which journal, and the object that was there before (``ABSENT`` if there was none).
 
     It does not keep the module alive: it is held by the register of writes below as long as the module lives.
     """
@@ -87,6 +87,12 @@ def writes_in_force(model: nn.Module) -> frozenset[int]:
     return frozenset(id(write) for r in records if r is not None for stack in r.stacks.values() for write in stack)
 
 
+def writes_in_force_at(module: nn.Module, table: str, name: Key) -> list[_Write]:
+    """Return the writes that journals hold on one slot, oldest first."""
+    record = _IN_FORCE.get(module)
+    return [] if record is None else record.stacks.get((table, name), [])
+
+
 class Edits:
     """A journal of writes to module slots, undone last-in-first-out.
 
@@ -96,12 +102,12 @@ class Edits:
     """
 
     def __init__(self) -> None:
-        self._writes: list[_Write] = []
+        self.writes: list[tuple[_Write, object]] = []  # with what was written, which the register must not hold
         self._cleanups: list[Callable[[], None]] = []
         self._owner = object()  # by which its writes are known, without keeping the journal alive
 
     def __len__(self) -> int:
-        return len(self._writes)
+        return len(self.writes)
 
     def set(self, module: nn.Module, table: str, name: Key, value: object) -> None:
         """Put ``value`` into a slot of the module.
@@ -122,7 +128,7 @@ class Edits:
 
     def remove(self, module: nn.Module, table: str, name: Key) -> None:
         """Take a key out of a table of the module; one that is not there stays out after an older journal's undo."""
-        self._write(module, table, name, _ABSENT)
+        self._write(module, table, name, ABSENT)
 
     def set_class(self, module: nn.Module, kind: type[nn.Module]) -> None:
         """Make the module an instance of another class."""
@@ -144,7 +150,7 @@ class Edits:
         if table != _CLASS:
             record.order(table, slots(module, table))
         # Journal first: an exception before the last line leaves a write that restores what is there anyway.
-        self._writes.append(write)
+        self.writes.append((write, value))
         record.stacks.setdefault((table, name), []).append(write)
         _put(module, table, name, value)
 
@@ -181,28 +187,26 @@ class Edits:
                 self._cleanups.pop()()
             except BaseException as error:  # whatever it is, the slots must be restored first
                 failure = failure or error
-        while self._writes:
-            self._revert(self._writes[-1])
-            self._writes.pop()
+        while self.writes:
+            self._revert(*self.writes[-1])
+            self.writes.pop()
         if failure is not None:
             raise failure
 
     @staticmethod
-    def _revert(write: _Write) -> None:
+    def _revert(write: _Write, value: object) -> None:
         module = write.module
-        record = None if module is None else _IN_FORCE.get(module)
-        if module is None or record is None:
-            return
-        stack = record.stacks.get((write.table, write.name), [])
-        if write not in stack:
-            return  # reverted already, by an undo that was interrupted
+        stack = [] if module is None else writes_in_force_at(module, write.table, write.name)
+        if module is None or write not in stack:
+            return  # it is gone; or reverted already, by an undo that was interrupted
+        record = _IN_FORCE[module]
         above = stack.index(write) + 1
         if above < len(stack):
             # A younger journal has written above: it inherits what was there before this one.
             stack[above].old = write.old
-        else:
-            _put(module, write.table, write.name, write.old)
-            if write.old is not _ABSENT and write.table != _CLASS:
+        elif (name := _place(module, write, value)) is not ABSENT:
+            _put(module, write.table, name, write.old)
+            if write.old is not ABSENT and write.table != _CLASS:
                 keys = slots(module, write.table)
                 _sort(keys, record.order(write.table, keys))
         record.forget(write)
@@ -211,16 +215,24 @@ class Edits:
 
 
 def _read(module: nn.Module, table: str, name: Key) -> object:
-    return type(module) if table == _CLASS else slots(module, table).get(name, _ABSENT)
+    return type(module) if table == _CLASS else slots(module, table).get(name, ABSENT)
 
 
 def _put(module: nn.Module, table: str, name: Key, value: object) -> None:
     if table == _CLASS:
         object.__setattr__(module, _CLASS, value)
-    elif value is _ABSENT:
+    elif value is ABSENT:
         slots(module, table).pop(name, None)
     else:
         slots(module, table)[name] = value
+
+
+def _place(module: nn.Module, write: _Write, value: object) -> Any:
+    """Return under which name the old object comes back: no module that the user has put in or taken out is touched."""
+    if write.table != "_modules" or value is ABSENT:
+        return write.name
+    names = [name for name, child in slots(module, "_modules").items() if child is value]
+    return write.name if write.name in names else (names or [ABSENT])[0]  # insertions into a Sequential move children
 
 
 def _sort(keys: dict[Any, Any], order: dict[Key, None]) -> None:
@@ -232,11 +244,3 @@ def _sort(keys: dict[Any, Any], order: dict[Key, None]) -> None:
         keys.clear()
     finally:  # also where a signal comes in between
         keys.update(items)
-
-
-def named_slots(model: nn.Module, tables: tuple[str, ...]) -> Iterator[tuple[nn.Module, str, str, Any]]:
-    """Yield ``(module, table, name, value)`` for every slot of the given tables in the model."""
-    for module in model.modules():
-        for table in tables:
-            for name, value in slots(module, table).items():
-                yield module, table, name, value

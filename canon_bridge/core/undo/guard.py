@@ -5,14 +5,24 @@ to a new storage and copy the old values in. Both are put back. What a user chan
 other values, an in-place step) is left as the user wants it.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.core.undo.edits import named_slots, slots
+from canon_bridge.core.undo.edits import slots
 
 _TABLES = ("_parameters", "_buffers")
+
+
+def named_slots(model: nn.Module, tables: tuple[str, ...]) -> Iterator[tuple[nn.Module, str, str, Any]]:
+    """Yield ``(module, table, name, value)`` for every slot of the given tables in the model."""
+    for module in model.modules():
+        for table in tables:
+            for name, value in slots(module, table).items():
+                yield module, table, name, value
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,40 @@
+"""What a user has done by hand, while a journal was in force, to slots that the journal has written.
+
+Floor 1: imports ``edits``.
+"""
+
+from torch import nn
+
+from canon_bridge.core.undo.edits import ABSENT, Edits, slots, writes_in_force_at
+
+_TRANSIENT = "_non_persistent_buffers_set"
+
+
+def overwritten(edits: Edits, model: nn.Module) -> list[str]:
+    """Return the paths of plain attributes (a forward, an ``eps``) that were set since the journal wrote them."""
+    paths = {module: path for path, module in model.named_modules()}
+    names: list[str] = []
+    for write, value in edits.writes:
+        module = write.module
+        if module is None or module not in paths or write.table != "__dict__":
+            continue
+        is_newest = writes_in_force_at(module, write.table, write.name)[-1:] == [write]
+        if is_newest and vars(module).get(str(write.name), ABSENT) is not value:
+            names.append(f"{paths[module]}.{write.name}".removeprefix("."))
+    return names
+
+
+def keep_transient_buffers(edits: Edits) -> None:
+    """Have buffers that were registered with ``persistent=False`` meanwhile stay out of the ``state_dict`` later, too.
+
+    To be called before the journal is undone: it holds a set of its own.
+    """
+    for write, _ in edits.writes:
+        module, former = write.module, write.old
+        if module is not None and write.name == _TRANSIENT and isinstance(former, set):
+            now: set[str] = vars(module)[_TRANSIENT]
+            former.update(  # pyright: ignore[reportUnknownMemberType]
+                name
+                for name in now
+                if name in slots(module, "_buffers") and not writes_in_force_at(module, "_buffers", name)
+            )
