@@ -17,6 +17,7 @@ from canon_bridge.core.modules.affine import Affine, NormType, children_after, i
 from canon_bridge.core.modules.linear import fold_after, fold_before
 from canon_bridge.core.planning.chains import Chain
 from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.undo.users import follow_mode
 
 
 def merge(edits: Edits, find: Callable[[str], nn.Module], chain: Chain, clip_relevance: bool) -> None:
@@ -117,15 +118,10 @@ def replace_child(edits: Edits, model: nn.Module, child: nn.Module, new: nn.Modu
 
     Where the user has called ``train()`` or ``eval()`` by the time of the undo, the child follows.
     """
-    edits.on_undo(partial(_follow, child, new, new.training))
+    edits.on_undo(partial(follow_mode, child, new, new.training))
     for parent in list(model.modules()):
         for name in [name for name, module in vars(parent)["_modules"].items() if module is child]:
             edits.set(parent, "_modules", name, new)
-
-
-def _follow(child: nn.Module, stand_in: nn.Module, mode: bool) -> None:
-    if stand_in.training != mode:
-        child.train(stand_in.training)
 
 
 def expect_rank(edits: Edits, norm: nn.Module, ranks: tuple[int, ...], paths: str) -> None:

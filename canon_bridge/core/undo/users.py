@@ -38,3 +38,17 @@ def keep_transient_buffers(edits: Edits) -> None:
                 for name in now
                 if name in slots(module, "_buffers") and not writes_in_force_at(module, "_buffers", name)
             )
+
+
+def follow_mode(module: nn.Module, stand_in: nn.Module, mode: bool) -> None:
+    """Put a module that was out of the model into the mode that the user has given to its stand-in since.
+
+    Parameters
+    ----------
+    module, stand_in : nn.Module
+        What was taken out, and what ``train()`` and ``eval()`` have reached in its place.
+    mode : bool
+        The ``training`` flag of the stand-in at first.
+    """
+    if stand_in.training != mode:
+        module.train(stand_in.training)
