@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from canon_bridge.core.merge import expect_rank, make_linear, merge, replace_child, sequence_behind
+from canon_bridge.core.merge import expect_rank, make_linear, merge, replace_child, sequence_behind, share_hooks
 from canon_bridge.core.modules.affine import check_norm, children_after, is_identity
 from canon_bridge.core.modules.linear import make_plain
 from canon_bridge.core.planning.chains import Chain
@@ -186,6 +186,12 @@ class Canonization:
             expect_rank(edits, find(chain.norm), chain.ranks, f"{chain.norm} and {chain.targets[0]}")
 
     def _adapt(self, edits: Edits) -> None:
+        # Where another canonization is in force, its explicit modules are not those of this framework.
+        for module in list(self.model.modules()):
+            adapted = self.backend.adapt(module)
+            if adapted is not module:
+                share_hooks(module, adapted.train(module.training))
+                replace_child(edits, self.model, module, adapted)
         modules = list(self.model.modules())
         if self.backend.leaf_hook is not None:
             for module in modules:

@@ -96,7 +96,7 @@ def make_linear(edits: Edits, model: nn.Module, norm: nn.Module) -> None:
     vars(layer).update({name: vars(norm)[name] for name in ("num_features", "eps", "affine") if name in vars(norm)})
     if children_after(norm):
         layer = sequence_behind(norm, ("linear", layer))
-    _share_hooks(norm, layer)
+    share_hooks(norm, layer)
     replace_child(edits, model, norm, layer)
 
 
@@ -104,11 +104,11 @@ def sequence_behind(norm: nn.Module, *first: tuple[str, nn.Module]) -> nn.Sequen
     """Return the children that a norm calls behind itself, as a sequence with the names and hooks of the norm."""
     children = [(name, getattr(norm, name)) for name in children_after(norm)]
     sequence = nn.Sequential(OrderedDict([*first, *children])).eval()
-    _share_hooks(norm, sequence)
+    share_hooks(norm, sequence)
     return sequence
 
 
-def _share_hooks(norm: nn.Module, stand_in: nn.Module) -> None:
+def share_hooks(norm: nn.Module, stand_in: nn.Module) -> None:
     """Give the module that stands in for a norm the same hooks, as long as it does."""
     vars(stand_in).update({name: value for name, value in vars(norm).items() if "hook" in name})
 

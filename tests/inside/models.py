@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,6 +48,12 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "leftover": (lambda: randomize(leftover().double()), image),
     "densenet": (tiny_densenet, lambda: torch.randn(1, 3, 32, 32, dtype=torch.float64)),
 }
+
+
+def mostly(*names: str) -> list[Any]:
+    """Return the names of all models for a parametrized test; those that are not given are slow."""
+    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+
 
 # Ways to make a model canonical; each gives a context manager.
 BLOCKS: dict[str, Callable[[nn.Module], Any]] = {
