@@ -156,7 +156,8 @@ def echo(input: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("path", "name", "value"), [("", "forward", echo), ("relu", "forward", echo), ("norm1", "eps", 0.5)]
+    ("path", "name", "value"),
+    [("", "forward", echo), ("relu", "forward", echo), ("norm1", "eps", 0.5), ("relu", "inplace", True)],
 )
 @pytest.mark.parametrize("prefer", BOTH)
 def test_an_attribute_over_one_of_canonization_is_named(prefer: str, path: str, name: str, value: object) -> None:
