@@ -1,6 +1,6 @@
 """The public functions of the core.
 
-Floor 17: imports ``canonization`` and the keywords.
+Floor 18: imports ``canonization`` and the keywords.
 """
 
 import copy

@@ -1,6 +1,6 @@
 """Carry out one merge: read the affine map, fold it into the layers of the chain, make the norm the identity.
 
-Floor 5: imports ``absorb``, ``linear``, ``chains`` and below. Values are read anew at every call.
+Floor 6: imports ``absorb``, ``linear``, ``parameters``, ``chains`` and below. Values are read anew at every call.
 """
 
 import math
@@ -8,13 +8,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge.core.modules.absorb import find_absorber
 from canon_bridge.core.modules.affine import Affine, NormType, children_after, is_norm, norm_type, width
 from canon_bridge.core.modules.linear import fold_after, fold_before
+from canon_bridge.core.modules.parameters import gradients, parameter, tracked
 from canon_bridge.core.planning.chains import Chain
 from canon_bridge.core.undo.edits import Edits
 from canon_bridge.core.undo.users import follow_mode
@@ -52,7 +52,7 @@ def merge(edits: Edits, find: Callable[[str], nn.Module], chain: Chain, clip_rel
 def take(edits: Edits, norm: nn.Module) -> Affine:
     """Return the map of a norm, and make the norm the identity."""
     entry = norm_type(norm)
-    with torch.no_grad():
+    with gradients():
         affine = entry.read(norm)
         for (table, name), value in entry.identity(norm).items():
             edits.set(norm, table, name, value)
@@ -67,12 +67,12 @@ def _compose(edits: Edits, norm: nn.Module, affine: Affine, comes_before: bool) 
     old = norm.running_mean
     assert isinstance(old, Tensor)
     for name, value in (("weight", whole.scale), ("bias", whole.shift)):
-        former, value = getattr(norm, name), value.detach().to(old.dtype)
+        former, value = getattr(norm, name), tracked(value).to(old.dtype)
         if name in vars(norm)["_buffers"]:
             edits.set(norm, "_buffers", name, value)
         else:
             requires_grad = isinstance(former, Tensor) and former.requires_grad
-            edits.set(norm, "_parameters", name, nn.Parameter(value, requires_grad))
+            edits.set(norm, "_parameters", name, parameter(value, requires_grad))
 
 
 def make_linear(edits: Edits, model: nn.Module, norm: nn.Module) -> None:
@@ -88,8 +88,8 @@ def make_linear(edits: Edits, model: nn.Module, norm: nn.Module) -> None:
     layer = nn.Conv2d(channels, channels, 1, groups=channels, device="meta").eval()
     requires_grad = isinstance(norm.weight, Tensor) and norm.weight.requires_grad
     weight = affine.scale.to(old.dtype).view(-1, 1, 1, 1)
-    vars(layer)["_parameters"]["weight"] = nn.Parameter(weight.detach().clone(), requires_grad)
-    vars(layer)["_parameters"]["bias"] = nn.Parameter(affine.shift.detach().to(old.dtype), requires_grad)
+    vars(layer)["_parameters"]["weight"] = parameter(tracked(weight).clone(), requires_grad)
+    vars(layer)["_parameters"]["bias"] = parameter(tracked(affine.shift).to(old.dtype), requires_grad)
     vars(layer)["forward"] = partial(_per_channel_linear, layer)
     vars(layer)["_stands_for"] = entry
     # What a forward may look up on the norm besides calling it.

@@ -1,5 +1,6 @@
 """Canonizers for whole models, of any architecture."""
 
+from dataclasses import replace
 from typing import ClassVar, Self
 
 from torch import nn
@@ -25,6 +26,12 @@ class ModelCanonizer(Canonizer):
         What becomes of a BatchNorm that nothing can take.
     example_inputs : Tensor or tuple, optional
         Positional arguments of the model, to compare its function before and after.
+    differentiable : bool, default False
+        Whether gradients of a relevance map reach the model's own parameters, for training with explanations. The
+        parameters inside the block are then computed from those of the model (:class:`LiveParameter`), also for
+        zennit's rules, which otherwise cut the graph. Create the optimizer from the model outside the block, and
+        step it outside. The attributor needs ``create_graph=True``, and an ``attr_output`` that requires gradients
+        (zennit's rules record the graph only for those): the default, the output itself, does.
 
     Examples
     --------
@@ -41,9 +48,11 @@ class ModelCanonizer(Canonizer):
         clipped: Clipped = "absorb",
         leftover: Leftover = "linear",
         example_inputs: ExampleInputs | None = None,
+        differentiable: bool = False,
     ) -> None:
         super().__init__()
         self.options = Options(prefer, clipped, leftover, example_inputs)
+        self.backend = replace(BACKEND, differentiable=differentiable)
         self._canonization: Canonization | None = None
 
     def apply(self, root_module: nn.Module) -> list[Canonizer]:
@@ -60,7 +69,7 @@ class ModelCanonizer(Canonizer):
 
     def register(self, root_module: nn.Module) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Canonize the model with this very instance."""
-        self._canonization = Canonization(root_module, self.options, BACKEND, self.scope)
+        self._canonization = Canonization(root_module, self.options, self.backend, self.scope)
         self._canonization.apply()
 
     def remove(self) -> None:
@@ -78,6 +87,7 @@ class ModelCanonizer(Canonizer):
             self.options.clipped,
             self.options.leftover,
             self.options.example_inputs,
+            self.backend.differentiable,
         )
         return twin
 
@@ -90,8 +100,9 @@ class DenseNetSeqThreshCanonizer(ModelCanonizer):
         clipped: Clipped = "absorb",
         leftover: Leftover = "linear",
         example_inputs: ExampleInputs | None = None,
+        differentiable: bool = False,
     ) -> None:
-        super().__init__("left", clipped, leftover, example_inputs)
+        super().__init__("left", clipped, leftover, example_inputs, differentiable)
 
 
 class DenseNetThreshSeqCanonizer(ModelCanonizer):
@@ -102,8 +113,9 @@ class DenseNetThreshSeqCanonizer(ModelCanonizer):
         clipped: Clipped = "absorb",
         leftover: Leftover = "linear",
         example_inputs: ExampleInputs | None = None,
+        differentiable: bool = False,
     ) -> None:
-        super().__init__("right", clipped, leftover, example_inputs)
+        super().__init__("right", clipped, leftover, example_inputs, differentiable)
 
 
 class DenseNetAdaptiveAvgPoolCanonizer(ModelCanonizer):

@@ -181,3 +181,25 @@ def test_a_gate_is_a_module_that_no_norm_passes(spelling: str, before: Any) -> N
         model(image())
         assert len(seen) == 1
         assert sorted(tuple(part.shape[2:]) for part in seen[0]) == [(1, 1), (6, 6)]
+
+
+def gradients(model: nn.Module, x: Tensor, twice: bool = True) -> tuple[Tensor, ...]:
+    """Return the first gradient, and the gradient of a function of it."""
+    x = x.clone().requires_grad_()
+    (first,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=twice)
+    return (first.detach(), *(torch.autograd.grad(first.square().sum(), x) if twice else ()))
+
+
+@pytest.mark.parametrize("clipped", ["absorb", "pass"])
+@ACTIVATION
+def test_without_rules_gradients_in_the_block_are_those_of_the_function(kind: type[nn.Module], clipped: Any) -> None:
+    model, x = randomize(nn.Sequential(conv(), norm(), make(kind, 4), conv()).double(), mild=True), image()
+    twice = kind is not nn.Hardsigmoid  # of which torch has no second derivative
+    expected = gradients(model, x, twice)
+    with canonize(model, prefer="right", clipped=clipped):
+        found = gradients(model, x, twice)
+        model[2].register_forward_hook(lambda *_: None)  # as a rule would
+        with_rule = gradients(model, x, twice)
+    assert all(relative_error(*pair) < 1e-11 for pair in zip(found, expected, strict=True) if pair[1].any())
+    if clipped == "absorb" and kind in (nn.SiLU, nn.GELU, nn.LeakyReLU, nn.Softplus):
+        assert relative_error(with_rule[0], expected[0]) > 1e-2

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from canon_bridge.core.undo.edits import Edits, slots, writes_in_force
+from canon_bridge.core.undo.edits import Edits, slots
+from canon_bridge.core.undo.register import writes_in_force
 from tests.core.computed_layers import Deep
 from tests.core.test_edits import Everything
 

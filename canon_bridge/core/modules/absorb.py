@@ -1,6 +1,6 @@
 """Activations and pools that absorb the affine map before them, by type.
 
-Floor 4: imports ``activation``, ``pooling`` and ``psi``. A new one is one entry of ``ABSORBERS``.
+Floor 5: imports ``activation``, ``pooling`` and ``psi``. A new one is one entry of ``ABSORBERS``.
 """
 
 from collections.abc import Callable, Mapping
@@ -112,6 +112,6 @@ def stopped_at(module: nn.Module, input: Tensor, relevance: Tensor) -> Tensor:
     with torch.enable_grad():
         leaf = passed = input.detach().requires_grad_()
         for hook in hooks:
-            (passed,) = hook(module, (passed,))
+            (passed,) = hook(module, (passed,)) or (passed,)
         (handed_down,) = torch.autograd.grad(passed, leaf, relevance)
     return relevance - handed_down

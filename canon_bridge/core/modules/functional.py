@@ -1,6 +1,7 @@
 """Modules from the arguments of functions, where the two differ.
 
-Floor 1: imports ``arithmetic`` and ``layers``. Each raises ``ValueError`` for arguments that have no module form.
+Floor 3: imports ``arithmetic``, ``layers`` and ``parameters``. Each raises ``ValueError`` for arguments that have no
+module form.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from canon_bridge.core.modules.arithmetic import Add, Subtract
 from canon_bridge.core.modules.layers import BatchNorm, Mean
+from canon_bridge.core.modules.parameters import parameter
 
 MakeModule = Callable[..., nn.Module]
 
@@ -195,6 +197,6 @@ def _with_tensors(module: nn.Module, **tensors: Tensor | None) -> nn.Module:
     """Put tensors of the model, or what it computes from them, into a new layer; parameters as they are."""
     for name, value in tensors.items():
         if value is not None and not isinstance(value, nn.Parameter):
-            value = nn.Parameter(value.detach(), value.requires_grad)
+            value = parameter(value, value.requires_grad)
         vars(module)["_parameters"][name] = value
     return module

@@ -1,6 +1,6 @@
 """Linear layers: which axes of a weight are channels, and how an affine map is folded in on either side.
 
-Floor 2: imports ``affine``, ``border``, ``linear_types`` and ``weights``.
+Floor 4: imports ``affine``, ``border``, ``linear_types``, ``parameters`` and ``weights``.
 """
 
 from functools import partial
@@ -13,6 +13,7 @@ from canon_bridge.core.modules.affine import Affine, working_dtype
 from canon_bridge.core.modules.border import tap_sets
 from canon_bridge.core.modules.kinds import find_kind
 from canon_bridge.core.modules.linear_types import LINEAR, LinearType, axis_geometries, forward_from_slots, linear_type
+from canon_bridge.core.modules.parameters import parameter, tracked
 from canon_bridge.core.modules.weights import TENSORS, computed_tensors, evaluated, make_tensors_plain
 from canon_bridge.core.undo.edits import Edits
 from canon_bridge.core.undo.users import follow_mode
@@ -192,7 +193,7 @@ def _plain_parameters(edits: Edits, module: nn.Module) -> tuple[Tensor, Tensor |
     make_plain(edits, module)
     weight, bias = module.weight, module.bias
     assert isinstance(weight, Tensor)  # why_not_foldable has refused all others
-    return weight.detach(), bias.detach() if isinstance(bias, Tensor) else None
+    return tracked(weight), tracked(bias) if isinstance(bias, Tensor) else None
 
 
 def _has_own_forward(module: nn.Module) -> bool:
@@ -210,7 +211,7 @@ def _weight_shape(module: nn.Module) -> tuple[int, ...]:
 
 
 def _to(values: Tensor, like: Tensor) -> Tensor:
-    return values.detach().to(device=like.device, dtype=working_dtype(like.dtype))
+    return tracked(values).to(device=like.device, dtype=working_dtype(like.dtype))
 
 
 def _widen(bias: Tensor, dims: int) -> Tensor:
@@ -223,7 +224,7 @@ def _write(edits: Edits, module: nn.Module, weight: Tensor, bias: Tensor) -> Non
     for name, value in (("weight", weight), ("bias", bias)):
         former = vars(module)["_parameters"].get(name)
         requires_grad = (old if former is None else former).requires_grad
-        edits.set(module, "_parameters", name, nn.Parameter(value.to(old.dtype), requires_grad))
+        edits.set(module, "_parameters", name, parameter(value.to(old.dtype), requires_grad))
 
 
 __all__ = [

@@ -3,13 +3,21 @@
 Floor 3: imports ``absorbed``, ``affine`` and ``edits``.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.core.modules.absorbed import LARGEST_THRESHOLD, choose, composed, has_reference, per_channel
+from canon_bridge.core.modules.absorbed import (
+    LARGEST_THRESHOLD,
+    choose,
+    composed,
+    has_reference,
+    has_rule,
+    per_channel,
+)
 from canon_bridge.core.modules.affine import Affine, working_dtype
 from canon_bridge.core.undo.edits import Edits
 
@@ -85,10 +93,9 @@ def _activated(module: nn.Module, before: Tensor) -> Tensor:
     """Return what the class of the module computes, in the precision of the argument."""
     parameters: dict[str, Tensor] = vars(module)["_parameters"]
     if any(parameter.dtype != before.dtype for parameter in parameters.values()):
-        twin: nn.Module = object.__new__(type(module))
+        module = _as_it_is(module)
         cast = {name: parameter.to(before.dtype) for name, parameter in parameters.items()}
-        vars(twin).update(vars(module), _parameters=cast)
-        module = twin
+        vars(module)["_parameters"] = cast
     return type(module).forward(module, before)
 
 
@@ -103,21 +110,36 @@ def _buffer(module: nn.Module, name: str, input: Tensor) -> Tensor:
 def pass_share(is_linear_by_pieces: bool, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     """Pass the input on, and on the way back only a share of what a rule sends."""
     (value,) = args
-    if not (torch.is_grad_enabled() and value.requires_grad) or has_reference(module):
+    if not (torch.is_grad_enabled() and value.requires_grad) or not has_rule(module) or has_reference(module):
         return None
-    with torch.no_grad():
-        fixed = value.detach().to(working_dtype(value.dtype))
-        before = _before(module, fixed)
-        activated = _activated(module, before)
-        slope = activated / before
-        if is_linear_by_pieces:
-            linear_part = slope * fixed * _buffer(module, "scale", fixed)
-            share = linear_part / (activated - _buffer(module, "offset", fixed))
-            share = torch.where(share.isfinite(), share, slope.nan_to_num(0, 0, 0))
-        else:
-            share = slope.nan_to_num(0, 1, 0).clamp(0, 1)
-        share = torch.where(_buffer(module, "scale", fixed) == 0, 0, share)
-    return (_Share.apply(value, share.to(value.dtype)),)
+    return (_Share.apply(value, partial(_share, is_linear_by_pieces, module, _as_it_is(module))),)
+
+
+def _as_it_is(module: nn.Module) -> nn.Module:
+    """Return a stand-in that holds the tensors of this moment."""
+    twin: nn.Module = object.__new__(type(module))
+    vars(twin).update(vars(module), **{table: dict(vars(module)[table]) for table in ("_parameters", "_buffers")})
+    return twin
+
+
+def _share(is_linear_by_pieces: bool, module: nn.Module, then: nn.Module, value: Tensor) -> Tensor | None:
+    """Return the share that passes, from the module as it was then; None where it is itself again by now.
+
+    What comes after the block are gradients of relevance, in which the input of the module counts in full.
+    """
+    if "psi_scale" not in vars(module)["_buffers"]:
+        return None
+    wide = value.to(working_dtype(value.dtype))
+    before = _before(then, wide)
+    activated = _activated(then, before)
+    slope = activated / before
+    if is_linear_by_pieces:
+        linear_part = slope * wide * _buffer(then, "scale", wide)
+        share = linear_part / (activated - _buffer(then, "offset", wide))
+        share = torch.where(share.isfinite(), share, slope.nan_to_num(0, 0, 0))
+    else:
+        share = slope.nan_to_num(0, 1, 0).clamp(0, 1)
+    return torch.where(_buffer(then, "scale", wide) == 0, 0, share).to(value.dtype)
 
 
 class _Share(torch.autograd.Function):
@@ -126,14 +148,17 @@ class _Share(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(input: Tensor, share: Tensor) -> Tensor:
+    def forward(input: Tensor, share: Callable[[Tensor], Tensor | None]) -> Tensor:
         return input.view_as(input)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Callable[[Tensor], Tensor | None]], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.share = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (share,) = ctx.saved_tensors
-        return torch.where(share == 0, 0, gradient * share), None
+        # The share is computed here and not before: a gradient of this gradient then sees what it depends on.
+        (value,) = ctx.saved_tensors
+        share = ctx.share(value)
+        return gradient if share is None else torch.where(share == 0, 0, gradient * share), None

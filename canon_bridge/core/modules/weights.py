@@ -1,6 +1,7 @@
 """Weights that a module computes anew for each forward: parametrizations, weight_norm, spectral_norm, pruning.
 
-Floor 1: imports ``edits``. Values are those of evaluation mode, computed anew: what a hook has left behind may be old.
+Floor 3: imports ``edits`` and ``parameters``. Values are those of evaluation mode, computed anew: what a hook has left
+behind may be old.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook, SpectralNormStateDictHook
 from torch.nn.utils.weight_norm import WeightNorm
 
+from canon_bridge.core.modules.parameters import gradients, parameter, tracked
 from canon_bridge.core.undo.edits import Edits, slots
 
 TENSORS: Final = ("weight", "bias")
@@ -37,7 +39,7 @@ def evaluated(module: nn.Module) -> nn.Module:
     vars(stand_in).update(vars(module), training=False)
     for table in ("_parameters", "_buffers", "_modules"):
         vars(stand_in)[table] = dict(slots(module, table))
-    with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+    with gradients(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         for name, parametrization in _parametrizations(module).items():
             vars(stand_in)[name] = _evaluate(parametrization)
         for hook in slots(module, "_forward_pre_hooks").values():
@@ -66,7 +68,7 @@ def make_tensors_plain(edits: Edits, module: nn.Module, weight: Callable[[nn.Mod
     if weight is None and computed.isdisjoint(TENSORS):
         return
     helpers = {name for family in families.values() for name in family} - {*TENSORS}
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.inference_mode(False), gradients():
         stand_in = evaluated(module)
         # With the parametrizations goes the class, so that all tensors that they compute must be plain.
         values = {n: getattr(stand_in, n) for n in (*TENSORS, *parametrized) if n in computed and n not in helpers}
@@ -75,8 +77,8 @@ def make_tensors_plain(edits: Edits, module: nn.Module, weight: Callable[[nn.Mod
         sources = {name: families.get(name, [name]) for name in values}
         if weight is not None:
             sources["weight"] = [name for name in _tensors(module) if name not in families["bias"]]
-        parameters = {
-            name: nn.Parameter(value.detach().clone(), _requires_grad(module, sources[name]))
+        plain = {
+            name: parameter(tracked(value).clone(), _requires_grad(module, sources[name]))
             for name, value in values.items()
         }
     for table in _HOOKS:
@@ -85,13 +87,13 @@ def make_tensors_plain(edits: Edits, module: nn.Module, weight: Callable[[nn.Mod
                 edits.remove(module, table, key)
     for table in ("_parameters", "_buffers", "__dict__"):
         for name in list(slots(module, table)):
-            if name in helpers or (name in parameters and table != "_parameters"):
+            if name in helpers or (name in plain and table != "_parameters"):
                 edits.remove(module, table, name)
     if parametrized:
         edits.set_class(module, type_before_parametrizations(module))  # it is read from the parametrizations
         edits.remove(module, "_modules", "parametrizations")
-    for name, parameter in parameters.items():
-        edits.set(module, "_parameters", name, parameter)
+    for name, value in plain.items():
+        edits.set(module, "_parameters", name, value)
 
 
 def _parametrizations(module: nn.Module) -> dict[str, ParametrizationList]:
@@ -138,8 +140,8 @@ def _family(module: nn.Module, name: str) -> list[str]:
 def _tensors(module: nn.Module) -> dict[str, list[nn.Parameter]]:
     """Return the parameters of the module, also those behind parametrizations, by the tensor that they belong to."""
     found: dict[str, list[nn.Parameter]] = {}
-    for path, parameter in module.named_parameters():
-        found.setdefault(path.removeprefix("parametrizations.").partition(".")[0], []).append(parameter)
+    for path, tensor in module.named_parameters():
+        found.setdefault(path.removeprefix("parametrizations.").partition(".")[0], []).append(tensor)
     return found
 
 

@@ -61,11 +61,15 @@ class Backend:
         A forward pre-hook for every module without children.
     scratch : tuple of str
         Attributes that the framework leaves on modules; removed (or put back) when the block ends.
+    differentiable : bool
+        Whether all parameters that require gradients are computed from those of the model, so that gradients of
+        whatever the framework makes of them reach the model's own; see :class:`LiveParameter`.
     """
 
     modules: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = field(default_factory=dict[Any, Any])
     leaf_hook: Callable[[nn.Module, Any], Any] | None = None
     scratch: tuple[str, ...] = ()
+    differentiable: bool = False
 
     def adapt(self, module: nn.Module) -> nn.Module:
         """Return the framework's module for an explicit module, or the module itself."""

@@ -1,6 +1,6 @@
 """A new forward for one container, which calls a child module where the user's forward calls a function.
 
-Floor 9: imports ``trace``, ``arguments`` and ``lifts``. Nothing here writes to a model; ``canonization`` applies it.
+Floor 10: imports ``trace``, ``arguments`` and ``lifts``. Nothing here writes to a model; ``canonization`` applies it.
 """
 
 import functools
@@ -16,7 +16,7 @@ from canon_bridge.core.modules.layers import configure
 from canon_bridge.core.tracing.arguments import fits
 from canon_bridge.core.tracing.data import works_in_place
 from canon_bridge.core.tracing.errors import TracingError
-from canon_bridge.core.tracing.graph import Flow, Site
+from canon_bridge.core.tracing.flow import Flow, Site
 from canon_bridge.core.tracing.lifts import computed_sizes, find_lift, operands
 from canon_bridge.core.tracing.trace import trace_locally
 

@@ -1,11 +1,12 @@
 """What a user has done by hand, while a journal was in force, to slots that the journal has written.
 
-Floor 1: imports ``edits``.
+Floor 3: imports ``edits`` and ``register``.
 """
 
 from torch import nn
 
-from canon_bridge.core.undo.edits import ABSENT, Edits, slots, writes_in_force_at
+from canon_bridge.core.undo.edits import ABSENT, Edits, slots
+from canon_bridge.core.undo.register import writes_in_force_at
 
 _TRANSIENT = "_non_persistent_buffers_set"
 
