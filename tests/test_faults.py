@@ -59,17 +59,17 @@ def test_a_fault_is_raised_at_its_step(inject: Callable[[Counter], Any]) -> None
 def stop_at_the_first(self: Edits) -> None:
     while self._cleanups:
         self._cleanups.pop()()
-    while self._writes:
-        self._revert(self._writes.pop())
+    while self.writes:
+        self._revert(*self.writes.pop())
 
 
 def forget_one(self: Edits) -> None:
-    self._writes[:1] = []
+    self.writes[:1] = []
     UNDO(self)
 
 
 def values_instead_of_objects(self: Edits) -> None:
-    for write in self._writes:
+    for write, _ in self.writes:
         if isinstance(write.old, nn.Parameter):
             write.old = nn.Parameter(write.old.detach(), write.old.requires_grad)
     UNDO(self)

@@ -22,6 +22,7 @@ from canon_bridge.core.undo.edits import Edits
 from canon_bridge.core.undo.guard import Guard, convert
 from canon_bridge.core.undo.register import other_writer, writes_in_force
 from canon_bridge.core.undo.snapshot import drop_hooks
+from canon_bridge.core.undo.users import keep_transient_buffers, overwritten
 from canon_bridge.core.undo.watch import Changes, Watch
 
 # Writes to a model and their undo are one thread's at a time, so that of two that enter one model, one is refused.
@@ -138,16 +139,24 @@ class Canonization:
         edits = self._edits
         if edits is None:
             return
-        changes = Changes()
+        changes, set_over = Changes(), list[str]()
         with _ONE_AT_A_TIME:
             try:
                 watch, self._watch = self._watch, None  # not again, if this is taken up later
                 changes = watch.changes() if watch else changes
+                set_over = overwritten(edits, self.model)
+                keep_transient_buffers(edits)
             finally:
                 edits.undo()
                 self._edits = None
             for path, kinds in changes.converted.items():
                 convert(self._restored(path), kinds)
+        if set_over:
+            alert(
+                f"{', '.join(set_over)}: set while the model was canonical, and taken back, because canonization had a "
+                "value of its own there. Set it outside the block.",
+                LostChangeWarning,
+            )
         if changes.lost:
             alert(
                 f"{', '.join(changes.lost)}: changed while the model was canonical, and the change is lost, because "
@@ -165,6 +174,10 @@ class Canonization:
                 break
             module = child
         return module
+
+    def __getstate__(self) -> dict[str, object]:
+        # A copy holds no journal: it cannot undo what was written to another model, or a second time.
+        return {**vars(self), "_edits": None, "_watch": None}
 
     def __enter__(self) -> nn.Module:
         return self.apply()

@@ -8,7 +8,7 @@ import functools
 
 from torch import nn
 
-from canon_bridge.core.merge import expect_rank, make_linear, merge, replace_child, sequence_behind
+from canon_bridge.core.merge import expect_rank, make_linear, merge, replace_child, sequence_behind, share_hooks
 from canon_bridge.core.modules.affine import children_after
 from canon_bridge.core.modules.linear import make_plain
 from canon_bridge.core.modules.parameters import make_live
@@ -67,6 +67,12 @@ def _merge(edits: Edits, model: nn.Module, chain: Chain, clip_relevance: bool) -
 
 
 def _adapt(edits: Edits, model: nn.Module, backend: Backend) -> None:
+    # Where another canonization is in force, its explicit modules are not those of this framework.
+    for module in list(model.modules()):
+        adapted = backend.adapt(module)
+        if adapted is not module:
+            share_hooks(module, adapted.train(module.training))
+            replace_child(edits, model, module, adapted)
     modules = list(model.modules())
     if backend.differentiable:
         make_live(edits, modules)

@@ -193,8 +193,8 @@ def test_an_interrupted_undo_can_be_taken_up_again(monkeypatch: pytest.MonkeyPat
         edits.set(model, table, name, make())
     revert, calls = Edits._revert, itertools.count()
 
-    def interrupted(write: object) -> None:
-        revert(write)
+    def interrupted(*arguments: object) -> None:
+        revert(*arguments)
         if next(calls) == 3:
             raise KeyboardInterrupt
 

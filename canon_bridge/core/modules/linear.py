@@ -16,6 +16,7 @@ from canon_bridge.core.modules.linear_types import LINEAR, LinearType, axis_geom
 from canon_bridge.core.modules.parameters import parameter, tracked
 from canon_bridge.core.modules.weights import TENSORS, computed_tensors, evaluated, make_tensors_plain
 from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.undo.users import follow_mode
 
 # What the forward of a layer calls, and what a user may have put over it on the instance.
 _METHODS = ("forward", "_call_impl", "_conv_forward", "_output_padding")
@@ -72,6 +73,8 @@ def make_plain(edits: Edits, module: nn.Module) -> None:
     by_class = None if _has_own_forward(module) else linear_type(module).weight
     edits.hold(module)
     if computes_weight(module):
+        for child in module.children():  # the parametrizations
+            edits.on_undo(partial(follow_mode, child, module, module.training))
         make_tensors_plain(edits, module, by_class)
         if by_class is not None:
             edits.set(module, "__dict__", "forward", partial(forward_from_slots, module))

@@ -112,10 +112,12 @@ def _retarget(graph: fx.Graph, node: fx.Node, name: str) -> fx.Node:
 
 def _compile(graph: fx.Graph, path: str) -> Callable[..., Any]:
     code = graph.python_code("self")
-    namespace: dict[str, Any] = dict(code.globals)
+    namespace: dict[str, Any] = {**code.globals, "__name__": __name__}
     exec(compile(code.src, f"<canon_bridge: forward of {path or 'the model'}>", "exec"), namespace)
     function = namespace["forward"]
     assert isinstance(function, types.FunctionType)
+    # What pickle says that it cannot find.
+    function.__qualname__ = f"the forward that canonization wrote for {path or 'the model'}; save its state_dict()"
     return function
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from canon_bridge.core.undo.register import IN_FORCE, Key, Record, Write
 from canon_bridge.core.undo.steps import run_all
 
-_ABSENT: Final = object()
+ABSENT: Final = object()
 _CLASS: Final = "__class__"
 
 
@@ -36,12 +36,12 @@ class Edits:
     """
 
     def __init__(self) -> None:
-        self._writes: list[Write] = []
+        self.writes: list[tuple[Write, object]] = []  # with what was written, which the register must not hold
         self._cleanups: list[Callable[[], None]] = []
         self._owner = object()  # by which its writes are known, without keeping the journal alive
 
     def __len__(self) -> int:
-        return len(self._writes)
+        return len(self.writes)
 
     def set(self, module: nn.Module, table: str, name: Key, value: object) -> None:
         """Put ``value`` into a slot of the module.
@@ -62,7 +62,7 @@ class Edits:
 
     def remove(self, module: nn.Module, table: str, name: Key) -> None:
         """Take a key out of a table of the module; one that is not there stays out after an older journal's undo."""
-        self._write(module, table, name, _ABSENT)
+        self._write(module, table, name, ABSENT)
 
     def set_class(self, module: nn.Module, kind: type[nn.Module]) -> None:
         """Make the module an instance of another class."""
@@ -84,7 +84,7 @@ class Edits:
         if table != _CLASS:
             record.order(table, slots(module, table))
         # Journal first: an exception before the last line leaves a write that restores what is there anyway.
-        self._writes.append(write)
+        self.writes.append((write, value))
         record.stacks.setdefault((table, name), []).append(write)
         _put(module, table, name, value)
 
@@ -122,10 +122,10 @@ class Edits:
         try:
             run_all(self._cleanups, lambda action: action())
         finally:
-            run_all(self._writes, self._revert)
+            run_all(self.writes, lambda write: self._revert(*write))
 
     @staticmethod
-    def _revert(write: Write) -> None:
+    def _revert(write: Write, value: object) -> None:
         """Restore one slot; a second call, where the first was interrupted, does what is left to do."""
         module = write.module
         record = None if module is None else IN_FORCE.get(module)
@@ -136,9 +136,9 @@ class Edits:
         if above is not None and above < len(stack):
             # A younger journal has written above: it inherits what was there before this one.
             stack[above].old = write.old
-        elif above is not None:
-            _put(module, write.table, write.name, write.old)
-            if write.old is not _ABSENT and write.table != _CLASS:
+        elif above is not None and (name := _place(module, write, value)) is not ABSENT:
+            _put(module, write.table, name, write.old)
+            if write.old is not ABSENT and write.table != _CLASS:
                 keys = slots(module, write.table)
                 _sort(keys, record.order(write.table, keys))
         record.forget(write)
@@ -147,16 +147,24 @@ class Edits:
 
 
 def _read(module: nn.Module, table: str, name: Key) -> object:
-    return type(module) if table == _CLASS else slots(module, table).get(name, _ABSENT)
+    return type(module) if table == _CLASS else slots(module, table).get(name, ABSENT)
 
 
 def _put(module: nn.Module, table: str, name: Key, value: object) -> None:
     if table == _CLASS:
         object.__setattr__(module, _CLASS, value)
-    elif value is _ABSENT:
+    elif value is ABSENT:
         slots(module, table).pop(name, None)
     else:
         slots(module, table)[name] = value
+
+
+def _place(module: nn.Module, write: Write, value: object) -> Any:
+    """Return under which name the old object comes back: no module that the user has put in or taken out is touched."""
+    if write.table != "_modules" or value is ABSENT:
+        return write.name
+    names = [name for name, child in slots(module, "_modules").items() if child is value]
+    return write.name if write.name in names else (names or [ABSENT])[0]  # insertions into a Sequential move children
 
 
 def _sort(keys: dict[Any, Any], order: dict[Key, None]) -> None:

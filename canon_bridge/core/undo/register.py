@@ -15,7 +15,7 @@ Key = str | int
 
 
 class Write:
-    """One write: where, by which journal, and the object that was there before (``_ABSENT`` if there was none).
+    """One write: where, by which journal, and the object that was there before (``ABSENT`` if there was none).
 
     It does not keep the module alive: it is held by the register of writes below as long as the module lives.
     """
@@ -94,3 +94,9 @@ def other_writer(model: nn.Module) -> threading.Thread | None:
 def _writes(model: nn.Module) -> Iterator[Write]:
     records = (IN_FORCE.get(module) for module in model.modules())
     return (write for r in records if r is not None for stack in list(r.stacks.values()) for write in list(stack))
+
+
+def writes_in_force_at(module: nn.Module, table: str, name: Key) -> list[Write]:
+    """Return the writes that journals hold on one slot, oldest first."""
+    record = IN_FORCE.get(module)
+    return [] if record is None else record.stacks.get((table, name), [])
