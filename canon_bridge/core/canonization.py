@@ -87,7 +87,8 @@ class Canonization:
             self._judge(before, doubts)
             return self.model
         except BaseException:
-            self._edits = self._watch = None
+            if self._edits is edits:  # not that of another thread, which has it canonical
+                self._edits = self._watch = None
             edits.undo()
             raise
 
@@ -98,8 +99,8 @@ class Canonization:
             doubts = carry_out(edits, self.model, self.plan, self.backend)
         if self.backend.leaves_hook is not None:
             edits.on_undo(drop_hooks(self.model.modules(), self.backend.leaves_hook, guard.insist))
-        self._watch = Watch(self.model, guard)
-        self._edits = edits
+        watch = Watch(self.model, guard)
+        self._edits, self._watch = edits, watch
         return doubts
 
     def _judge(self, before: list[Tensor] | None, doubts: dict[str, float]) -> None:
