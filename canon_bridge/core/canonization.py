@@ -136,6 +136,12 @@ class Canonization:
             self._leave()  # takes up what an interrupt has cut short
             raise
 
+    def keep(self) -> None:
+        """Leave the model canonical for good: it cannot be undone any more, and counts as a model like any other."""
+        if self._edits is not None:
+            self._edits.keep()
+        self._edits = self._watch = None
+
     def _leave(self) -> None:
         edits = self._edits
         if edits is None:

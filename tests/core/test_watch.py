@@ -74,6 +74,11 @@ def test_a_change_to_what_stands_in_is_named(way: str, place: str, of: int) -> N
     assert message.startswith(f"{place}: changed while the model was canonical")
 
 
+def test_thresholds_count_too() -> None:
+    model = randomize(nn.Sequential(nn.Softmax(1), norm(), nn.ReLU(), conv()).double())
+    assert lost(model, lambda: model[2].thr_value.add_(1)).startswith("2.thr_value: changed")
+
+
 @pytest.mark.parametrize("prefer", BOTH)
 def test_statistics_count_too(prefer: str) -> None:
     model = randomize(nn.Sequential(conv(), norm(), conv()).double())

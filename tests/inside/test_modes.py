@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from canon_bridge import canonize
 from tests.conftest import Snapshot, randomize, relative_error
-from tests.core.pieces import BOTH, conv, norm
+from tests.core.pieces import BOTH, Written, conv, norm
 from tests.inside.models import BLOCKS, made, mostly
 
 HARMLESS: dict[str, Callable[[nn.Module], object]] = {
@@ -107,3 +108,22 @@ def test_a_model_in_training_mode_is_refused_on_entry(prefer: str) -> None:
     model = randomize(nn.Sequential(conv(), norm()).double()).train()
     with pytest.raises(ValueError, match=r"1 is in training mode.*model\.eval\(\)"):
         canonize(model, prefer=prefer)
+
+
+class Asking(Written):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(F.dropout(self.a(x), 0.5, self.training))
+
+
+def test_a_forward_that_asks_for_its_mode_is_refused_in_another_one() -> None:
+    model = Asking(None, a=nn.Conv2d(4, 4, 1))
+    before, x = Snapshot.of(model), torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    expected = model(x)
+    with canonize(model):
+        assert torch.equal(model(x), expected)
+        model.train()
+        with pytest.raises(ValueError, match="the model is in training mode now, and its forward asks for that"):
+            model(x)
+        model.eval()
+        assert torch.equal(model(x), expected)
+    before.check()

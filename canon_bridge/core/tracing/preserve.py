@@ -39,15 +39,18 @@ def preserved(model: nn.Module) -> Generator[Kept]:
         if isinstance(value, list | dict | set)
     ]
     buffers = [(buffer, _version(buffer), buffer.detach().clone()) for buffer in model.buffers()]
+    steps: list[Callable[[], bool]] = [
+        *(partial(_restore_values, *entry) for entry in buffers),
+        *(partial(_restore_content, *entry) for entry in contents),
+        *(partial(_restore_attributes, *entry) for entry in attributes),
+    ]
     try:
-        yield kept
+        try:
+            yield kept
+        finally:
+            run_all(steps, kept.note)
     finally:
-        steps: list[Callable[[], bool]] = [
-            *(partial(_restore_values, *entry) for entry in buffers),
-            *(partial(_restore_content, *entry) for entry in contents),
-            *(partial(_restore_attributes, *entry) for entry in attributes),
-        ]
-        run_all(steps, kept.note)
+        run_all(steps, kept.note)  # what an interrupt between two lines has left to do
 
 
 def _restore_attributes(now: dict[str, Any], former: dict[str, Any]) -> bool:

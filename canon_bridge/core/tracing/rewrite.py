@@ -88,6 +88,8 @@ def write_forward(
         if node.op == "get_attr" and not node.users:
             local.graph.erase_node(node)
     function = _expecting(_compile(local.graph, path), local.expected, inspect.signature(container.forward), path)
+    if _reads_mode(container):
+        function = _in_mode(function, container.training, path)
     return Rewrite(path, function, tuple(makers.items()), dict(local.constants))
 
 
@@ -138,6 +140,27 @@ def _expecting(
                     f"{path or 'the model'} was called with another {name} than it was canonized for ({wanted!r}); "
                     "pass example_inputs with all the arguments that you will use."
                 )
+        return function(self, *args, **kwargs)
+
+    return forward
+
+
+def _reads_mode(container: nn.Module) -> bool:
+    """Return whether the forward of a container names ``training``, which a new forward holds as a constant."""
+    code = getattr(inspect.unwrap(container.forward), "__code__", None)
+    return code is not None and "training" in code.co_names
+
+
+def _in_mode(function: Callable[..., Any], mode: bool, path: str) -> Callable[..., Any]:
+    """Return the forward with a check that its module is in the mode that it was written for."""
+
+    @functools.wraps(function)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if self.training != mode:
+            raise ValueError(
+                f"{path or 'the model'} is in {'training' if self.training else 'evaluation'} mode now, and its "
+                "forward asks for that: it was canonized in the other one. Change the mode outside the block."
+            )
         return function(self, *args, **kwargs)
 
     return forward

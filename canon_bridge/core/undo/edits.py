@@ -124,6 +124,17 @@ class Edits:
         finally:
             run_all(self.writes, lambda write: self._revert(*write))
 
+    def keep(self) -> None:
+        """Make the writes permanent: there is nothing to undo any more, and the model counts as it is now."""
+        for write, _ in self.writes:
+            module = write.module
+            if module is not None and module in IN_FORCE:
+                IN_FORCE[module].forget(write)
+                if not IN_FORCE[module].stacks:
+                    del IN_FORCE[module]
+        self.writes.clear()
+        self._cleanups.clear()
+
     @staticmethod
     def _revert(write: Write, value: object) -> None:
         """Restore one slot; a second call, where the first was interrupted, does what is left to do."""

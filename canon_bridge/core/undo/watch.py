@@ -58,8 +58,7 @@ class Watch:
     model : nn.Module
         The canonical model.
     guard : Guard
-        What the model held before. Its own tensors are not watched, for what is done to them is not lost, nor are
-        transient buffers.
+        What the model held before. Its own tensors are not watched, for what is done to them is not lost.
     """
 
     def __init__(self, model: nn.Module, guard: Guard) -> None:
@@ -88,11 +87,9 @@ class Watch:
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, str, Tensor]]:
     for path, module in model.named_modules():
-        transient = vars(module)["_non_persistent_buffers_set"]
         for table in _TABLES:
             for name, value in slots(module, table).items():
-                is_ours_alone = table == "_buffers" and name in transient
-                if isinstance(value, Tensor) and value.is_floating_point() and not is_ours_alone:
+                if isinstance(value, Tensor) and value.is_floating_point():
                     yield path, module, table, name, value
 
 
