@@ -82,9 +82,9 @@ LINEAR = mutants(
         "taps = torch.zeros_like(_widen(taps, wide)) + _widen(bias.to(dtype), wide)",
     ),
     (
-        "right: summed up in half precision",
-        "dtype = working_dtype(weight.dtype)\n    affine = affine.repeat",
-        "dtype = weight.dtype\n    affine = affine.repeat",
+        "the map rounded to half precision",
+        "dtype=working_dtype(like.dtype))",
+        "dtype=like.dtype)",
     ),
     (
         "groups lie inside one another",

@@ -66,8 +66,8 @@ AFFINE = mutants(
 
 MERGE = mutants(
     "core/merge.py",
-    "core/test_canonize.py core/test_rightward.py core/test_rightward_branches.py core/test_reuse.py "
-    "core/test_leftward.py core/test_norms_of_packages.py",
+    "core/test_merge.py core/test_rightward.py core/test_rightward_branches.py core/test_reuse.py "
+    "core/test_norms_of_packages.py core/test_canonize.py",
     (
         "every layer gets all channels in order",
         "affine.select(step.channels)",

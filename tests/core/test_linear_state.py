@@ -180,6 +180,17 @@ def test_dtype_is_kept_and_sums_are_in_float32(
 
 @SPATIAL_TYPES
 @torch.no_grad()
+def test_under_autocast_the_output_is_lowered_as_without_the_map(kind: type[nn.Module]) -> None:
+    layer, x = folded(kind, dtype=torch.float32), sample(kind, dtype=torch.float32)
+    expected = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = layer(x)
+    assert value.dtype == torch.bfloat16
+    assert relative_error(value.float(), expected) < 8 * torch.finfo(torch.bfloat16).eps
+
+
+@SPATIAL_TYPES
+@torch.no_grad()
 def test_size_may_change_from_call_to_call(kind: type[nn.Module]) -> None:
     layer, (before, _) = make(kind), norms(kind)
     twin = copy.deepcopy(layer)
