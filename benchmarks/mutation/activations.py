@@ -97,6 +97,11 @@ ABSORBED = mutants(
     ),
     ("the third map meets the second alone", "_SLOT, (whole, behind))", "_SLOT, (affine, behind))"),
     ("repeated channels interleaved", "values.repeat_interleave(input", "values.repeat(input"),
+)
+
+REFERENCE = mutants(
+    "core/modules/absorbed.py",
+    "test_captum_methods.py",
     ("a reference method sees clipped units as constants", "return any(f", "return False and any(f"),
 )
 

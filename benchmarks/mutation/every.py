@@ -12,6 +12,7 @@ EVERY = (
     *borders.BORDER,
     *activations.RELU,
     *activations.ABSORBED,
+    *activations.REFERENCE,
     *activations.PSI,
     *activations.POOLING,
     *activations.ABSORB,

@@ -162,7 +162,8 @@ WEIGHTS = mutants(
 
 FUNCTIONAL = mutants(
     "core/modules/functional.py",
-    "core/test_lifts.py core/test_functional_layers.py core/test_functional_norms.py core/test_explicit_sizes.py",
+    "core/test_lifts_nodes.py core/test_functional_layers.py core/test_functional_norms.py core/test_explicit_sizes.py "
+    "core/test_calls_of_all_kinds.py core/test_lifts.py",
     ("a weighted sum as a sum", "if alpha != 1:", "if False:"),
     (
         "the dilation of a pool ignored",

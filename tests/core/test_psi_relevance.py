@@ -207,3 +207,12 @@ def test_the_oracle_does_not_hold_for_smooth_ones() -> None:
     relevance = LRP(model, presets.epsilon(1e-30), prefer="right").attribute(x, target=TARGET)
     assert bool(relevance.isfinite().all())
     assert relative_error(relevance, gradient_times_input(model, x)) > 1e-3
+
+
+@pytest.mark.parametrize("kind", LEAKY)
+def test_where_psi_is_zero_a_piecewise_linear_one_lets_pass_what_its_slope_says(kind: type[nn.Module]) -> None:
+    affine = Affine(torch.tensor([2.0, -2.0]).double(), torch.ones(2).double())  # phi(b) = b, so that psi(0) = 0
+    module, x = make(kind, 2), torch.zeros(1, 2, dtype=torch.float64)
+    absorb(module, affine)
+    assert torch.equal(module(x), x)
+    assert torch.equal(share(kind, affine, x), torch.ones_like(x))
