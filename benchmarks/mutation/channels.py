@@ -25,10 +25,8 @@ SHAPES = mutants(
     "core/channels/shapes.py",
     "core/test_layout.py core/test_through.py core/test_through_entries.py",
     ("flatten: others in front of the channels", "if axis > start:\n", "if False:\n"),
-    ("flatten: dimensions behind the channels kept", "if end != layout.rank - 1 and not layout.point:", "if False:"),
     ("flatten: channels behind it stay", "return layout.moved(axis - merged, rank)", "return layout.moved(axis, rank)"),
     ("flatten: channels are not repeated", "repeats=layout.repeats or not layout.point)", "repeats=layout.repeats)"),
-    ("flatten back: repeated channels", "if layout.axis == start and merged:", "if False:"),
     ("flatten back: channels behind it stay", "(merged if layout.axis > start else 0)", "0"),
     ("mean: over the channels", "if layout.axis in axes:", "if False:"),
     ("mean: channels behind it stay", "before = sum(axis < layout.axis for axis in axes)", "before = 0"),
@@ -40,7 +38,6 @@ SHAPES = mutants(
     ("permute: the batch moved to where channels are", "layout.point and dims[0] == 0", "layout.point"),
     ("transpose: one dimension alone", "{one: other, other: one}.get", "{one: other}.get"),
     ("unsqueeze: in front of the channels", "layout.axis + (dim <= layout.axis)", "layout.axis + (dim < layout.axis)"),
-    ("unsqueeze: behind repeated channels", "if layout.repeats and dim > layout.axis:", "if False:"),
     ("unsqueeze: a point with the batch moved", "point=layout.point and dim > 0)", "point=layout.point)"),
     (
         "unsqueeze back: channels stay",
@@ -51,11 +48,6 @@ SHAPES = mutants(
     ("squeeze: the batch", "if axes & {0, layout.axis}:", "if axes & {layout.axis}:"),
     ("view: any batch", "if not is_size(sizes[0], x, 0) and not (", "if False and not ("),
     ("view: any number of channels", "if sizes[1] == width or", "if True or"),
-    (
-        "view: repeated channels",
-        '    if layout.repeats:\n        return "a reshape of repeated',
-        '    if False:\n        return "a reshape of repeated',
-    ),
     ("the size of another dimension", "if asked is None or asked[1] != dim:", "if asked is None:"),
 )
 
@@ -74,7 +66,6 @@ THROUGH = mutants(
         "layout.axis > layout.rank - len(pad) // 2",
     ),
     ("dropout in training", 'if a.get("training") or a.get("train") else', "if False else"),
-    ("F.dropout as if in evaluation", '{"p": 0.5, "training": True,', '{"p": 0.5, "training": False,'),
     (
         "channel shuffle the other way round",
         "channels[group * size + place] for place in range(size) for group in range(groups)",

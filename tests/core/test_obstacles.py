@@ -84,6 +84,7 @@ OBSTACLES: dict[str, tuple[Model, str, str, str]] = {
         *("norm", "right", r"pool \(MaxPool2d\) behind it"),
     ),
     "counts padding": (behind(lambda: nn.AvgPool2d(3, 1, 1), conv), "1", "right", COUNTS),
+    "counts padding of one axis": (behind(lambda: nn.AvgPool2d(3, 1, (0, 1)), conv), "1", "right", COUNTS),
     "counts padding, before": (lambda: nn.Sequential(conv(), nn.AvgPool2d(3, 1, 1), norm()), "2", "left", COUNTS),
     "divisor": (behind(lambda: nn.AvgPool2d(2, divisor_override=3), conv), "1", "right", DIVIDES),
     "channels of the pool": (behind(lambda: nn.Flatten(2), lambda: nn.Linear(9, 2)), "1", "right", "last dimension"),
