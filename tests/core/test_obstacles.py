@@ -102,6 +102,10 @@ OBSTACLES: dict[str, tuple[Model, str, str, str]] = {
         lambda: nn.Sequential(nn.MaxPool2d(2), nn.Flatten(2), nn.BatchNorm1d(4), nn.Linear(9, 3)),
         *("2", "right", "takes 9 channels, it has 4"),
     ),
+    "a multiple of the channels": (
+        lambda: nn.Sequential(nn.MaxPool2d((1, 3)), nn.Flatten(2), nn.BatchNorm1d(4), nn.Linear(12, 3)),
+        *("2", "right", "takes 12 channels, it has 4"),
+    ),
     "one of two consumers": (
         written(lambda m, x: (y := m.norm(x), m.a(y) + y)[-1], a=conv),
         *("norm", "right", r"add \(Add\) behind it is not linear"),
