@@ -106,6 +106,10 @@ OBSTACLES: dict[str, tuple[Model, str, str, str]] = {
         lambda: nn.Sequential(nn.MaxPool2d((1, 3)), nn.Flatten(2), nn.BatchNorm1d(4), nn.Linear(12, 3)),
         *("2", "right", "takes 12 channels, it has 4"),
     ),
+    "flattened, then joined": (
+        written(lambda m, x: m.fc(torch.cat([y := m.norm(x).flatten(1), y], 1)), fc=lambda: nn.Linear(288, 2)),
+        *("norm", "right", "a concatenation of repeated channels"),
+    ),
     "one of two consumers": (
         written(lambda m, x: (y := m.norm(x), m.a(y) + y)[-1], a=conv),
         *("norm", "right", r"add \(Add\) behind it is not linear"),
