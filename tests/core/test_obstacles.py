@@ -110,6 +110,10 @@ OBSTACLES: dict[str, tuple[Model, str, str, str]] = {
         written(lambda m, x: m.fc(torch.cat([y := m.norm(x).flatten(1), y], 1)), fc=lambda: nn.Linear(288, 2)),
         *("norm", "right", "a concatenation of repeated channels"),
     ),
+    "joined along another dimension, before": (
+        written(lambda m, x: m.norm(torch.cat([m.a(x), m.b(x)], 2)), a=conv, b=conv),
+        *("norm", "left", "a concatenation along another dimension"),
+    ),
     "one of two consumers": (
         written(lambda m, x: (y := m.norm(x), m.a(y) + y)[-1], a=conv),
         *("norm", "right", r"add \(Add\) behind it is not linear"),
