@@ -53,7 +53,7 @@ SHAPES = mutants(
 
 THROUGH = mutants(
     "core/channels/through.py",
-    "core/test_through.py core/test_through_entries.py core/test_layout.py",
+    "core/test_through.py core/test_through_entries.py core/test_layout.py core/test_obstacles.py",
     ("average pooling with a divisor of its own", 'if a.get("divisor_override") is not None:', "if False:"),
     ("average pooling that counts its padding", 'pads and a.get("count_include_pad", True)', "False"),
     ("average pooling that pads one axis", "any(padding) if isinstance", "all(padding) if isinstance"),

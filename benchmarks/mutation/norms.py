@@ -89,5 +89,5 @@ MERGE = mutants(
     ("folded on the other side", 'elif chain.direction == "right":', 'elif chain.direction == "left":'),
     ("the norm lives on", "in entry.identity(norm).items()", "in dict[tuple[str, str], object]().items()"),
     ("a leftover without sign", "weight = affine.scale.to(old.dtype)", "weight = affine.scale.abs().to(old.dtype)"),
-    ("a leftover without shift", "F.conv2d(flat, weight, bias, groups", "F.conv2d(flat, weight, None, groups"),
+    ("a leftover without shift", "weight, bias, groups=weight.shape[0])", "weight, None, groups=weight.shape[0])"),
 )

@@ -114,6 +114,10 @@ OBSTACLES: dict[str, tuple[Model, str, str, str]] = {
         written(lambda m, x: m.norm(torch.cat([m.a(x), m.b(x)], 2)), a=conv, b=conv),
         *("norm", "left", "a concatenation along another dimension"),
     ),
+    "twice in a row": (
+        written(lambda m, x: m.norm(m.norm(m.a(x))), a=conv),
+        *("norm", "left", "it feeds itself"),
+    ),
     "one of two consumers": (
         written(lambda m, x: (y := m.norm(x), m.a(y) + y)[-1], a=conv),
         *("norm", "right", r"add \(Add\) behind it is not linear"),

@@ -216,3 +216,14 @@ def test_where_psi_is_zero_a_piecewise_linear_one_lets_pass_what_its_slope_says(
     absorb(module, affine)
     assert torch.equal(module(x), x)
     assert torch.equal(share(kind, affine, x), torch.ones_like(x))
+
+
+@ACTIVATION
+def test_after_two_maps_the_share_is_that_of_both_together(kind: type[nn.Module]) -> None:
+    first = Affine(torch.rand(6).double() + 0.5, torch.randn(6).double())  # next to the activation
+    second = Affine(torch.rand(6).double() + 0.5, torch.randn(6).double())
+    module, x = make(kind, 6), inputs(first, (3,))
+    absorb(module, first, clip=True)
+    absorb(module, second, clip=True)
+    pass_by_backward_hook(module)
+    assert torch.equal(arrived(module, x, torch.ones_like(x)), share(kind, first.after(second), x))
