@@ -3,6 +3,8 @@
 from itertools import permutations
 
 import pytest
+import torch
+from torch import nn
 from zennit.core import RemovableHandleList
 
 from benchmarks.with_zennit import attribute, epsilon_composite
@@ -138,3 +140,16 @@ def test_register_refuses_what_cannot_merge(model):
         ThreshReLUMergeBatchNorm().register([model.conv1], model.norm1, model.relu1)
     model.norm1.eval()
     snapshot.check()
+
+
+def test_the_thresholded_relu_is_for_relus_alone():
+    layers = nn.BatchNorm2d(3), nn.GELU(), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 1)
+    model = randomize(nn.Sequential(*layers)).double()
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    expected = model(x)
+    instances = ThreshReLUMergeBatchNorm().apply(model)
+    assert len(instances) == 1
+    assert alive(model) == ["0"]
+    assert relative_error(model(x), expected) < 1e-12
+    instances[0].remove()
+    assert alive(model) == ["0", "3"]

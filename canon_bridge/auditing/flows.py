@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ def tap(values: Any, tell: Callable[[Tensor], None]) -> Any:
     """Return the same values, a tensor or anything with tensors in it, that ``tell`` the relevance they get."""
 
     def through(value: Tensor) -> Tensor:
-        return _Tap.apply(tell, value) if value.requires_grad else value  # pyright: ignore[reportReturnType]
+        return cast(Tensor, _Tap.apply(tell, value)) if value.requires_grad else value
 
     return pytree.tree_map_only(Tensor, through, values)
 

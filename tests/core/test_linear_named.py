@@ -206,6 +206,19 @@ def test_padding_both_ways_is_refused(kinds: Kinds, name: str) -> None:
     assert "Same" not in name or "pads twice" in str(why_not_foldable(layer))
 
 
+@NAMES
+@torch.no_grad()
+def test_a_padding_mode_that_its_forward_does_not_look_at_is_not_looked_at(kinds: Kinds, name: str) -> None:
+    layer, (before, apply_before) = make(kinds[name], stride=2), affine(6)
+    layer.padding_mode = "reflect"
+    if "Same" not in name:
+        layer.padding = (1, 1)
+    x = torch.randn(2, 6, 7, 7, dtype=torch.float64)
+    reference = layer(apply_before(x))
+    fold_before(Edits(), layer, before)
+    assert relative_error(layer(x), reference) < TOLERANCE
+
+
 def test_a_look_alike_that_is_not_in_the_table_is_not_linear() -> None:
     assert not any(is_linear(make(kind)) for kind in LOOK_ALIKES.values())
 

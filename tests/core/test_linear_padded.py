@@ -16,7 +16,13 @@ from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import BOTH, alive, norms
 
 HOMES = ("efficientnet_pytorch.utils", "segmentation_models_pytorch.encoders._efficientnet")
-ENDS = {"even": (1, 1, 1, 1), "odd": (0, 1, 0, 1), "every end another": (0, 2, 1, 3), "none": None}
+ENDS = {
+    "even": (1, 1, 1, 1),
+    "odd": (0, 1, 0, 1),
+    "lower ends": (1, 0, 2, 0),
+    "every end another": (0, 2, 1, 3),
+    "none": None,
+}
 
 
 class Conv2dStaticSamePadding(nn.Conv2d):

@@ -84,6 +84,7 @@ OBSTACLES: dict[str, tuple[Model, str, str, str]] = {
         *("norm", "right", r"pool \(MaxPool2d\) behind it"),
     ),
     "counts padding": (behind(lambda: nn.AvgPool2d(3, 1, 1), conv), "1", "right", COUNTS),
+    "counts padding of one axis": (behind(lambda: nn.AvgPool2d(3, 1, (0, 1)), conv), "1", "right", COUNTS),
     "counts padding, before": (lambda: nn.Sequential(conv(), nn.AvgPool2d(3, 1, 1), norm()), "2", "left", COUNTS),
     "divisor": (behind(lambda: nn.AvgPool2d(2, divisor_override=3), conv), "1", "right", DIVIDES),
     "channels of the pool": (behind(lambda: nn.Flatten(2), lambda: nn.Linear(9, 2)), "1", "right", "last dimension"),
@@ -100,6 +101,22 @@ OBSTACLES: dict[str, tuple[Model, str, str, str]] = {
     "other channels": (
         lambda: nn.Sequential(nn.MaxPool2d(2), nn.Flatten(2), nn.BatchNorm1d(4), nn.Linear(9, 3)),
         *("2", "right", "takes 9 channels, it has 4"),
+    ),
+    "a multiple of the channels": (
+        lambda: nn.Sequential(nn.MaxPool2d((1, 3)), nn.Flatten(2), nn.BatchNorm1d(4), nn.Linear(12, 3)),
+        *("2", "right", "takes 12 channels, it has 4"),
+    ),
+    "flattened, then joined": (
+        written(lambda m, x: m.fc(torch.cat([y := m.norm(x).flatten(1), y], 1)), fc=lambda: nn.Linear(288, 2)),
+        *("norm", "right", "a concatenation of repeated channels"),
+    ),
+    "joined along another dimension, before": (
+        written(lambda m, x: m.norm(torch.cat([m.a(x), m.b(x)], 2)), a=conv, b=conv),
+        *("norm", "left", "a concatenation along another dimension"),
+    ),
+    "twice in a row": (
+        written(lambda m, x: m.norm(m.norm(m.a(x))), a=conv),
+        *("norm", "left", "it feeds itself"),
     ),
     "one of two consumers": (
         written(lambda m, x: (y := m.norm(x), m.a(y) + y)[-1], a=conv),

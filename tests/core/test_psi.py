@@ -196,6 +196,23 @@ def test_absorbing_twice_is_absorbing_the_composed_map(kind: type[nn.Module], ca
     assert float((other - expected).detach().abs().max()) > 1e-3
 
 
+@ACTIVATION
+def test_three_maps_in_turn_are_the_three_of_them(kind: type[nn.Module]) -> None:
+    maps = [Affine(torch.rand(6).double() + 0.5, torch.randn(6).double()) for _ in range(3)]
+    reference, module = make(kind, 6), make(kind, 6)
+    x = inputs(maps[0], (3,))
+    before, behind = x, None
+    for affine in maps:
+        left = absorb(module, affine)
+        behind = left if behind is None else behind.after(left)
+    for affine in reversed(maps):
+        before = apply(affine, before)
+    assert behind is not None
+    expected = reference(before)
+    scale = 1 + expected.abs() + before.abs()
+    assert float(((apply(behind, module(x)) - expected).abs() / scale).detach().max()) < 1e-13
+
+
 # Torch compiles derivatives for it in a way that it advises against.
 @pytest.mark.filterwarnings("ignore:.torch.jit.script")
 @CLIP

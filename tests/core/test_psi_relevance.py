@@ -207,3 +207,23 @@ def test_the_oracle_does_not_hold_for_smooth_ones() -> None:
     relevance = LRP(model, presets.epsilon(1e-30), prefer="right").attribute(x, target=TARGET)
     assert bool(relevance.isfinite().all())
     assert relative_error(relevance, gradient_times_input(model, x)) > 1e-3
+
+
+@pytest.mark.parametrize("kind", LEAKY)
+def test_where_psi_is_zero_a_piecewise_linear_one_lets_pass_what_its_slope_says(kind: type[nn.Module]) -> None:
+    affine = Affine(torch.tensor([2.0, -2.0]).double(), torch.ones(2).double())  # phi(b) = b, so that psi(0) = 0
+    module, x = make(kind, 2), torch.zeros(1, 2, dtype=torch.float64)
+    absorb(module, affine)
+    assert torch.equal(module(x), x)
+    assert torch.equal(share(kind, affine, x), torch.ones_like(x))
+
+
+@ACTIVATION
+def test_after_two_maps_the_share_is_that_of_both_together(kind: type[nn.Module]) -> None:
+    first = Affine(torch.rand(6).double() + 0.5, torch.randn(6).double())  # next to the activation
+    second = Affine(torch.rand(6).double() + 0.5, torch.randn(6).double())
+    module, x = make(kind, 6), inputs(first, (3,))
+    absorb(module, first, clip=True)
+    absorb(module, second, clip=True)
+    pass_by_backward_hook(module)
+    assert torch.equal(arrived(module, x, torch.ones_like(x)), share(kind, first.after(second), x))

@@ -72,6 +72,7 @@ def total(parts: list[Tensor]) -> Tensor:
 
 OPAQUE: dict[str, Callable[[], Callable[..., Any]]] = {
     "an autograd function": lambda: Clip.apply,
+    "an autograd function that forward looks up": lambda: lambda x: Clip.apply(x),
     "a scripted function": lambda: torch.jit.script(total),
     "a traced function": lambda: torch.jit.trace(lambda x: x * 2, torch.ones(2, 4, 3, 3)),
 }

@@ -33,7 +33,7 @@ def average(draw: random.Random, spatial: int) -> Arguments:
     arguments = {
         "kernel_size": kernel,
         "stride": draw.choice([None, 1, 2, 3]),
-        "padding": draw.choice([0, 0, (0,) * spatial, smallest // 2]),
+        "padding": draw.choice([0, (0,) * spatial, smallest // 2, (*(0,) * (spatial - 1), smallest // 2)]),
         "ceil_mode": draw.random() < 0.5,
         "count_include_pad": draw.random() < 0.4,
     }

@@ -66,8 +66,7 @@ class Rule(PropagationRule):
     """
 
     def __init__(self, stabilizer: Stabilizer = 1e-6, zero_params: str | Sequence[str] | None = ()) -> None:
-        if not callable(stabilizer) and not isinstance(stabilizer, float | int):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"the stabilizer is {stabilizer!r}; it must be a number or a function of the denominator.")
+        _check_stabilizer(stabilizer)
         self.stabilizer = stabilizer
         self.zero_params = (zero_params,) if isinstance(zero_params, str) else tuple(zero_params or ())
         self.relevance_input: dict[torch.device, Any] = {}
@@ -152,3 +151,8 @@ def modified(module: nn.Module, change: Callable[[Tensor], Tensor], zero_params:
     finally:
         slots.clear()
         slots.update(former)
+
+
+def _check_stabilizer(stabilizer: object) -> None:
+    if not callable(stabilizer) and not isinstance(stabilizer, float | int):
+        raise TypeError(f"the stabilizer is {stabilizer!r}; it must be a number or a function of the denominator.")

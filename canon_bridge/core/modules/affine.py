@@ -5,6 +5,7 @@ Floor 1: imports ``kinds``. A new normalization layer is one entry of ``NORMS``.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,14 +80,12 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _read_batch_norm(module: nn.Module) -> Affine:
+def _read_batch_norm(module: Any) -> Affine:
     # s = weight / sqrt(running_var + eps), b = bias - s * running_mean (design 3; Ioffe & Szegedy 2015, eq. 3).
-    mean, variance = module.running_mean, module.running_var
-    assert isinstance(mean, Tensor)  # check_norm has refused all others
-    assert isinstance(variance, Tensor)
+    mean, variance = module.running_mean, module.running_var  # tensors: check_norm has refused all others
     weight, bias = module.weight, module.bias
     dtype = working_dtype(mean.dtype)
-    scale = (variance.to(dtype) + float(module.eps)).rsqrt()  # pyright: ignore[reportArgumentType]
+    scale = (variance.to(dtype) + float(module.eps)).rsqrt()
     if isinstance(weight, Tensor):
         scale = weight.to(dtype) * scale
     shift = -scale * mean.to(dtype)
@@ -151,7 +150,8 @@ def is_norm(module: nn.Module) -> bool:
 
 def width(norm: nn.Module) -> int:
     """Return the number of channels of a normalization layer."""
-    return int(norm.running_mean.numel() if has_statistics(norm) else norm.num_features)  # pyright: ignore
+    mean = norm.running_mean
+    return mean.numel() if isinstance(mean, Tensor) else int(vars(norm)["num_features"])
 
 
 def normalized(norm: nn.Module, input: Tensor) -> Tensor:

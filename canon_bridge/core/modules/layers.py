@@ -48,6 +48,11 @@ class BatchNorm(nn.Module):
         Added to the variance.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+
     def __init__(
         self, running_mean: Tensor, running_var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> None:
@@ -64,7 +69,7 @@ class BatchNorm(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Return the normalized input, ``(N, C, *spatial)``."""
         mean, variance, weight, bias = self.running_mean, self.running_var, self.weight, self.bias
-        return F.batch_norm(input, mean, variance, weight, bias, eps=self.eps)  # pyright: ignore[reportArgumentType]
+        return F.batch_norm(input, mean, variance, weight, bias, eps=self.eps)
 
 
 def configure(module: nn.Module, **sizes: Any) -> None:
@@ -101,5 +106,5 @@ def clone(module: nn.Module) -> nn.Module:
     twin = copy.copy(module)
     for name, value in vars(twin).items():
         if isinstance(value, (dict, set)):
-            vars(twin)[name] = copy.copy(value)  # pyright: ignore[reportUnknownArgumentType]
+            vars(twin)[name] = copy.copy(value)
     return twin

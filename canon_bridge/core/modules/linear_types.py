@@ -5,6 +5,7 @@ Floor 1: imports ``border`` and ``kinds``. A new linear layer is one entry of ``
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,25 +50,24 @@ class LinearType:
         return self.weight is None and self.same is None and self.ends is None
 
 
-def _filters(module: nn.Module) -> Tensor:
+# What layers of packages that need not be installed hold is known by name alone: Any.
+def _filters(module: Any) -> Tensor:
     # Each filter with mean 0 and variance 1 (Qiao et al. 2019, "Micro-Batch Training with Batch-Channel Normalization
     # and Weight Standardization", eq. 11), summed up in no less than float32.
     weight, eps = module.weight, module.eps
-    assert isinstance(weight, Tensor)
     filters = weight.to(torch.promote_types(weight.dtype, torch.float32)).flatten(1)
     variance, mean = torch.var_mean(filters, dim=1, correction=0, keepdim=True)
-    return ((filters - mean) * (variance + float(eps)).rsqrt()).view_as(weight)  # pyright: ignore[reportArgumentType]
+    return ((filters - mean) * (variance + float(eps)).rsqrt()).view_as(weight)
 
 
-def _standardized(module: nn.Module) -> Tensor:
-    return _filters(module).to(module.weight.dtype)  # pyright: ignore[reportArgumentType, reportCallIssue]
+def _standardized(module: Any) -> Tensor:
+    return _filters(module).to(module.weight.dtype)
 
 
-def _scaled_standardized(module: nn.Module) -> Tensor:
+def _scaled_standardized(module: Any) -> Tensor:
     # Times a learned gain and 1 / sqrt(fan-in) (Brock et al. 2021, arXiv:2101.08692, eq. 4).
     gain, scale = module.gain, module.scale
-    assert isinstance(gain, Tensor)
-    factors = gain.view(-1, 1, 1, 1) * float(scale)  # pyright: ignore[reportArgumentType]
+    factors = gain.view(-1, 1, 1, 1) * float(scale)
     return (_filters(module) * factors).to(gain.dtype)
 
 
@@ -120,17 +120,17 @@ def axis_geometries(module: nn.Module) -> tuple[AxisGeometry, ...]:
     return tuple(_axis_geometry(module, axis, entry) for axis in range(entry.spatial))
 
 
-def _axis_geometry(module: nn.Module, axis: int, entry: LinearType) -> AxisGeometry:
+def _axis_geometry(module: Any, axis: int, entry: LinearType) -> AxisGeometry:
     kernel, stride, dilation = (int(getattr(module, n)[axis]) for n in ("kernel_size", "stride", "dilation"))
     reach = dilation * (kernel - 1)
-    padding: object = module.padding
+    padding = module.padding
     by_size = entry.pads_by_size(module)
     if by_size or (padding == "same" and _pads_with_zeros(module, entry)):
         low, high = reach // 2, reach - reach // 2
     elif isinstance(padding, str) or not _pads_with_zeros(module, entry):
         low = high = 0  # reflect, replicate and circular padding copy values: a constant stays the constant
     else:
-        low = high = int(padding[axis])  # pyright: ignore[reportIndexIssue, reportUnknownArgumentType]
+        low = high = int(padding[axis])
     if entry.ends is not None:
         before, behind = entry.ends(module)[axis]
         low, high = low + before, high + behind
@@ -182,7 +182,7 @@ def _apply(module: nn.Module, input: Tensor, bias: Tensor | None, output_size: l
         ends = [axis.padding(size) for axis, size in zip(geometries, sizes, strict=True)]
         padded = F.pad(input, [amount for pair in reversed(ends) for amount in pair])
     convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[entry.spatial]
-    return convolve(padded, weight, bias, module.stride, padding, module.dilation, module.groups)  # pyright: ignore
+    return convolve(padded, weight, bias, module.stride, padding, module.dilation, module.groups)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def _apply_transposed(module: nn.Module, input: Tensor, bias: Tensor | None, output_size: list[int] | None) -> Tensor:

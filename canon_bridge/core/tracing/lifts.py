@@ -223,7 +223,8 @@ def _constant(node: fx.Node, root: nn.Module) -> Any:
     args, kwargs = map_arg((node.args, node.kwargs), lambda before: _constant(before, root))
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
 
 
 def _arguments(node: fx.Node, lift: Lift) -> dict[str, Any]:

@@ -146,6 +146,7 @@ class ValueTracer(SymbolicTracer):
         return self._earlier[structure.node] if is_proxy(structure) else structure
 
     def _compute(self, node: fx.Node) -> Any:
+        args: Any
         args, kwargs = map_arg((node.args, node.kwargs), self.values.__getitem__)
         if node.op == "placeholder":
             return copied(self._earlier_value(self.bound[str(node.target).lstrip("*")]))
@@ -154,12 +155,13 @@ class ValueTracer(SymbolicTracer):
         if node.op == "call_module":
             module = self.root.get_submodule(str(node.target))
             if self.inline and children_after(module):  # the children have nodes of their own
-                return normalized(module, args[0])  # pyright: ignore[reportArgumentType]
+                return normalized(module, args[0])
             # A copy of each tensor: a module that works in place must not spoil what other nodes read.
             return module.forward(*copied(args), **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
 
     def _attribute(self, name: str) -> Any:
         if name in self.constants:

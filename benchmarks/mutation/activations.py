@@ -1,0 +1,175 @@
+"""Wrong variants of what activations and pools become when they absorb the map before them."""
+
+from benchmarks.mutation.mutant import mutants
+
+RELU = mutants(
+    "core/modules/activation.py",
+    "core/test_activation.py core/test_activation_relevance.py core/test_canonize_activations.py",
+    ("the threshold with the wrong sign", "quotient = -shift /", "quotient = shift /"),
+    (
+        "the threshold not divided",
+        "quotient = -shift / torch.where(normal, scale, torch.ones_like(scale))",
+        "quotient = -shift",
+    ),
+    (
+        "a tiny scale: the threshold with the wrong sign",
+        "torch.where(tiny, -shift, torch.zeros_like(shift))",
+        "torch.where(tiny, shift, torch.zeros_like(shift))",
+    ),
+    ("a tiny scale: no threshold", "torch.where(tiny, -shift, torch.zeros_like(shift))", "torch.zeros_like(shift)"),
+    (
+        "a tiny scale: min where it is negative",
+        "sign = torch.where(tiny, torch.ones_like(scale), scale.sign())",
+        "sign = scale.sign()",
+    ),
+    (
+        "max for every sign",
+        "sign = torch.where(tiny, torch.ones_like(scale), scale.sign())",
+        "sign = torch.where(scale == 0, 0.0, torch.ones_like(scale))",
+    ),
+    (
+        "scale zero: max",
+        "torch.ones_like(scale), scale.sign())",
+        "torch.ones_like(scale), torch.where(scale < 0, -1.0, 1.0).to(scale.dtype))",
+    ),
+    ("scale zero: the constant not clipped", "torch.where(zero, shift.relu(), shift)", "shift"),
+    ("scale zero: the constant forgotten", "torch.where(zero, shift.relu(), shift)", "torch.where(zero, 0.0, shift)"),
+    ("every shift clipped", "torch.where(zero, shift.relu(), shift)", "shift.relu()"),
+    ("a tiny scale taken twice", "Affine(torch.where(normal, scale, ones),", "Affine(scale,"),
+    ("a tiny scale forgotten", "if bool(tiny.any()):", "if False:"),
+    ("a tiny scale divided by", "input if factor is None else input * per", "input if factor is None else input / per"),
+    ("relevance stops though it should pass", "if clip_relevance and is_first:", "if is_first:"),
+    ("relevance passes though it should stop", "if clip_relevance and is_first:", "if False:"),
+    (
+        "a unit at its threshold counts as open",
+        "(value <= lower) | (value >= upper)",
+        "(value < lower) | (value > upper)",
+    ),
+    ("no unit of negative scale counts as clipped", "(value <= lower) | (value >= upper)", "value <= lower"),
+    ("no unit of positive scale counts as clipped", "(value <= lower) | (value >= upper)", "value >= upper"),
+    (
+        "scale zero: open below",
+        "torch.where(sign >= 0, threshold, -torch.inf)",
+        "torch.where(sign > 0, threshold, -torch.inf)",
+    ),
+    (
+        "scale zero: open above",
+        "torch.where(sign <= 0, threshold, torch.inf)",
+        "torch.where(sign < 0, threshold, torch.inf)",
+    ),
+    (
+        "min and max exchanged",
+        "torch.where(sign >= 0, threshold, -torch.inf), torch.where(sign <= 0,",
+        "torch.where(sign <= 0, threshold, -torch.inf), torch.where(sign >= 0,",
+    ),
+    (
+        "without gradients: no min",
+        "return torch.minimum(torch.maximum(value, lower), upper)",
+        "return torch.maximum(value, lower)",
+    ),
+    (
+        "without gradients: no max",
+        "return torch.minimum(torch.maximum(value, lower), upper)",
+        "return torch.minimum(value, upper)",
+    ),
+)
+
+ABSORBED = mutants(
+    "core/modules/absorbed.py",
+    "core/test_activation.py core/test_psi.py core/test_activation_relevance.py core/test_psi_modules.py "
+    "core/test_canonize_activations.py",
+    ("every scale but zero divided by", "normal = large & (quotient.abs() <= LARGEST_THRESHOLD)", "normal = ~zero"),
+    ("thresholds of any size", "normal = large & (quotient.abs() <= LARGEST_THRESHOLD)", "normal = large"),
+    (
+        "negative scales count as tiny",
+        "large = affine.scale.abs() >= SMALLEST_SCALE",
+        "large = affine.scale >= SMALLEST_SCALE",
+    ),
+    ("scale zero counts as tiny", "return zero, normal, ~(zero | normal)", "return zero, normal, ~normal"),
+    ("a map absorbed later composed as if behind", "earlier[0].after(affine)", "affine.after(earlier[0])"),
+    ("a map absorbed later instead of both", "affine if earlier is None else earlier[0].after(affine)", "affine"),
+    ("the scale left earlier forgotten", "behind.scale / former.scale,", "behind.scale,"),
+    ("the shift left earlier forgotten", "(behind.shift - former.shift) / former.scale", "behind.shift / former.scale"),
+    (
+        "the shift not divided by the scale left earlier",
+        "(behind.shift - former.shift) / former.scale",
+        "behind.shift - former.shift",
+    ),
+    ("the third map meets the second alone", "_SLOT, (whole, behind))", "_SLOT, (affine, behind))"),
+    ("repeated channels interleaved", "values.repeat_interleave(input", "values.repeat(input"),
+)
+
+REFERENCE = mutants(
+    "core/modules/absorbed.py",
+    "test_captum_methods.py",
+    ("a reference method sees clipped units as constants", "return any(f", "return False and any(f"),
+)
+
+PSI = mutants(
+    "core/modules/psi.py",
+    "core/test_psi.py core/test_psi_modules.py core/test_psi_relevance.py core/test_canonize_activations.py "
+    "core/test_activations_of_packages.py",
+    (
+        "quotients of any size",
+        "(constant - whole.shift).abs() <= LARGEST_THRESHOLD * whole.scale.abs()",
+        "constant == constant",
+    ),
+    (
+        "a tiny scale taken twice",
+        "Affine(torch.where(normal, whole.scale, one),",
+        "Affine(torch.where(zero, one, whole.scale),",
+    ),
+    ("scale zero: the constant not activated", "torch.where(zero, constant, whole.shift)", "whole.shift"),
+    ("every shift activated", "torch.where(zero, constant, whole.shift)", "constant"),
+    ("the offset forgotten", 'psi = (value - _buffer(module, "offset", wide)) /', "psi = value /"),
+    (
+        "the offset with the wrong sign",
+        'psi = (value - _buffer(module, "offset", wide)) /',
+        'psi = (value + _buffer(module, "offset", wide)) /',
+    ),
+    ("multiplied instead of divided", '"offset", wide)) / _buffer(', '"offset", wide)) * _buffer('),
+    ("computed in half precision", "wide = input.to(working_dtype(input.dtype))\n    value", "wide = input\n    value"),
+    ("scale zero: the rounding of the constant", "if bool(zero.any()):", "if False:"),
+    ("the shift before it with the wrong sign", '"scale", input) + _buffer(', '"scale", input) - _buffer('),
+    ("the share upside down", "slope = activated / before", "slope = before / activated"),
+    ("the share of all as of those linear by pieces", "if is_linear_by_pieces:", "if True:"),
+    ("the share of those linear by pieces as of all", "if is_linear_by_pieces:", "if False:"),
+    ("the share not limited", "slope.nan_to_num(0, 1, 0).clamp(0, 1)", "slope.nan_to_num(0, 1, 0)"),
+    (
+        "the share limited to one sign",
+        "slope.nan_to_num(0, 1, 0).clamp(0, 1)",
+        "slope.nan_to_num(0, 1, 0).clamp(-1, 0)",
+    ),
+    ("linear by pieces: nothing passes where psi is zero", "slope.nan_to_num(0, 0, 0))", "torch.zeros_like(slope))"),
+    ("linear by pieces: infinite shares", "torch.where(share.isfinite(), share,", "torch.where(~share.isnan(), share,"),
+    ("no number where nothing passes", "torch.where(share == 0, 0, gradient * share)", "gradient * share"),
+    ("all relevance passes", "torch.where(share == 0, 0, gradient * share)", "torch.where(share == 0, 0, gradient)"),
+    ("relevance stops though it should pass", "if clip_relevance and is_first:", "if is_first:"),
+    ("relevance passes though it should stop", "if clip_relevance and is_first:", "if False:"),
+    ("relevance stops twice", "if clip_relevance and is_first:", "if clip_relevance:"),
+)
+
+POOLING = mutants(
+    "core/modules/pooling.py",
+    "core/test_pooling.py core/test_activations_of_packages.py core/test_canonize_activations.py",
+    ("max and min exchanged", "affine.scale < 0, -1.0, 1.0", "affine.scale > 0, -1.0, 1.0"),
+    ("max for every sign", "affine.scale < 0, -1.0, 1.0", "affine.scale < 0, 1.0, 1.0"),
+    ("two maps: the sign of the later", "sign if former is None else sign * former", "sign"),
+    (
+        "two maps: the sign of the earlier",
+        "sign if former is None else sign * former",
+        "sign if former is None else former",
+    ),
+    ("the sign not turned back", "input * sign) * sign", "input * sign)"),
+    ("the sign turned back alone", "forward(module, input * sign) * sign", "forward(module, input) * sign"),
+)
+
+ABSORB = mutants(
+    "core/modules/absorb.py",
+    "core/test_psi.py core/test_psi_modules.py core/test_psi_relevance.py core/test_pooling.py "
+    "core/test_activation_relevance.py test_audit.py",
+    ("what passes instead of what stops", "return relevance - handed_down", "return handed_down"),
+    ("leaky ReLUs as any other", "is_linear_by_pieces=True)", "is_linear_by_pieces=False)"),
+    ("pools with indices", 'getattr(module, "return_indices", False)', "False"),
+    ("a forward on the instance ignored", '(not again and "forward" in vars(module)) or', ""),
+)

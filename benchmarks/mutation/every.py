@@ -1,0 +1,25 @@
+"""The list of all mutants."""
+
+from benchmarks.mutation import activations, borders, channels, layers, norms
+
+EVERY = (
+    *norms.AFFINE,
+    *norms.MERGE,
+    *layers.LINEAR,
+    *layers.LINEAR_TYPES,
+    *layers.WEIGHTS,
+    *layers.FUNCTIONAL,
+    *borders.BORDER,
+    *activations.RELU,
+    *activations.ABSORBED,
+    *activations.REFERENCE,
+    *activations.PSI,
+    *activations.POOLING,
+    *activations.ABSORB,
+    *channels.PARTS,
+    *channels.SHAPES,
+    *channels.THROUGH,
+    *channels.FITTING,
+    *channels.RIGHTWARD,
+    *channels.LEFTWARD,
+)
