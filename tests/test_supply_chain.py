@@ -121,7 +121,10 @@ def compiles_text(path: Path) -> list[int]:
 
 
 def writes_files(path: Path) -> list[int]:
-    """Return the lines at which a file is written otherwise than through ``write_whole``."""
+    """Return the lines at which a file is written otherwise than through ``write_whole``.
+
+    Appending is no such thing: a lock file stays empty, and a log gets a line in one write.
+    """
     tree = ast.parse(path.read_text())
     whole = {
         id(part)
@@ -135,7 +138,7 @@ def writes_files(path: Path) -> list[int]:
     for name, node in calls(path, tree):
         modes = [ast.unparse(value) for value in (*node.args, *(word.value for word in node.keywords))]
         opens = name.rpartition(".")[2] in ("open", "fdopen") and any(
-            re.fullmatch(r"'[rbt]*[wax+].*'", m) for m in modes
+            re.fullmatch(r"'[abrt]*[wx+].*'", m) for m in modes
         )
         if id(node) not in whole and (opens or re.fullmatch(writers, name)):
             lines.append(node.lineno)

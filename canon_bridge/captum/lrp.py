@@ -55,6 +55,7 @@ class LRP(OnCanonicalModel, captum.attr.LRP):
         captum.attr.LRP.__init__(self, model)
         self._set_up(preset, Options(prefer, clipped, leftover, example_inputs))
 
+    # Captum overloads it for each value of return_convergence_delta.
     def attribute(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         inputs: Relevance,
@@ -119,6 +120,7 @@ class LayerLRP(OnCanonicalModel, captum.attr.LayerLRP):
         captum.attr.LayerLRP.__init__(self, model, cast(Any, layer))
         self._set_up(preset, Options(prefer, clipped, leftover, example_inputs))
 
+    # Captum overloads it for each value of return_convergence_delta.
     def attribute(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         inputs: Relevance,

@@ -238,7 +238,7 @@ class Canonization:
             check_norm(self.model.get_submodule(path), path)
 
 
-def check_module(model: nn.Module) -> None:
+def check_module(model: object) -> None:
     """Raise ``TypeError`` if the model is something else."""
-    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module.")

@@ -30,7 +30,11 @@ def undo_on_error(instances: Sequence[Canonizer]) -> Generator[None]:
 
 
 class _MergeBatchNorm(Canonizer):
-    """One kind of merge, one instance for each BatchNorm; the pattern is found on the data flow, not by order."""
+    """One kind of merge, one instance for each BatchNorm; the pattern is found on the data flow, not by order.
+
+    ``register`` of the classes below takes more than that of zennit's base class, as in zennit's own canonizers: the
+    type checker is told to ignore it.
+    """
 
     kind: str
     prefer: Prefer = "right"
@@ -104,7 +108,7 @@ class SequentialMergeBatchNorm(_MergeBatchNorm):
 
     kind, prefer = "left", "left"
 
-    def register(self, linears: Sequence[nn.Module], batch_norm: nn.Module) -> None:  # pyright: ignore
+    def register(self, linears: Sequence[nn.Module], batch_norm: nn.Module) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Merge ``batch_norm`` into the linear layers before it, in place."""
         self._merge("left", linears, batch_norm)
 
@@ -114,7 +118,7 @@ class MergeBatchNormtoRight(_MergeBatchNorm):
 
     kind = "right"
 
-    def register(self, linears: Sequence[nn.Module], batch_norm: nn.Module) -> None:  # pyright: ignore
+    def register(self, linears: Sequence[nn.Module], batch_norm: nn.Module) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Merge ``batch_norm`` into the linear layers behind it, in place."""
         self._merge("right", linears, batch_norm)
 

@@ -71,6 +71,7 @@ class ModelCanonizer(Canonizer):
             instance.remove()
             raise
 
+    # zennit's base class has no argument here, its own canonizers have.
     def register(self, root_module: nn.Module) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Canonize the model with this very instance."""
         self._canonization = Canonization(root_module, self.options, self.backend, self.scope)

@@ -27,11 +27,11 @@ class LiveParameter(Tensor):
     """
 
     _is_param = True  # for isinstance(…, nn.Parameter)
-    data = property(lambda self: self)  # pyright: ignore[reportAssignmentType]
-    # Modules refuse parameters that are the result of a computation.
+    data = property(lambda self: self)
+    # Modules refuse parameters that are the result of a computation. (To the type checker an attribute is no property.)
     grad_fn = property(lambda _: None)  # pyright: ignore[reportAssignmentType]
 
-    def detach(self) -> "LiveParameter":  # pyright: ignore[reportIncompatibleMethodOverride]
+    def detach(self) -> "LiveParameter":
         """Return the tensor itself, with its graph."""
         return self
 

@@ -157,8 +157,8 @@ class _Share(torch.autograd.Function):
         ctx.share = inputs[1]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         # The share is computed here and not before: a gradient of this gradient then sees what it depends on.
-        (value,) = ctx.saved_tensors
+        (gradient,), (value,) = gradients, ctx.saved_tensors
         share = ctx.share(value)
         return gradient if share is None else torch.where(share == 0, 0, gradient * share), None

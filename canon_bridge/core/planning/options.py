@@ -37,9 +37,10 @@ class Options:
             value, allowed = getattr(self, name), get_args(kind)
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
-        if not isinstance(self.example_inputs, Tensor | tuple | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+        inputs: Any = vars(self)["example_inputs"]  # whatever the annotation says
+        if not isinstance(inputs, Tensor | tuple | None):
             raise TypeError(
-                f"example_inputs is a {type(self.example_inputs).__name__}; it must be a tensor or a tuple of the "
+                f"example_inputs is a {type(inputs).__name__}; it must be a tensor or a tuple of the "
                 "positional arguments of the model."
             )
 

@@ -34,7 +34,7 @@ def keep_transient_buffers(edits: Edits) -> None:
         module, former = write.module, write.old
         if module is not None and write.name == _TRANSIENT and isinstance(former, set):
             now: set[str] = vars(module)[_TRANSIENT]
-            former.update(  # pyright: ignore[reportUnknownMemberType]
+            former.update(
                 name
                 for name in now
                 if name in slots(module, "_buffers") and not writes_in_force_at(module, "_buffers", name)
