@@ -3,7 +3,6 @@
 Floor 16: imports everything below it.
 """
 
-import functools
 import warnings
 from types import TracebackType
 
@@ -21,6 +20,7 @@ from canon_bridge.core.planning.plan import Plan
 from canon_bridge.core.planning.planner import IS_IDENTITY, make_plan
 from canon_bridge.core.tracing.arguments import CONSTANTS, copied
 from canon_bridge.core.undo.edits import Edits, writes_in_force
+from canon_bridge.core.undo.forwards import bind_forward
 from canon_bridge.core.undo.guard import Guard
 from canon_bridge.core.undo.snapshot import drop_scratch
 from canon_bridge.core.undo.watch import Watch
@@ -152,7 +152,7 @@ class Canonization:
                 edits.set(container, "_modules", name, child.train(container.training))
             for name, tensor in rewrite.constants.items():
                 edits.set(container, "__dict__", name, tensor)
-            edits.set(container, "__dict__", "forward", functools.partial(rewrite.function, container))
+            bind_forward(edits, container, rewrite.function)
         for path in plan.out_of_place:
             edits.set(model.get_submodule(path), "__dict__", "inplace", False)
         for path in plan.plain:

@@ -6,7 +6,6 @@ Floor 5: imports ``absorb``, ``linear``, ``parameters``, ``chains`` and below. V
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from canon_bridge.core.modules.linear import fold_after, fold_before
 from canon_bridge.core.modules.parameters import gradients, parameter, tracked
 from canon_bridge.core.planning.chains import Chain
 from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.undo.forwards import bind_forward, forward_slots
 
 
 def merge(edits: Edits, find: Callable[[str], nn.Module], chain: Chain, clip_relevance: bool) -> None:
@@ -88,7 +88,7 @@ def make_linear(edits: Edits, model: nn.Module, norm: nn.Module) -> None:
     weight = affine.scale.to(old.dtype).view(-1, 1, 1, 1)
     vars(layer)["_parameters"]["weight"] = parameter(tracked(weight).clone(), requires_grad)
     vars(layer)["_parameters"]["bias"] = parameter(tracked(affine.shift).to(old.dtype), requires_grad)
-    vars(layer)["forward"] = partial(_per_channel_linear, layer)
+    vars(layer).update(forward_slots(layer, _per_channel_linear))
     # What a forward may look up on the norm besides calling it.
     vars(layer).update({name: vars(norm)[name] for name in ("num_features", "eps", "affine") if name in vars(norm)})
     if children_after(norm):
@@ -119,7 +119,7 @@ def replace_child(edits: Edits, model: nn.Module, child: nn.Module, new: nn.Modu
 
 def expect_rank(edits: Edits, norm: nn.Module, ranks: tuple[int, ...], paths: str) -> None:
     """Make a merged norm, whose type accepts several ranks, refuse input of another rank than the merge holds for."""
-    edits.set(norm, "__dict__", "forward", partial(_of_rank, norm, ranks, paths))
+    bind_forward(edits, norm, _of_rank, ranks, paths)
 
 
 def _per_channel_linear(layer: nn.Module, input: Tensor) -> Tensor:

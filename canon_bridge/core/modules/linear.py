@@ -1,9 +1,7 @@
 """Linear layers: which axes of a weight are channels, and how an affine map is folded in on either side.
 
-Floor 3: imports ``affine``, ``border``, ``linear_types``, ``parameters`` and ``weights``.
+Floor 3: imports ``affine``, ``border``, ``linear_types``, ``parameters``, ``weights`` and ``forwards``.
 """
-
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +14,7 @@ from canon_bridge.core.modules.linear_types import LINEAR, LinearType, axis_geom
 from canon_bridge.core.modules.parameters import parameter, tracked
 from canon_bridge.core.modules.weights import TENSORS, computed_tensors, evaluated, make_tensors_plain
 from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.undo.forwards import bind_forward, bound_function
 
 # What the forward of a layer calls, and what a user may have put over it on the instance.
 _METHODS = ("forward", "_call_impl", "_conv_forward", "_output_padding")
@@ -74,7 +73,7 @@ def make_plain(edits: Edits, module: nn.Module) -> None:
     if computes_weight(module):
         make_tensors_plain(edits, module, by_class)
         if by_class is not None:
-            edits.set(module, "__dict__", "forward", partial(forward_from_slots, module))
+            bind_forward(edits, module, forward_from_slots)
 
 
 def in_channels(module: nn.Module) -> int:
@@ -173,7 +172,7 @@ def fold_before(edits: Edits, module: nn.Module, affine: Affine) -> None:
         taps = _widen(taps, wide) + _widen(bias.to(dtype), wide)
     _write(edits, module, new_weight, taps)
     if taps.dim() > 1 and "forward" not in vars(module):
-        edits.set(module, "__dict__", "forward", partial(forward_from_slots, module))
+        bind_forward(edits, module, forward_from_slots)
 
 
 _OUT_INDEX = {False: (slice(None), slice(None), None), True: (slice(None), None, slice(None))}
@@ -194,9 +193,9 @@ def _plain_parameters(edits: Edits, module: nn.Module) -> tuple[Tensor, Tensor |
 
 
 def _has_own_forward(module: nn.Module) -> bool:
-    forward = vars(module).get("forward")
     # A shallow copy has the forward of the module that it was copied from.
-    return isinstance(forward, partial) and forward.func is forward_from_slots and forward.args[0] is module
+    bound = bound_function(module)
+    return bound is not None and bound[0] is forward_from_slots
 
 
 def _weight_shape(module: nn.Module) -> tuple[int, ...]:

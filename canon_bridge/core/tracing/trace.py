@@ -1,11 +1,11 @@
 """Trace a model or one container: symbolically, and with values where that does not work.
 
-Floor 8: imports ``graph``, ``values`` and ``preserve``.
+Floor 8: imports ``graph``, ``values``, ``preserve`` and ``forwards``.
 """
 
 import copy
-import functools
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from canon_bridge.core.tracing.preserve import preserved
 from canon_bridge.core.tracing.proxies import taken_for_what_they_stand_for
 from canon_bridge.core.tracing.recorded import recorded_calls
 from canon_bridge.core.tracing.values import ValueTracer
+from canon_bridge.core.undo.forwards import bound_function
 
 
 def trace(model: nn.Module, arguments: tuple[Any, ...] | None = None) -> Flow:
@@ -129,8 +130,9 @@ def _with_forward_in_class(root: nn.Module, path: str) -> nn.Module:
     forward = vars(root).get("forward")
     if forward is None:
         return root
-    if isinstance(forward, functools.partial) and forward.args == (root,) and not forward.keywords:
-        function: Any = forward.func  # the way in which canonization binds a forward
+    bound = bound_function(root)
+    if bound is not None:  # the way in which canonization binds a forward
+        function: Any = bound[0] if not bound[1] else _with_arguments(*bound)
     elif isinstance(forward, types.MethodType) and forward.__self__ is root:
         function = forward.__func__
     else:
@@ -139,3 +141,10 @@ def _with_forward_in_class(root: nn.Module, path: str) -> nn.Module:
     del vars(twin)["forward"]
     twin.__class__ = type(type(root).__name__, (type(root),), {"forward": function})
     return twin
+
+
+def _with_arguments(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[..., Any]:
+    def forward(self: nn.Module, *inputs: Any) -> Any:
+        return function(self, *arguments, *inputs)
+
+    return forward
