@@ -10,7 +10,14 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from canon_bridge.core.modules.affine import Affine, working_dtype
 from canon_bridge.core.modules.border import tap_sets
 from canon_bridge.core.modules.kinds import find_kind
-from canon_bridge.core.modules.linear_types import LINEAR, LinearType, axis_geometries, forward_from_slots, linear_type
+from canon_bridge.core.modules.linear_types import (
+    LINEAR,
+    Layer,
+    LinearType,
+    axis_geometries,
+    forward_from_slots,
+    linear_type,
+)
 from canon_bridge.core.modules.parameters import parameter, tracked
 from canon_bridge.core.modules.weights import TENSORS, computed_tensors, evaluated, make_tensors_plain
 from canon_bridge.core.undo.edits import Edits
@@ -73,7 +80,7 @@ def make_plain(edits: Edits, module: nn.Module) -> None:
     if computes_weight(module):
         make_tensors_plain(edits, module, by_class)
         if by_class is not None:
-            bind_forward(edits, module, forward_from_slots)
+            bind_forward(edits, module, forward_from_slots, Layer.of(module))
 
 
 def in_channels(module: nn.Module) -> int:
@@ -172,7 +179,7 @@ def fold_before(edits: Edits, module: nn.Module, affine: Affine) -> None:
         taps = _widen(taps, wide) + _widen(bias.to(dtype), wide)
     _write(edits, module, new_weight, taps)
     if taps.dim() > 1 and "forward" not in vars(module):
-        bind_forward(edits, module, forward_from_slots)
+        bind_forward(edits, module, forward_from_slots, Layer.of(module))
 
 
 _OUT_INDEX = {False: (slice(None), slice(None), None), True: (slice(None), None, slice(None))}
