@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from canon_bridge.core.merge import expect_rank, make_linear, merge, replace_child, sequence_behind
 from canon_bridge.core.modules.affine import check_norm, children_after, is_identity
 from canon_bridge.core.modules.linear import make_plain
+from canon_bridge.core.modules.obstacles import check_values, check_wrappers
 from canon_bridge.core.modules.parameters import keeping_graph, make_live
 from canon_bridge.core.planning.chains import Chain
 from canon_bridge.core.planning.options import Backend, Options, Scope
@@ -68,6 +69,7 @@ class Canonization:
             If a BatchNorm is in training mode.
         """
         self._check()
+        check_values(self.model)
         before = self._outputs()
         edits = Edits()
         try:
@@ -207,9 +209,11 @@ class Canonization:
 
 
 def check_module(model: nn.Module) -> None:
-    """Raise ``TypeError`` if the model is something else."""
+    """Raise ``TypeError`` if the model is something else, or a wrapper that hides one."""
     if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module.")
+    check_wrappers(model)
+    check_values(model)
 
 
 def _deviation(old: Tensor, new: Tensor) -> float:

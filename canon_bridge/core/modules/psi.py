@@ -76,7 +76,7 @@ def absorb_into_activation(
             edits.set_buffer(module, f"psi_{name}", value)
         bind_forward(edits, module, _psi)
         if clip_relevance and is_first:
-            edits.add_pre_hook(module, partial(pass_share, is_linear_by_pieces))
+            edits.add_pre_hook(module, pass_share, is_linear_by_pieces)
         return behind
 
     return composed(edits, module, affine, write)
