@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from canon_bridge.core.undo.edits import Edits, named_slots, slots, writes_in_force
+from canon_bridge.core.undo.edits import Edits, slots, writes_in_force
+from canon_bridge.core.undo.guard import named_slots
 from tests.conftest import Snapshot
 
 

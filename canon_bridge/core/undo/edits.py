@@ -6,7 +6,7 @@ former place, whatever a framework has put into the slot in between.
 """
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 from torch import nn
@@ -17,7 +17,10 @@ _CLASS: Final = "__class__"
 
 
 class OwnHook:
-    """A hook of a journal, not of a user or a framework; no ``partial``, of which torch.compile forgets the subclass."""
+    """A hook that a journal has registered; the others are those of the user and of a framework.
+
+    No subclass of ``functools.partial``: ``torch.compile`` takes that for a plain one, and would not know it by type.
+    """
 
     def __init__(self, hook: Callable[..., Any], *bound: object) -> None:
         self.func, self.bound = hook, bound
@@ -242,11 +245,3 @@ def _sort(keys: dict[Any, Any], order: dict[Key, None]) -> None:
         keys.clear()
     finally:  # also where a signal comes in between
         keys.update(items)
-
-
-def named_slots(model: nn.Module, tables: tuple[str, ...]) -> Iterator[tuple[nn.Module, str, str, Any]]:
-    """Yield ``(module, table, name, value)`` for every slot of the given tables in the model."""
-    for module in model.modules():
-        for table in tables:
-            for name, value in slots(module, table).items():
-                yield module, table, name, value

@@ -5,12 +5,14 @@ to a new storage and copy the old values in. Both are put back. What a user chan
 other values, an in-place step) is left as the user wants it.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.core.undo.edits import named_slots, slots
+from canon_bridge.core.undo.edits import slots
 
 _TABLES = ("_parameters", "_buffers")
 
@@ -67,3 +69,11 @@ def _same_storage(left: Tensor, right: Tensor) -> bool:
 
 def _same_values(left: Tensor, right: Tensor) -> bool:
     return _same_kind(left, right) and torch.equal(left.detach(), right)
+
+
+def named_slots(model: nn.Module, tables: tuple[str, ...]) -> Iterator[tuple[nn.Module, str, str, Any]]:
+    """Yield ``(module, table, name, value)`` for every slot of the given tables in the model."""
+    for module in model.modules():
+        for table in tables:
+            for name, value in slots(module, table).items():
+                yield module, table, name, value
