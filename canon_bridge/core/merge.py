@@ -7,6 +7,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -128,7 +129,10 @@ def _per_channel_linear(layer: nn.Module, input: Tensor) -> Tensor:
     assert isinstance(weight, Tensor)
     assert isinstance(bias, Tensor)
     flat = input.reshape(*input.shape[:2], math.prod(input.shape[2:]), 1)
-    return F.conv2d(flat, weight, bias, groups=weight.shape[0]).view(input.shape)
+    # A norm takes half precision with statistics in float32, and so does what stands in for it.
+    wide = flat.to(torch.promote_types(flat.dtype, weight.dtype))
+    output = F.conv2d(wide, weight, bias, groups=weight.shape[0]).view(input.shape)
+    return output if wide.dtype == input.dtype else output.to(input.dtype)
 
 
 _SHAPES = {2: "(N, C)", 3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
