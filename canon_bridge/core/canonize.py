@@ -5,6 +5,7 @@ Floor 17: imports ``canonization`` and the keywords.
 
 import copy
 
+import torch
 from torch import nn
 
 from canon_bridge.core.canonization import Canonization, check_module
@@ -123,6 +124,7 @@ def _copy(model: nn.Module) -> nn.Module:
         for module in model.modules():
             if computes_weight(module) and why_not_foldable(module) is None:
                 make_plain(edits, module)
-        return copy.deepcopy(model)
+        with torch.inference_mode(False):  # a copy that is made in there may be trained outside
+            return copy.deepcopy(model)
     finally:
         edits.undo()

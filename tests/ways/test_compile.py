@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from canon_bridge import canonize, canonized_copy
 from tests.conftest import Snapshot, randomize, relative_error
-from tests.core.pieces import BOTH, conv, image, norm
+from tests.core.pieces import conv, image, norm
 from tests.ways.models import EPS, MODELS, gradient
 
 # Dynamo takes seconds for each of the larger ones.
 LARGER = [pytest.param(name, marks=pytest.mark.slow) for name in MODELS if name != "rows"]
 NAMES = pytest.mark.parametrize("name", ["rows", *LARGER])
-PREFER = pytest.mark.parametrize("prefer", BOTH)
+PREFER = pytest.mark.parametrize("prefer", [pytest.param("left", marks=pytest.mark.slow), "right"])
 # Inductor needs a C++ compiler and most of a minute.
 SLOWER = [pytest.param(backend, marks=pytest.mark.slow) for backend in ("eager", "inductor")]
 BACKENDS = pytest.mark.parametrize("backend", ["aot_eager", *SLOWER])

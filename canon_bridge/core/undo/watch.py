@@ -27,7 +27,7 @@ class Watch:
 
     def __init__(self, model: nn.Module, paths: list[str]) -> None:
         self._watched = [
-            _Watched(f"{path}.{name}", module, tensor, tensor._version, _mark(tensor))
+            _Watched(f"{path}.{name}", module, tensor, _version(tensor), _mark(tensor))
             for path, module in ((path, model.get_submodule(path)) for path in paths)
             for name, tensor in slots(module, "_parameters").items()
             if isinstance(tensor, Tensor)
@@ -42,10 +42,14 @@ class Watch:
                 names.append(watched.path)
                 continue
             # Frameworks wrap parameters anew, or copy equal values in: that is no change.
-            untouched = now is watched.tensor and watched.tensor._version == watched.version
+            untouched = now is watched.tensor and _version(now) == watched.version >= 0
             if not untouched and _mark(now) != watched.mark:
                 names.append(watched.path)
         return names
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version  # an inference tensor does not count its changes
 
 
 def _kind(tensor: Tensor) -> _Mark:
