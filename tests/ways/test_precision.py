@@ -58,7 +58,7 @@ def test_rounding_is_that_of_the_data_type(prefer: str, dtype: torch.dtype) -> N
     assert torch.equal(model(x), expected)
 
 
-def test_that_bound_rejects_a_merge_that_forgets_eps_and_one_in_half_precision() -> None:
+def test_that_bound_rejects_a_merge_that_forgets_eps_and_a_run_in_half_precision() -> None:
     model, x = mild(), inputs(torch.float32)
     wrong = copy.deepcopy(model)
     for layer in wrong.modules():
