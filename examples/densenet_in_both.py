@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from pictures import Panel, Row, draw, save
 from small_densenet import Recipe, accuracy, default_cache, draw_held_out, one_thread, trained_model
 from tables import Findings, Subject, investigate, table
 from torch import Tensor
+from whole_numbers import whole_number
 
 EXPLAINED = 64
 """How many held-out digits the table is about, at least."""
@@ -113,10 +114,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="the picture (%(default)s)",
     )
     digits = parser.add_argument_group("digits in clutter")
-    rows = _whole_number(1, EXPLAINED)
+    rows = whole_number(1, EXPLAINED)
     digits.add_argument("--digits", type=rows, default=5, metavar="N", help="rows (%(default)s)")
-    digits.add_argument("--seed", type=_whole_number(0), default=0, help="of split, canvases and training")
-    epochs = _whole_number(0)
+    digits.add_argument("--seed", type=whole_number(0), default=0, help="of split, canvases and training")
+    epochs = whole_number(0)
     digits.add_argument("--epochs", type=epochs, default=Recipe.epochs, help="of training (%(default)s)")
     digits.add_argument(
         "--cache", type=Path, default=default_cache(), metavar="DIR", help="of trained weights (%(default)s)"
@@ -130,22 +131,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     photograph.add_argument("--image", type=Path, metavar="PATH", help="the photograph")
     return parser
-
-
-def _whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
-    """Return a reader of whole numbers in a range."""
-    wanted = f"a whole number from {low}" + ("" if high is None else f" to {high}")
-
-    def read(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = low - 1
-        if number < low or (high is not None and number > high):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-        return number
-
-    return read
 
 
 def main(argv: Sequence[str] | None = None) -> int:

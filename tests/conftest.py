@@ -101,3 +101,12 @@ def alive(model: nn.Module) -> list[str]:
             if not torch.equal(norm(x), x):
                 paths.append(path)
     return paths
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say how many cases of the fault matrix were run; see tests/test_faults.py."""
+    reports = [report for group in terminalreporter.stats.values() for report in group]
+    properties = [pair for report in reports for pair in getattr(report, "user_properties", ())]
+    cases = sum(value for name, value in properties if name == "cases")
+    if cases:
+        terminalreporter.write_line(f"fault matrix: {cases:,} cases")

@@ -62,7 +62,7 @@ def no_offset_in_activations(monkeypatch):
 
 def not_restored(monkeypatch):
     revert = Edits._revert
-    wrong = staticmethod(lambda write: None if write.name == "eps" else revert(write))
+    wrong = staticmethod(lambda write, value: None if write.name == "eps" else revert(write, value))
     monkeypatch.setattr(Edits, "_revert", wrong)
 
 

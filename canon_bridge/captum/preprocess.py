@@ -53,10 +53,16 @@ def _addition(add: Add) -> nn.Module:
     return Addition_Module() if add.signal is None else add  # Captum knows sums of two tensors alone
 
 
+def _is_of_captum(hook: object) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("captum.")
+
+
 # What our own LRP needs, and what Captum's classes need besides; they leave these attributes on modules.
 MODULES: Final[Mapping[type[nn.Module], Callable[[Any], nn.Module]]] = {Add: _addition}
 BACKEND = Backend(MODULES)
-PREPROCESSING = Backend(MODULES, _own_inputs, ("rule", "activations", "activation", "input", "output"))
+PREPROCESSING = Backend(
+    MODULES, _own_inputs, ("rule", "activations", "activation", "input", "output"), leaves_hook=_is_of_captum
+)
 
 
 def canonize(

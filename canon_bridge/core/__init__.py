@@ -7,5 +7,6 @@ Its parts, each of which imports only from those before it:
 3. ``channels``: where the channels of a tensor lie, and which operations keep them together;
 4. ``tracing``: the data flow of a model, and new forwards for its containers;
 5. ``planning``: which BatchNorm is merged into what;
-6. ``merge``, ``canonization`` and ``canonize``: carrying out the plan.
+6. ``merge``, ``carry_out``, ``precision``, ``canonization`` and ``canonize``: carrying out the plan and
+   taking it back.
 """

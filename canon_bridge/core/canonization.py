@@ -1,30 +1,33 @@
 """The only place that knows the order of the steps: plan, apply, the block, undo.
 
-Floor 16: imports everything below it.
+Floor 17: imports everything below it.
 """
 
-import warnings
+import threading
 from types import TracebackType
+from typing import Final
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from canon_bridge.core.merge import expect_rank, make_linear, merge, replace_child, sequence_behind
-from canon_bridge.core.modules.affine import check_norm, children_after, is_identity
-from canon_bridge.core.modules.linear import make_plain
+from canon_bridge.core.carry_out import carry_out
+from canon_bridge.core.modules.affine import check_norm, is_identity
 from canon_bridge.core.modules.obstacles import check_values, check_wrappers
-from canon_bridge.core.modules.parameters import keeping_graph, make_live
-from canon_bridge.core.planning.chains import Chain
+from canon_bridge.core.modules.parameters import keeping_graph
 from canon_bridge.core.planning.options import Backend, Options, Scope
 from canon_bridge.core.planning.plan import Plan
 from canon_bridge.core.planning.planner import IS_IDENTITY, make_plan
-from canon_bridge.core.tracing.arguments import CONSTANTS, copied
-from canon_bridge.core.undo.edits import Edits, writes_in_force
-from canon_bridge.core.undo.forwards import bind_forward
-from canon_bridge.core.undo.guard import Guard
-from canon_bridge.core.undo.snapshot import drop_scratch
-from canon_bridge.core.undo.watch import Watch
+from canon_bridge.core.precision import describe, function_error, outputs
+from canon_bridge.core.tracing.arguments import CONSTANTS
+from canon_bridge.core.undo.alerts import LostChangeWarning, PrecisionWarning, alert
+from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.undo.guard import Guard, convert
+from canon_bridge.core.undo.register import other_writer, writes_in_force
+from canon_bridge.core.undo.snapshot import drop_hooks
+from canon_bridge.core.undo.users import keep_transient_buffers, overwritten
+from canon_bridge.core.undo.watch import Changes, Watch
+
+# Writes to a model and their undo are one thread's at a time, so that of two that enter one model, one is refused.
+_ONE_AT_A_TIME: Final = threading.RLock()
 
 
 class Canonization:
@@ -64,42 +67,125 @@ class Canonization:
         Raises
         ------
         RuntimeError
-            If the model is canonical already, or another canonization came or went since the plan was made.
+            If the model is canonical already, also in another thread, or another canonization came or went since the
+            plan was made.
         ValueError
             If a BatchNorm is in training mode.
+
+        Warns
+        -----
+        PrecisionWarning
+            If a merge loses precision: by the statistics of a BatchNorm, or as measured on ``example_inputs``.
         """
         self._check()
-        check_values(self.model)
-        before = self._outputs()
+        arguments = self.options.arguments
+        before = None if arguments is None else outputs(self.model, arguments)
         edits = Edits()
         try:
-            guard = Guard(self.model)
-            edits.on_undo(guard.restore)
-            with keeping_graph(self.backend.differentiable):
-                self._write(edits)
-            if before is not None:
-                self._compare(before)
-            self._watch = Watch(self.model, self._merged_paths())
-            self._edits = edits
+            with _ONE_AT_A_TIME:
+                self._check()
+                doubts = self._enter(edits)
+            self._judge(before, doubts)
+            return self.model
         except BaseException:
+            if self._edits is edits:  # not that of another thread, which has it canonical
+                self._edits = self._watch = None
             edits.undo()
             raise
-        return self.model
+
+    def _enter(self, edits: Edits) -> dict[str, float]:
+        guard = Guard(self.model)
+        edits.on_undo(guard.restore)
+        with keeping_graph(self.backend.differentiable):
+            doubts = carry_out(edits, self.model, self.plan, self.backend)
+        if self.backend.leaves_hook is not None:
+            edits.on_undo(drop_hooks(self.model.modules(), self.backend.leaves_hook, guard.insist))
+        watch = Watch(self.model, guard)
+        self._edits, self._watch = edits, watch
+        return doubts
+
+    def _judge(self, before: list[Tensor] | None, doubts: dict[str, float]) -> None:
+        """Measure the function error, and warn where precision is lost."""
+        messages = [describe(doubts)] if doubts else []
+        if before is not None and self.options.arguments is not None:
+            self.function_error, is_rounding = function_error(before, outputs(self.model, self.options.arguments))
+            if doubts or not is_rounding:
+                messages.insert(
+                    0,
+                    f"canonization changed the output of {self.plan.model} on example_inputs by "
+                    f"{self.function_error:.1e} relative to its largest value",
+                )
+            if not is_rounding and not doubts:
+                messages.append("more than rounding accounts for; use model.double() for attribution.")
+        if messages:
+            alert(": ".join(messages), PrecisionWarning)
 
     def undo(self) -> None:
-        """Make the model itself again: same objects, storages, keys and outputs; a second call does nothing."""
-        if self._edits is None:
+        """Make the model itself again: same objects, storages, keys and outputs; a second call does nothing.
+
+        Also where an exception interrupts it. A model that was converted in between (``model.half()``,
+        ``model.cuda()``) comes back converted.
+
+        Warns
+        -----
+        LostChangeWarning
+            If parameters were changed that are merged: it names them.
+        """
+        try:
+            self._leave()
+        except BaseException:
+            self._leave()  # takes up what an interrupt has cut short
+            raise
+
+    def keep(self) -> None:
+        """Leave the model canonical for good: it cannot be undone any more, and counts as a model like any other."""
+        if self._edits is not None:
+            self._edits.keep()
+        self._edits = self._watch = None
+
+    def _leave(self) -> None:
+        edits = self._edits
+        if edits is None:
             return
-        watch, self._watch = self._watch, None  # not again, if the undo is interrupted and taken up later
-        changed = watch.changed() if watch else []
-        self._edits.undo()
-        self._edits = None
-        if changed:
-            warnings.warn(
-                f"{', '.join(changed)}: changed while the model was canonical, and the change is lost, because these "
-                "parameters are merged. Train or convert the model outside the block, or use canonized_copy(model).",
-                stacklevel=3,
+        changes, set_over = Changes(), list[str]()
+        with _ONE_AT_A_TIME:
+            try:
+                watch, self._watch = self._watch, None  # not again, if this is taken up later
+                changes = watch.changes() if watch else changes
+                set_over = overwritten(edits, self.model)
+                keep_transient_buffers(edits)
+            finally:
+                edits.undo()
+                self._edits = None
+            for path, kinds in changes.converted.items():
+                convert(self._restored(path), kinds)
+        if set_over:
+            alert(
+                f"{', '.join(set_over)}: set while the model was canonical, and taken back, because canonization had a "
+                "value of its own there. Set it outside the block.",
+                LostChangeWarning,
             )
+        if changes.lost:
+            alert(
+                f"{', '.join(changes.lost)}: changed while the model was canonical, and the change is lost, because "
+                "these parameters are merged. Train or load the model outside the block, or use "
+                "canonized_copy(model).",
+                LostChangeWarning,
+            )
+
+    def _restored(self, path: str) -> nn.Module:
+        """Return the module of the model for which the one at a path of the canonical model stood."""
+        module = self.model
+        for name in filter(None, path.split(".")):
+            child = vars(module)["_modules"].get(name)
+            if child is None:
+                break
+            module = child
+        return module
+
+    def __getstate__(self) -> dict[str, object]:
+        # A copy holds no journal: it cannot undo what was written to another model, or a second time.
+        return {**vars(self), "_edits": None, "_watch": None}
 
     def __enter__(self) -> nn.Module:
         return self.apply()
@@ -108,6 +194,12 @@ class Canonization:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.undo()
+
+    def __repr__(self) -> str:
+        state = "canonical" if self._edits is not None else "as it was"
+        error = "" if self.function_error is None else f", function error {self.function_error:.1e} on example_inputs"
+        merged = f"{len(self.plan.merges)} of {len(self.plan.entries)} BatchNorms merged"
+        return f"Canonization({self.plan.model}: {state}, {merged}{error})"
 
     def is_current(self) -> bool:
         """Return whether the model still has the structure that the plan was made for (values may have changed)."""
@@ -130,82 +222,22 @@ class Canonization:
     def _check(self) -> None:
         if self._edits is not None:
             raise RuntimeError("the model is canonical already: leave the block (or call undo()) before the next.")
+        other = other_writer(self.model)
+        if other is not None:
+            raise RuntimeError(
+                f"the model, or a part of it, is canonical in another thread ({other.name}), and two threads cannot "
+                "have it in two states: put a lock around the block, or give each thread a canonized_copy(model)."
+            )
         if not self.is_current():
             raise RuntimeError(
                 "the model has other modules or flags than when this plan was made, or another canonization of it "
                 "began or ended since, or a BatchNorm that was the identity is none any "
                 "more; call canonize(model) anew, in the state that the model is in now."
             )
+        check_values(self.model)
         paths = {path for path, _ in self.model.named_modules()}
         for path in [entry.norm for entry in self.plan.merges if entry.norm in paths]:
             check_norm(self.model.get_submodule(path), path)
-
-    def _merged_paths(self) -> list[str]:
-        chains = [merge.chain for merge in self.plan.merges]
-        linears = dict.fromkeys(target for chain in chains for target in chain.targets)
-        return [*linears, *self.plan.plain, *(chain.norm for chain in chains)]
-
-    def _write(self, edits: Edits) -> None:
-        model, plan = self.model, self.plan
-        for rewrite in plan.rewrites:
-            container = model.get_submodule(rewrite.path)
-            for name, make in rewrite.children:
-                child = self.backend.adapt(make())
-                edits.set(container, "_modules", name, child.train(container.training))
-            for name, tensor in rewrite.constants.items():
-                edits.set(container, "__dict__", name, tensor)
-            bind_forward(edits, container, rewrite.function)
-        for path in plan.out_of_place:
-            edits.set(model.get_submodule(path), "__dict__", "inplace", False)
-        for path in plan.plain:
-            make_plain(edits, model.get_submodule(path))
-        for entry in plan.merges:
-            self._merge(edits, entry.chain)
-        # All of them are looked up before the first is replaced, for one may be a part of another.
-        for norm in [model.get_submodule(leftover.norm) for leftover in plan.leftovers]:
-            make_linear(edits, model, norm)
-        for norm in [model.get_submodule(entry.norm) for entry in plan.merges]:
-            if children_after(norm):
-                replace_child(edits, model, norm, sequence_behind(norm))
-        self._adapt(edits)
-
-    def _merge(self, edits: Edits, chain: Chain) -> None:
-        find = self.model.get_submodule
-        merge(edits, find, chain, self.options.clipped == "absorb")
-        if chain.ranks:
-            expect_rank(edits, find(chain.norm), chain.ranks, f"{chain.norm} and {chain.targets[0]}")
-
-    def _adapt(self, edits: Edits) -> None:
-        modules = list(self.model.modules())
-        if self.backend.differentiable:
-            make_live(edits, modules)
-        if self.backend.leaf_hook is not None:
-            for module in modules:
-                if not vars(module)["_modules"]:
-                    edits.add_pre_hook(module, self.backend.leaf_hook)
-        if self.backend.scratch:
-            edits.on_undo(drop_scratch(modules, self.backend.scratch))
-
-    def _outputs(self) -> list[Tensor] | None:
-        if self.options.arguments is None:
-            return None
-        # Copies, for models that overwrite their input.
-        arguments = copied(self.options.arguments)
-        with torch.no_grad():
-            return [leaf.clone() for leaf in tree_leaves(self.model(*arguments)) if isinstance(leaf, Tensor)]
-
-    def _compare(self, before: list[Tensor]) -> None:
-        after = tree_leaves(self._outputs())
-        pairs = [(old, new) for old, new in zip(tree_leaves(before), after, strict=True) if old.numel()]
-        self.function_error = max((_deviation(old, new) for old, new in pairs), default=0.0)
-        double = all(old.dtype == torch.float64 for old, _ in pairs)
-        if not self.function_error <= (1e-9 if double else 1e-3):
-            warnings.warn(
-                f"canonization changed the output of {self.plan.model} by {self.function_error:.1e} relative to its "
-                "largest value: float32 loses precision where |running_mean| is much larger than the standard "
-                "deviation; use model.double() for attribution.",
-                stacklevel=4,
-            )
 
 
 def check_module(model: nn.Module) -> None:
@@ -214,11 +246,3 @@ def check_module(model: nn.Module) -> None:
         raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module.")
     check_wrappers(model)
     check_values(model)
-
-
-def _deviation(old: Tensor, new: Tensor) -> float:
-    """Return the largest deviation relative to the largest value (or one); infinite where only one of them is NaN."""
-    if not bool(torch.equal(old.isnan(), new.isnan())):
-        return float("inf")
-    scale = float(old.nan_to_num().abs().max())
-    return float((new - old).nan_to_num().abs().max()) / (scale or 1.0)

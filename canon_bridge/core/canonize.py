@@ -1,9 +1,10 @@
 """The public functions of the core.
 
-Floor 17: imports ``canonization`` and the keywords.
+Floor 18: imports ``canonization`` and the keywords.
 """
 
 import copy
+from typing import Final
 
 import torch
 from torch import nn
@@ -15,6 +16,8 @@ from canon_bridge.core.modules.linear import computes_weight, make_plain, why_no
 from canon_bridge.core.planning.options import Clipped, ExampleInputs, Leftover, Options, Prefer
 from canon_bridge.core.planning.plan import Plan
 from canon_bridge.core.undo.edits import Edits
+
+_TRANSIENT: Final = "_non_persistent_buffers_set"
 
 
 def canonize(
@@ -103,10 +106,13 @@ def canonized_copy(
     """Return a permanent, independent, canonical copy of a model, in which merged BatchNorms are ``nn.Identity``.
 
     Parameters and errors are those of :func:`canonize`; ``model`` is not changed. Linear layers that compute their
-    weight (a parametrization, weight_norm) have it as a parameter in the copy.
+    weight (a parametrization, weight_norm) have it as a parameter in the copy. Its ``state_dict`` holds all that it
+    computes with, thresholds of activations and signs of pools, too; it can be loaded into the copy of a model of the
+    same class.
     """
     check_module(model)
     twin = _copy(model)
+    transient = {module: vars(module)[_TRANSIENT] for module in twin.modules()}
     canonization = Canonization(twin, Options(prefer, clipped, leftover, example_inputs))
     canonization.apply()
     edits = Edits()
@@ -114,6 +120,10 @@ def canonized_copy(
         norm, ranks = twin.get_submodule(merge.norm), merge.chain.ranks
         if not isinstance(norm, nn.Sequential):  # what a norm calls behind itself stays
             replace_child(edits, twin, norm, OfRank(ranks) if ranks else nn.Identity())
+    for module in twin.modules():  # thresholds and signs belong to its state
+        edits.set(module, "__dict__", _TRANSIENT, transient.get(module, set()))
+    canonization.keep()
+    edits.keep()
     return twin
 
 

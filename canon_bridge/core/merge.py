@@ -1,23 +1,25 @@
 """Carry out one merge: read the affine map, fold it into the layers of the chain, make the norm the identity.
 
-Floor 5: imports ``absorb``, ``linear``, ``parameters``, ``chains`` and below. Values are read anew at every call.
+Floor 6: imports ``absorb``, ``linear``, ``parameters``, ``chains`` and below. Values are read anew at every call.
 """
 
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge.core.modules.absorb import find_absorber
-from canon_bridge.core.modules.affine import Affine, children_after, is_norm, norm_type, width
+from canon_bridge.core.modules.affine import Affine, NormType, children_after, is_norm, norm_type, width
 from canon_bridge.core.modules.linear import fold_after, fold_before
 from canon_bridge.core.modules.parameters import gradients, parameter, tracked
 from canon_bridge.core.planning.chains import Chain
 from canon_bridge.core.undo.edits import Edits
 from canon_bridge.core.undo.forwards import bind_forward, forward_slots
+from canon_bridge.core.undo.users import follow_mode
 
 
 def merge(edits: Edits, find: Callable[[str], nn.Module], chain: Chain, clip_relevance: bool) -> None:
@@ -80,7 +82,8 @@ def make_linear(edits: Edits, model: nn.Module, norm: nn.Module) -> None:
 
     Everywhere in the model where the norm is registered.
     """
-    affine = norm_type(norm).read(norm)
+    entry = norm_type(norm)
+    affine = entry.read(norm)
     channels = affine.scale.numel()
     old = norm.running_mean
     assert isinstance(old, Tensor)
@@ -90,11 +93,12 @@ def make_linear(edits: Edits, model: nn.Module, norm: nn.Module) -> None:
     vars(layer)["_parameters"]["weight"] = parameter(tracked(weight).clone(), requires_grad)
     vars(layer)["_parameters"]["bias"] = parameter(tracked(affine.shift).to(old.dtype), requires_grad)
     vars(layer).update(forward_slots(layer, _per_channel_linear))
+    vars(layer)["_stands_for"] = entry
     # What a forward may look up on the norm besides calling it.
     vars(layer).update({name: vars(norm)[name] for name in ("num_features", "eps", "affine") if name in vars(norm)})
     if children_after(norm):
         layer = sequence_behind(norm, ("linear", layer))
-    _share_hooks(norm, layer)
+    share_hooks(norm, layer)
     replace_child(edits, model, norm, layer)
 
 
@@ -102,17 +106,21 @@ def sequence_behind(norm: nn.Module, *first: tuple[str, nn.Module]) -> nn.Sequen
     """Return the children that a norm calls behind itself, as a sequence with the names and hooks of the norm."""
     children = [(name, getattr(norm, name)) for name in children_after(norm)]
     sequence = nn.Sequential(OrderedDict([*first, *children])).eval()
-    _share_hooks(norm, sequence)
+    share_hooks(norm, sequence)
     return sequence
 
 
-def _share_hooks(norm: nn.Module, stand_in: nn.Module) -> None:
+def share_hooks(norm: nn.Module, stand_in: nn.Module) -> None:
     """Give the module that stands in for a norm the same hooks, as long as it does."""
     vars(stand_in).update({name: value for name, value in vars(norm).items() if "hook" in name})
 
 
 def replace_child(edits: Edits, model: nn.Module, child: nn.Module, new: nn.Module) -> None:
-    """Put ``new`` in the place of ``child`` under every name that it has in the model."""
+    """Put ``new`` in the place of ``child`` under every name that it has in the model.
+
+    Where the user has called ``train()`` or ``eval()`` by the time of the undo, the child follows.
+    """
+    edits.on_undo(partial(follow_mode, child, new, new.training))
     for parent in list(model.modules()):
         for name in [name for name, module in vars(parent)["_modules"].items() if module is child]:
             edits.set(parent, "_modules", name, new)
@@ -128,6 +136,18 @@ def _per_channel_linear(layer: nn.Module, input: Tensor) -> Tensor:
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
     assert isinstance(bias, Tensor)
+    norm: NormType = vars(layer)["_stands_for"]
+    if input.dim() not in norm.ranks:  # the norm takes no other either, or finds its channels elsewhere
+        wanted = " or ".join(_SHAPES[rank] for rank in norm.ranks)
+        raise ValueError(f"expected input of shape {wanted}, as the BatchNorm takes it, but got {tuple(input.shape)}.")
+    if layer.training and not norm.frozen:
+        raise ValueError(
+            "a BatchNorm was put into training mode while the model was canonical: it is a linear layer here and "
+            "cannot normalize by the batch; call model.eval(), or train the model outside the block."
+        )
+    if not input.numel():  # convolutions refuse an axis without elements
+        shape = (-1, *(1,) * (input.dim() - 2))
+        return input * weight.view(shape) + bias.view(shape)
     flat = input.reshape(*input.shape[:2], math.prod(input.shape[2:]), 1)
     # A norm takes half precision with statistics in float32, and so does what stands in for it.
     wide = flat.to(torch.promote_types(flat.dtype, weight.dtype))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from zennit.layer import Sum
 
-from canon_bridge.core.modules.arithmetic import Add, Divide, Multiply, Negate, Operand, Subtract, signal_of
+from canon_bridge.core.modules.arithmetic import Add, Arithmetic, Divide, Multiply, Negate, Operand, Subtract, signal_of
 
 
 class Signal(nn.Softsign):
@@ -77,7 +77,7 @@ class StackedSum(nn.Module):
         return self.sum(torch.stack(torch.broadcast_tensors(first, second), dim=-1))
 
 
-class Product(nn.Module):
+class Product(Arithmetic):
     """Multiply or divide two operands; relevance goes to the signal, or in halves where neither is a gate.
 
     Parameters
@@ -89,8 +89,7 @@ class Product(nn.Module):
     """
 
     def __init__(self, function: Callable[[Any, Any], Any], signal: int | None) -> None:
-        super().__init__()
-        self.signal = signal
+        super().__init__(signal)
         if signal != 1:
             self.left = Signal(function)
         if signal != 0:

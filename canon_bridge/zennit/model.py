@@ -64,8 +64,12 @@ class ModelCanonizer(Canonizer):
             As :func:`canon_bridge.canonize`; nothing has changed then.
         """
         instance = self.copy()
-        instance.register(root_module)
-        return [instance]
+        try:
+            instance.register(root_module)
+            return [instance]
+        except BaseException:
+            instance.remove()
+            raise
 
     def register(self, root_module: nn.Module) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Canonize the model with this very instance."""
@@ -74,9 +78,9 @@ class ModelCanonizer(Canonizer):
 
     def remove(self) -> None:
         """Make the model itself again; a second call does nothing."""
-        canonization, self._canonization = self._canonization, None
-        if canonization is not None:
-            canonization.undo()
+        if self._canonization is not None:
+            self._canonization.undo()
+            self._canonization = None
 
     def copy(self) -> Self:
         """Return a canonizer with the same keywords that is not applied to anything."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import canonize, canonized_copy, plan
-from canon_bridge.core.undo.edits import writes_in_force
+from canon_bridge.core.undo.register import writes_in_force
 from tests.conftest import Snapshot, randomize
 from tests.core.pieces import Written, conv, image, norm
 
@@ -123,7 +123,7 @@ def ill_conditioned() -> tuple[nn.Module, Tensor]:
 def test_a_loss_of_precision_is_warned_of() -> None:
     model, x = ill_conditioned()
     before, canonization = Snapshot.of(model), canonize(model, example_inputs=x)
-    with pytest.warns(UserWarning, match=r"changed the output of Sequential by .*model\.double\(\)"):
+    with pytest.warns(UserWarning, match=r"changed the output of Sequential on example_inputs by .*model\.double\(\)"):
         canonization.apply()
     assert canonization.function_error is not None
     assert canonization.function_error > 1e-3
@@ -160,7 +160,7 @@ def test_an_output_with_nan_is_no_agreement(value: float, monkeypatch: pytest.Mo
     model, x = small(), image()
     outputs = iter([torch.ones(2), torch.tensor([1.0, value])])
     canonization = canonize(model, example_inputs=x)
-    monkeypatch.setattr(type(canonization), "_outputs", lambda _: next(outputs))
+    monkeypatch.setattr("canon_bridge.core.canonization.outputs", lambda *_: [next(outputs)])
     with pytest.warns(UserWarning, match="changed the output"), canonization:
         pass
 

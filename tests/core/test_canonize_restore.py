@@ -12,7 +12,8 @@ from torch.nn.utils import parametrizations
 from torchvision.models import DenseNet
 
 from canon_bridge import canonize
-from canon_bridge.core.undo.edits import Edits, writes_in_force
+from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.undo.register import writes_in_force
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.named_norms import randomize_any
 from tests.core.pieces import Preactivation, conv, image, norm

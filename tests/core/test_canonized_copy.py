@@ -4,6 +4,7 @@ import copy
 import gc
 import io
 import pickle
+import threading
 import weakref
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from canon_bridge import canonize, canonized_copy, plan
+from canon_bridge.core.undo.register import writes_in_force
 from tests.conftest import Snapshot, alive, randomize, relative_error
 from tests.core.pieces import Preactivation, conv, image, norm, tiny_densenet
 
@@ -121,6 +123,32 @@ def test_its_state_dict_holds_all_that_training_it_would_change() -> None:
             tensor.zero_()
     twin.load_state_dict(state)
     assert relative_error(twin(x), expected) < 1e-12
+
+
+@pytest.mark.parametrize("prefer", ["left", "right"])
+def test_its_state_dict_can_be_loaded_into_the_copy_of_another_model(prefer: str) -> None:
+    (model, x), other = (tiny_densenet(), features()), randomize(tiny_densenet(), seed=5)
+    twin, again = canonized_copy(model, prefer=prefer), canonized_copy(other, prefer=prefer)
+    assert relative_error(again(x), model(x)) > 1e-2
+    again.load_state_dict(twin.state_dict())
+    assert relative_error(again(x), model(x)) < 1e-12
+
+
+def test_a_copy_counts_as_a_model_like_any_other() -> None:
+    model, x = tiny_densenet(), features()
+    expected, twin = model(x), canonized_copy(model, prefer="right")
+    assert not writes_in_force(twin)
+    errors: list[float] = []
+
+    def attribute() -> None:
+        with canonize(twin):
+            errors.append(relative_error(twin(x), expected))
+
+    thread = threading.Thread(target=attribute)
+    thread.start()
+    thread.join()
+    assert errors
+    assert errors[0] < 1e-12
 
 
 @pytest.mark.parametrize("how", ["pickle", "torch.save", "deepcopy"])

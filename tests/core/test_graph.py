@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from canon_bridge import TracingError, canonize, plan
-from canon_bridge.core.tracing.graph import Flow, Site
+from canon_bridge.core.tracing.flow import Flow, Site
 from canon_bridge.core.tracing.trace import trace, trace_locally
 from tests.conftest import Snapshot
 

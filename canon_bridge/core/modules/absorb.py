@@ -1,6 +1,6 @@
 """Activations and pools that absorb the affine map before them, by type.
 
-Floor 4: imports ``activation``, ``pooling`` and ``psi``. A new one is one entry of ``ABSORBERS``.
+Floor 5: imports ``activation``, ``pooling`` and ``psi``. A new one is one entry of ``ABSORBERS``.
 """
 
 from collections.abc import Callable, Mapping

@@ -161,6 +161,19 @@ def normalized(norm: nn.Module, input: Tensor) -> Tensor:
     return input * affine.scale.to(input.dtype).view(shape) + affine.shift.to(input.dtype).view(shape)
 
 
+@torch.no_grad()
+def mean_ratio(norm: nn.Module) -> float:
+    r"""Return by how many standard deviations the running mean is from zero, :math:`\max |s \mu| / \max |\gamma|`.
+
+    A channel counts by its weight, compared with the largest of the layer.
+    """
+    affine, weight = norm_type(norm).read(norm), norm.weight
+    largest = float(weight.abs().max()) if isinstance(weight, Tensor) else 1.0
+    mean = norm.running_mean
+    assert isinstance(mean, Tensor)
+    return float((affine.scale * mean).abs().max()) / largest if largest else 0.0
+
+
 def has_statistics(module: nn.Module) -> bool:
     """Return whether the layer normalizes by running statistics in evaluation mode."""
     return isinstance(module.running_mean, Tensor) and isinstance(module.running_var, Tensor)

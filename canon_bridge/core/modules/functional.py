@@ -1,6 +1,6 @@
 """Modules from the arguments of functions, where the two differ.
 
-Floor 2: imports ``arithmetic``, ``layers`` and ``parameters``. Each raises ``ValueError`` for arguments that have no
+Floor 3: imports ``arithmetic``, ``layers`` and ``parameters``. Each raises ``ValueError`` for arguments that have no
 module form.
 """
 

@@ -1,7 +1,9 @@
 """Linear layers: which axes of a weight are channels, and how an affine map is folded in on either side.
 
-Floor 3: imports ``affine``, ``border``, ``linear_types``, ``parameters``, ``weights`` and ``forwards``.
+Floor 4: imports ``affine``, ``border``, ``linear_types``, ``parameters``, ``weights`` and ``forwards``.
 """
+
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from canon_bridge.core.modules.parameters import parameter, tracked
 from canon_bridge.core.modules.weights import TENSORS, computed_tensors, evaluated, make_tensors_plain
 from canon_bridge.core.undo.edits import Edits
 from canon_bridge.core.undo.forwards import bind_forward, bound_function
+from canon_bridge.core.undo.users import follow_mode
 
 # What the forward of a layer calls, and what a user may have put over it on the instance.
 _METHODS = ("forward", "_call_impl", "_conv_forward", "_output_padding")
@@ -78,6 +81,8 @@ def make_plain(edits: Edits, module: nn.Module) -> None:
     by_class = None if _has_own_forward(module) else linear_type(module).weight
     edits.hold(module)
     if computes_weight(module):
+        for child in module.children():  # the parametrizations
+            edits.on_undo(partial(follow_mode, child, module, module.training))
         make_tensors_plain(edits, module, by_class)
         if by_class is not None:
             bind_forward(edits, module, forward_from_slots, Layer.of(module))
@@ -200,7 +205,6 @@ def _plain_parameters(edits: Edits, module: nn.Module) -> tuple[Tensor, Tensor |
 
 
 def _has_own_forward(module: nn.Module) -> bool:
-    # A shallow copy has the forward of the module that it was copied from.
     bound = bound_function(module)
     return bound is not None and bound[0] is forward_from_slots
 

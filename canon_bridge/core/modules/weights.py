@@ -1,6 +1,6 @@
 """Weights that a module computes anew for each forward: parametrizations, weight_norm, spectral_norm, pruning.
 
-Floor 2: imports ``edits`` and ``parameters``. Values are those of evaluation mode, computed anew: what a hook has left
+Floor 3: imports ``edits`` and ``parameters``. Values are those of evaluation mode, computed anew: what a hook has left
 behind may be old.
 """
 

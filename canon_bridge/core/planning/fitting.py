@@ -1,6 +1,6 @@
 """Whether the channels of a map are those that a linear or normalization layer takes in or puts out.
 
-Floor 11: imports ``explicit`` and the tables below it.
+Floor 12: imports ``explicit`` and the tables below it.
 """
 
 from torch import nn

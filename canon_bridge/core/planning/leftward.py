@@ -1,6 +1,6 @@
 """From a normalization layer to the layers before it.
 
-Floor 14: imports ``rightward``, ``network`` and the tables below it.
+Floor 15: imports ``rightward``, ``network`` and the tables below it.
 """
 
 from dataclasses import dataclass, field

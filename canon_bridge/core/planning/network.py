@@ -1,6 +1,6 @@
 """The explicit flow as the searches for chains see it: who reads what, and which modules can take a map.
 
-Floor 12: imports ``explicit`` and the tables below it. Nothing here writes to a model or reads parameter values.
+Floor 13: imports ``explicit`` and the tables below it. Nothing here writes to a model or reads parameter values.
 """
 
 from typing import Final

@@ -61,6 +61,8 @@ class Backend:
         A forward pre-hook for every module without children.
     scratch : tuple of str
         Attributes that the framework leaves on modules; removed (or put back) when the block ends.
+    leaves_hook : callable or None
+        Whether a hook is one that the framework leaves on modules when it is interrupted; removed when the block ends.
     differentiable : bool
         Whether all parameters that require gradients are computed from those of the model, so that gradients of
         whatever the framework makes of them reach the model's own; see :class:`LiveParameter`.
@@ -69,6 +71,7 @@ class Backend:
     modules: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = field(default_factory=dict[Any, Any])
     leaf_hook: Callable[[nn.Module, Any], Any] | None = None
     scratch: tuple[str, ...] = ()
+    leaves_hook: Callable[[object], bool] | None = None
     differentiable: bool = False
 
     def adapt(self, module: nn.Module) -> nn.Module:

@@ -1,6 +1,6 @@
 """What would be done to a model and what not, and why: the record, and how it is printed.
 
-Floor 10: imports ``chains``, ``rewrite`` and ``options``.
+Floor 11: imports ``chains``, ``rewrite`` and ``options``.
 """
 
 from collections import Counter

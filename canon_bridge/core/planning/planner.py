@@ -1,6 +1,6 @@
 """Decide what becomes of each normalization layer.
 
-Floor 15: imports ``leftward``, ``rightward``, ``plan`` and below. Nothing is written to the model.
+Floor 16: imports ``leftward``, ``rightward``, ``plan`` and below. Nothing is written to the model.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """From a normalization layer to the layers behind it.
 
-Floor 13: imports ``network`` and the tables below it.
+Floor 14: imports ``network`` and the tables below it.
 """
 
 import heapq

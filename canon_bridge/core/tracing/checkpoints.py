@@ -4,6 +4,7 @@ Floor 0: imports torch alone. A checkpoint runs its function a second time in th
 frameworks would see every module in it twice. Outside training it only saves memory.
 """
 
+import threading
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -23,21 +24,32 @@ def without_checkpoints(found: Callable[[], None]) -> Generator[None]:
     found : callable
         Called for each checkpoint.
     """
+    here = threading.get_ident()
 
-    class Reentrant:
-        @staticmethod
-        def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+    def reentrant(original: Any) -> Any:
+        class Reentrant:
+            @staticmethod
+            def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+                if threading.get_ident() != here:  # a model that trains in another thread
+                    return original.apply(function, preserve, *args)
+                found()
+                return function(*args)
+
+        return Reentrant
+
+    def around(original: Callable[..., Generator[None]]) -> Callable[..., Generator[None]]:
+        def generator(*args: Any, **kwargs: Any) -> Generator[None]:
+            if threading.get_ident() != here:
+                yield from original(*args, **kwargs)
+                return
             found()
-            return function(*args)
+            yield
 
-    def around(*args: Any, **kwargs: Any) -> Generator[None]:
-        found()
-        yield
+        return generator
 
+    replacements = {"CheckpointFunction": reentrant, **dict.fromkeys(_GENERATORS, around)}
     with ExitStack() as stack:
-        if hasattr(checkpoint, "CheckpointFunction"):
-            stack.enter_context(patch.object(checkpoint, "CheckpointFunction", Reentrant))
-        for name in _GENERATORS:
+        for name, replace in replacements.items():
             if hasattr(checkpoint, name):
-                stack.enter_context(patch.object(checkpoint, name, around))
+                stack.enter_context(patch.object(checkpoint, name, replace(getattr(checkpoint, name))))
         yield

@@ -1,6 +1,6 @@
 """Operations that rules must see as modules: which there are, and what every call of a flow computes.
 
-Floor 10: imports ``rewrite``, ``aliases``, ``lifts`` and ``layers``. Nothing here writes to a model.
+Floor 11: imports ``rewrite``, ``aliases``, ``lifts`` and ``layers``. Nothing here writes to a model.
 """
 
 from collections import defaultdict
@@ -16,8 +16,8 @@ from canon_bridge.core.modules.layers import clone
 from canon_bridge.core.tracing.aliases import Aliases
 from canon_bridge.core.tracing.arguments import is_proxy
 from canon_bridge.core.tracing.errors import TracingError
+from canon_bridge.core.tracing.flow import Flow, Site
 from canon_bridge.core.tracing.gates import find_signal
-from canon_bridge.core.tracing.graph import Flow, Site
 from canon_bridge.core.tracing.lifts import build_module, find_lift
 from canon_bridge.core.tracing.rewrite import Rewrite, guard_forward, write_forward
 

@@ -1,6 +1,6 @@
 """Which operand of a product is the gate, and which the signal.
 
-Floor 4: imports ``data``, ``kinds`` and ``lifts``. A new gate is one entry of ``GATES`` or ``GATE_CALLS``.
+Floor 5: imports ``data``, ``kinds`` and ``lifts``. A new gate is one entry of ``GATES`` or ``GATE_CALLS``.
 """
 
 import operator

@@ -1,13 +1,12 @@
 """The data flow of a model, containers inlined, with the place in the source that wrote each operation.
 
-Floor 6: imports ``arguments``, ``layers`` and ``lifts``; the only user of ``fx.Tracer`` but for ``values``. Tracing
-writes nothing to the model and runs no hook.
+Floor 7: imports ``arguments``, ``flow``, ``layers`` and ``lifts``; the only user of ``fx.Tracer`` but for ``values``.
+Tracing writes nothing to the model and runs no hook.
 """
 
 import inspect
-from collections import Counter
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,80 +16,12 @@ from canon_bridge.core.modules.affine import children_after
 from canon_bridge.core.modules.arithmetic import Arithmetic, Negate
 from canon_bridge.core.tracing.arguments import DATA, by_position, is_proxy, kept, pattern, unpack
 from canon_bridge.core.tracing.data import note_data
+from canon_bridge.core.tracing.flow import Frame, Inputs, Site
 from canon_bridge.core.tracing.known import is_known
 from canon_bridge.core.tracing.proxies import InPlaceProxy
 
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
-
-
 # Classes of torch.nn that have no forward of their own to know.
 CONTAINERS = frozenset({nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict})
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where an operation is written: the module whose forward wrote it, what it calls, and the how-manieth time.
-
-    The same site is found again when only ``owner`` is traced with its children as leaves.
-
-    Attributes
-    ----------
-    owner : str
-        Path of the module whose forward contains the call; the empty string is the root.
-    what : Hashable
-        The function, the name of the method, or the identity of the child module that is called.
-    occurrence : int
-        How many calls of the same ``what`` come before it in that forward.
-    """
-
-    owner: str
-    what: Hashable
-    occurrence: int
-
-
-@dataclass(frozen=True, eq=False)
-class Flow:
-    """A traced model.
-
-    Attributes
-    ----------
-    graph : fx.Graph
-        The operations in order.
-    sites : dict
-        The site of every call in the graph.
-    constants : dict
-        Tensors that forward creates anew, by the name under which the graph refers to them.
-    expected : dict
-        For each argument of the root that is not data alone, the pattern that the flow holds for.
-    inputs, returns : dict
-        What each container was called with and what it returned, with proxies for data, by path.
-    values : dict
-        The value of each node, where the flow was traced with values.
-    decided : frozenset of str
-        The containers whose course depended on such values, or on whether a gradient is wanted, and those that pass
-        a module its input by name: they get a new forward.
-    """
-
-    graph: fx.Graph
-    sites: dict[fx.Node, Site]
-    constants: dict[str, Tensor]
-    expected: dict[str, Any]
-    inputs: dict[str, Inputs]
-    returns: dict[str, Any]
-    values: dict[fx.Node, Any]
-    decided: frozenset[str]
-
-
-@dataclass
-class _Frame:
-    owner: str
-    counts: Counter[Hashable] = field(default_factory=Counter[Hashable])
-    stops_gradients: bool = False
-
-    def site(self, what: Hashable) -> Site:
-        occurrence = self.counts[what]
-        self.counts[what] += 1
-        return Site(self.owner, what, occurrence)
 
 
 class SymbolicTracer(fx.Tracer):
@@ -122,7 +53,7 @@ class SymbolicTracer(fx.Tracer):
     ) -> None:
         super().__init__()
         self.inline = inline
-        self.frames = [_Frame(path)]
+        self.frames = [Frame(path)]
         self.sites: dict[fx.Node, Site] = {}
         self.constants: dict[str, Tensor] = {}
         self.expected: dict[str, Any] = {}
@@ -136,6 +67,15 @@ class SymbolicTracer(fx.Tracer):
         self._root_inputs = inputs
         self._call_site: Site | None = None
         self._own: set[int] = set()
+        self._thread = threading.get_ident()
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Return a proxy for a parameter that the traced forward uses; other threads get what they ask for."""
+        return attr_val if self._is_foreign() else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def _is_foreign(self) -> bool:
+        # fx patches nn.Module for all threads; those that run models meanwhile must not notice.
+        return threading.get_ident() != self._thread
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         """Trace the root with the inputs that the tracer was made with."""
@@ -182,6 +122,8 @@ class SymbolicTracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Record the call of a leaf, or trace the forward of a container."""
+        if self._is_foreign():
+            return forward(*args, **kwargs)
         if id(m) not in self._own:
             if any(True for _ in (*m.parameters(recurse=False), *m.buffers(recurse=False))):
                 raise TypeError(f"it calls a {type(m).__name__} that has tensors and is not registered as a submodule")
@@ -199,7 +141,7 @@ class SymbolicTracer(fx.Tracer):
             result = unpack(self._known_returns.get(f"{owner}.{path}" if owner else path, DATA), called)
             return self._behind(m, path, result) if self.inline else result
         self.inputs.setdefault(path, (kept(args), kept(kwargs)))
-        self.frames.append(_Frame(path))
+        self.frames.append(Frame(path))
         # forward itself, not the call: the user's hooks are not made for proxies and must not run here.
         result = m.forward(*args, **kwargs)
         # Popped only on success: after an exception the last frame names the module that cannot be traced.
@@ -209,7 +151,7 @@ class SymbolicTracer(fx.Tracer):
 
     def _behind(self, norm: nn.Module, path: str, result: Any) -> Any:
         """Record what a normalization layer calls behind itself."""
-        self.frames.append(_Frame(path))
+        self.frames.append(Frame(path))
         for name in children_after(norm):
             child = getattr(norm, name)
             result = self.call_module(child, child.forward, (result,), {})

@@ -1,6 +1,6 @@
 """Which modules are one operation, because a table says what they compute.
 
-Floor 5: imports the tables.
+Floor 6: imports the tables.
 """
 
 from torch import nn

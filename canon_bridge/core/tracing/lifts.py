@@ -1,6 +1,6 @@
 """Which functional operations become modules.
 
-Floor 3: imports ``data``, ``functional`` and ``layers``. A new functional operation is one entry of ``LIFTS``.
+Floor 4: imports ``data``, ``functional`` and ``layers``. A new functional operation is one entry of ``LIFTS``.
 """
 
 import inspect

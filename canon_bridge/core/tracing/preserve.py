@@ -1,15 +1,18 @@
 """What forward itself writes on a model while it is traced is taken back.
 
-Floor 0: imports torch alone.
+Floor 1: imports ``steps``.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from canon_bridge.core.undo.steps import run_all
 
 
 @dataclass
@@ -17,6 +20,10 @@ class Kept:
     """Whether anything had to be taken back; known when the block has ended."""
 
     was_changed: bool = False
+
+    def note(self, restore: Callable[[], bool]) -> None:
+        """Take back one thing, and note whether that was needed."""
+        self.was_changed |= restore()
 
 
 @contextmanager
@@ -32,18 +39,29 @@ def preserved(model: nn.Module) -> Generator[Kept]:
         if isinstance(value, list | dict | set)
     ]
     buffers = [(buffer, _version(buffer), buffer.detach().clone()) for buffer in model.buffers()]
+    steps: list[Callable[[], bool]] = [
+        *(partial(_restore_values, *entry) for entry in buffers),
+        *(partial(_restore_content, *entry) for entry in contents),
+        *(partial(_restore_attributes, *entry) for entry in attributes),
+    ]
     try:
-        yield kept
+        try:
+            yield kept
+        finally:
+            run_all(steps, kept.note)
     finally:
-        for now, former in attributes:
-            if now.keys() != former.keys() or any(now[key] is not former[key] for key in former):
-                kept.was_changed = True
-                now.clear()
-                now.update(former)
-        for value, former in contents:
-            kept.was_changed |= _restore_content(value, former)
-        for buffer, version, values in buffers:
-            _restore(buffer, version, values)
+        run_all(steps, kept.note)  # what an interrupt between two lines has left to do
+
+
+def _restore_attributes(now: dict[str, Any], former: dict[str, Any]) -> bool:
+    """Give a module its former attributes; return whether it had others."""
+    if now.keys() == former.keys() and all(now[key] is former[key] for key in former):
+        return False
+    try:
+        now.clear()
+    finally:  # also where a signal comes in between
+        now.update(former)
+    return True
 
 
 def _restore_content(value: Any, former: Any) -> bool:
@@ -67,7 +85,9 @@ def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _restore(buffer: Tensor, version: int, values: Tensor) -> None:
+def _restore_values(buffer: Tensor, version: int, values: Tensor) -> bool:
+    """Give a buffer its former values; what forward counts there is no reason against a new forward."""
     if _version(buffer) != version or (version == -1 and not torch.equal(buffer, values)):
         with torch.no_grad():
             buffer.copy_(values)
+    return False

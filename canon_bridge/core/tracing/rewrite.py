@@ -1,6 +1,6 @@
 """A new forward for one container, which calls a child module where the user's forward calls a function.
 
-Floor 9: imports ``trace``, ``arguments`` and ``lifts``. Nothing here writes to a model; ``canonization`` applies it.
+Floor 10: imports ``trace``, ``arguments`` and ``lifts``. Nothing here writes to a model; ``canonization`` applies it.
 """
 
 import functools
@@ -16,7 +16,7 @@ from canon_bridge.core.modules.layers import configure
 from canon_bridge.core.tracing.arguments import fits
 from canon_bridge.core.tracing.data import works_in_place
 from canon_bridge.core.tracing.errors import TracingError
-from canon_bridge.core.tracing.graph import Flow, Site
+from canon_bridge.core.tracing.flow import Flow, Site
 from canon_bridge.core.tracing.lifts import computed_sizes, find_lift, operands
 from canon_bridge.core.tracing.trace import trace_locally
 
@@ -88,6 +88,8 @@ def write_forward(
         if node.op == "get_attr" and not node.users:
             local.graph.erase_node(node)
     function = _expecting(_compile(local.graph, path), local.expected, inspect.signature(container.forward), path)
+    if _reads_mode(container):
+        function = _in_mode(function, container.training, path)
     return Rewrite(path, function, tuple(makers.items()), dict(local.constants))
 
 
@@ -112,10 +114,12 @@ def _retarget(graph: fx.Graph, node: fx.Node, name: str) -> fx.Node:
 
 def _compile(graph: fx.Graph, path: str) -> Callable[..., Any]:
     code = graph.python_code("self")
-    namespace: dict[str, Any] = dict(code.globals)
+    namespace: dict[str, Any] = {**code.globals, "__name__": __name__}
     exec(compile(code.src, f"<canon_bridge: forward of {path or 'the model'}>", "exec"), namespace)
     function = namespace["forward"]
     assert isinstance(function, types.FunctionType)
+    # What pickle says that it cannot find.
+    function.__qualname__ = f"the forward that canonization wrote for {path or 'the model'}; save its state_dict()"
     return function
 
 
@@ -136,6 +140,27 @@ def _expecting(
                     f"{path or 'the model'} was called with another {name} than it was canonized for ({wanted!r}); "
                     "pass example_inputs with all the arguments that you will use."
                 )
+        return function(self, *args, **kwargs)
+
+    return forward
+
+
+def _reads_mode(container: nn.Module) -> bool:
+    """Return whether the forward of a container names ``training``, which a new forward holds as a constant."""
+    code = getattr(inspect.unwrap(container.forward), "__code__", None)
+    return code is not None and "training" in code.co_names
+
+
+def _in_mode(function: Callable[..., Any], mode: bool, path: str) -> Callable[..., Any]:
+    """Return the forward with a check that its module is in the mode that it was written for."""
+
+    @functools.wraps(function)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if self.training != mode:
+            raise ValueError(
+                f"{path or 'the model'} is in {'training' if self.training else 'evaluation'} mode now, and its "
+                "forward asks for that: it was canonized in the other one. Change the mode outside the block."
+            )
         return function(self, *args, **kwargs)
 
     return forward

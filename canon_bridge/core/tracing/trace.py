@@ -1,24 +1,29 @@
 """Trace a model or one container: symbolically, and with values where that does not work.
 
-Floor 8: imports ``graph``, ``values``, ``preserve`` and ``forwards``.
+Floor 9: imports ``graph``, ``values``, ``preserve`` and ``forwards``.
 """
 
 import copy
+import threading
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
 
 from canon_bridge.core.tracing.checkpoints import without_checkpoints
 from canon_bridge.core.tracing.errors import TracingError
-from canon_bridge.core.tracing.graph import Flow, SymbolicTracer
+from canon_bridge.core.tracing.flow import Flow
+from canon_bridge.core.tracing.graph import SymbolicTracer
 from canon_bridge.core.tracing.preserve import preserved
 from canon_bridge.core.tracing.proxies import taken_for_what_they_stand_for
 from canon_bridge.core.tracing.recorded import recorded_calls
 from canon_bridge.core.tracing.values import ValueTracer
 from canon_bridge.core.undo.forwards import bound_function
+
+# fx patches torch for all threads while it traces, so one thread traces at a time.
+_TRACING: Final = threading.RLock()
 
 
 def trace(model: nn.Module, arguments: tuple[Any, ...] | None = None) -> Flow:
@@ -72,12 +77,13 @@ def trace_locally(container: nn.Module, path: str, flow: Flow | None = None) -> 
 
 
 def _first_that_works(root: nn.Module, tracers: list[SymbolicTracer]) -> Flow:
-    for tracer in tracers[:-1]:
-        try:
-            return _run(root, tracer)
-        except TracingError:
-            continue
-    return _run(root, tracers[-1])
+    with _TRACING:
+        for tracer in tracers[:-1]:
+            try:
+                return _run(root, tracer)
+            except TracingError:
+                continue
+        return _run(root, tracers[-1])
 
 
 def _run(root: nn.Module, tracer: SymbolicTracer) -> Flow:

@@ -1,6 +1,6 @@
 """Tracing with values: a proxy that knows what it stands for, so that control flow on values can be followed.
 
-Floor 7: imports ``arguments`` and ``graph``.
+Floor 8: imports ``arguments`` and ``graph``.
 """
 
 import operator
@@ -14,7 +14,9 @@ from torch.fx.proxy import Attribute
 
 from canon_bridge.core.modules.affine import children_after, normalized
 from canon_bridge.core.tracing.arguments import copied, is_proxy, same_length, same_number, same_truth
-from canon_bridge.core.tracing.graph import InPlaceProxy, Inputs, SymbolicTracer
+from canon_bridge.core.tracing.flow import Inputs
+from canon_bridge.core.tracing.graph import SymbolicTracer
+from canon_bridge.core.tracing.proxies import InPlaceProxy
 
 
 class ValueProxy(InPlaceProxy):
@@ -131,7 +133,9 @@ class ValueTracer(SymbolicTracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Record the call, or compute it if it is inside a leaf."""
-        return m.forward(*args, **kwargs) if self._computing else super().call_module(m, forward, args, kwargs)
+        if self._computing and not self._is_foreign():
+            return m.forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
     def _earlier_value(self, structure: Any) -> Any:
         """Return the structure with the values of the proxies in it."""

@@ -1,6 +1,6 @@
 """A forward of the package's own on one module, which the copies that ``nn.DataParallel`` makes take over as theirs.
 
-Floor 1: imports ``edits``. A forward that is set on an instance is bound to that instance; a replica has a shallow copy
+Floor 2: imports ``edits``. A forward that is set on an instance is bound to that instance; a replica has a shallow copy
 of its ``__dict__``, and would compute with the tensors of the original, on another device.
 """
 
@@ -43,7 +43,7 @@ def forward_slots(module: nn.Module, function: Callable[..., Any], *arguments: o
 
 
 def bound_function(module: nn.Module) -> tuple[Callable[..., Any], tuple[Any, ...]] | None:
-    """Return the function and the arguments that were bound to this very module, or None."""
+    """Return the function and arguments that were bound to this very module (not to one it is a copy of), or None."""
     forward = vars(module).get("forward")
     if not isinstance(forward, functools.partial) or forward.keywords or forward.args[:1] != (module,):
         return None

@@ -1,20 +1,20 @@
 """The guard: what attribution frameworks leave behind on slots that canonization did not write.
 
-Floor 1. Some frameworks wrap a parameter into a new ``Parameter`` that shares its storage, others move a parameter
-to a new storage and copy the old values in. Both are put back. What a user changed in earnest (another storage with
-other values, an in-place step) is left as the user wants it.
+Floor 2: imports ``edits``. Some frameworks wrap a parameter into a new ``Parameter`` that shares its storage, others
+move a parameter to a new storage and copy the old values in. Both are put back. What a user changed in earnest
+(another storage with other values, an in-place step) is left as the user wants it.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.core.undo.edits import slots
+from canon_bridge.core.undo.edits import named_slots, slots
 
 _TABLES = ("_parameters", "_buffers")
+
+Kind = tuple[torch.dtype, torch.device]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,17 @@ class Guard:
             if isinstance(value, Tensor)
         ]
         self._order = [(slots(module, t), list(slots(module, t))) for module in model.modules() for t in _TABLES]
+        self._storages = {_storage(held.alias) for held in self._held}
+
+        self._insists = False
+
+    def insist(self) -> None:
+        """Have :meth:`restore` put back every storage: a framework was interrupted before it had put back values."""
+        self._insists = True
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Return whether the tensor is one of the model's own, or a view of one."""
+        return tensor.numel() == 0 or _storage(tensor) in self._storages
 
     def restore(self) -> None:
         """Put back tensor objects and storages that were replaced by equal ones, and the order of the keys."""
@@ -47,7 +58,7 @@ class Guard:
                 table[held.name] = held.tensor
             elif current is not held.tensor:
                 continue
-            if not _same_storage(held.tensor, held.alias) and _same_values(held.tensor, held.alias):
+            if not _same_storage(held.tensor, held.alias) and (self._insists or _same_values(held.tensor, held.alias)):
                 # The only way to give a Parameter its former storage back without a new Parameter object.
                 held.tensor.data = held.alias
             if held.tensor.is_leaf and held.tensor.requires_grad != held.requires_grad:
@@ -57,6 +68,36 @@ class Guard:
                 items = {name: table[name] for name in names}
                 table.clear()
                 table.update(items)
+
+
+@torch.no_grad()
+def convert(module: nn.Module, kinds: dict[Kind, Kind]) -> None:
+    """Give the tensors of a module, and of the modules in it, another data type and device, as ``module.to`` does.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The module.
+    kinds : dict
+        From the data type and device of a tensor to those that it gets; others stay as they are.
+    """
+    for part, table, name, tensor in list(named_slots(module, _TABLES)):
+        if isinstance(tensor, Tensor) and kind_of(tensor) in kinds:
+            dtype, device = kinds[kind_of(tensor)]
+            moved = tensor.detach().to(device, dtype)
+            if table == "_parameters":
+                tensor.data = moved  # the Parameter object stays
+            else:
+                slots(part, table)[name] = moved
+
+
+def kind_of(tensor: Tensor) -> Kind:
+    """Return the data type and the device of a tensor."""
+    return tensor.dtype, tensor.device
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _same_kind(left: Tensor, right: Tensor) -> bool:
@@ -69,11 +110,3 @@ def _same_storage(left: Tensor, right: Tensor) -> bool:
 
 def _same_values(left: Tensor, right: Tensor) -> bool:
     return _same_kind(left, right) and torch.equal(left.detach(), right)
-
-
-def named_slots(model: nn.Module, tables: tuple[str, ...]) -> Iterator[tuple[nn.Module, str, str, Any]]:
-    """Yield ``(module, table, name, value)`` for every slot of the given tables in the model."""
-    for module in model.modules():
-        for table in tables:
-            for name, value in slots(module, table).items():
-                yield module, table, name, value

@@ -1,0 +1,83 @@
+"""Carry out a plan: all writes to a model, in their order.
+
+Floor 16: imports ``merge``, ``plan``, ``precision`` and below. Nothing is checked here; :class:`Canonization` does
+that.
+"""
+
+from torch import nn
+
+from canon_bridge.core.merge import expect_rank, make_linear, merge, replace_child, sequence_behind, share_hooks
+from canon_bridge.core.modules.affine import children_after
+from canon_bridge.core.modules.linear import make_plain
+from canon_bridge.core.modules.parameters import make_live
+from canon_bridge.core.planning.chains import Chain
+from canon_bridge.core.planning.options import Backend
+from canon_bridge.core.planning.plan import Plan
+from canon_bridge.core.precision import imprecise
+from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.undo.forwards import bind_forward
+from canon_bridge.core.undo.snapshot import drop_scratch
+
+
+def carry_out(edits: Edits, model: nn.Module, plan: Plan, backend: Backend) -> dict[str, float]:
+    """Make a model canonical, in place, and return the merges that lose precision, see :func:`imprecise`.
+
+    Parameters
+    ----------
+    edits : Edits
+        The journal; its undo makes the model itself again.
+    model : nn.Module
+        The model, in the state that the plan was made for.
+    plan : Plan
+        What is done; values are read anew.
+    backend : Backend
+        What the framework wants besides.
+    """
+    for rewrite in plan.rewrites:
+        container = model.get_submodule(rewrite.path)
+        for name, make in rewrite.children:
+            child = backend.adapt(make())
+            edits.set(container, "_modules", name, child.train(container.training))
+        for name, tensor in rewrite.constants.items():
+            edits.set(container, "__dict__", name, tensor)
+        bind_forward(edits, container, rewrite.function)
+    for path in plan.out_of_place:
+        edits.set(model.get_submodule(path), "__dict__", "inplace", False)
+    for path in plan.plain:
+        make_plain(edits, model.get_submodule(path))
+    doubts = imprecise(model, plan)
+    for entry in plan.merges:
+        _merge(edits, model, entry.chain, plan.options.clipped == "absorb")
+    # All of them are looked up before the first is replaced, for one may be a part of another.
+    for norm in [model.get_submodule(leftover.norm) for leftover in plan.leftovers]:
+        make_linear(edits, model, norm)
+    for norm in [model.get_submodule(entry.norm) for entry in plan.merges]:
+        if children_after(norm):
+            replace_child(edits, model, norm, sequence_behind(norm))
+    _adapt(edits, model, backend)
+    return doubts
+
+
+def _merge(edits: Edits, model: nn.Module, chain: Chain, clip_relevance: bool) -> None:
+    merge(edits, model.get_submodule, chain, clip_relevance)
+    if chain.ranks:
+        norm = model.get_submodule(chain.norm)
+        expect_rank(edits, norm, chain.ranks, f"{chain.norm} and {chain.targets[0]}")
+
+
+def _adapt(edits: Edits, model: nn.Module, backend: Backend) -> None:
+    # Where another canonization is in force, its explicit modules are not those of this framework.
+    for module in list(model.modules()):
+        adapted = backend.adapt(module)
+        if adapted is not module:
+            share_hooks(module, adapted.train(module.training))
+            replace_child(edits, model, module, adapted)
+    modules = list(model.modules())
+    if backend.differentiable:
+        make_live(edits, modules)
+    if backend.leaf_hook is not None:
+        for module in modules:
+            if not vars(module)["_modules"]:
+                edits.add_pre_hook(module, backend.leaf_hook)
+    if backend.scratch:
+        edits.on_undo(drop_scratch(modules, backend.scratch))
