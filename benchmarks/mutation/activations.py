@@ -86,8 +86,8 @@ ABSORBED = mutants(
         "large = affine.scale >= SMALLEST_SCALE",
     ),
     ("scale zero counts as tiny", "return zero, normal, ~(zero | normal)", "return zero, normal, ~normal"),
-    ("a map absorbed later composed as if behind", "earlier[0].after(affine)", "affine.after(earlier[0])"),
-    ("a map absorbed later instead of both", "affine if earlier is None else earlier[0].after(affine)", "affine"),
+    ("a map absorbed later composed as if behind", "earlier.whole.after(affine)", "affine.after(earlier.whole)"),
+    ("a map absorbed later instead of both", "affine if earlier is None else earlier.whole.after(affine)", "affine"),
     ("the scale left earlier forgotten", "behind.scale / former.scale,", "behind.scale,"),
     ("the shift left earlier forgotten", "(behind.shift - former.shift) / former.scale", "behind.shift / former.scale"),
     (
@@ -95,7 +95,7 @@ ABSORBED = mutants(
         "(behind.shift - former.shift) / former.scale",
         "behind.shift - former.shift",
     ),
-    ("the third map meets the second alone", "_SLOT, (whole, behind))", "_SLOT, (affine, behind))"),
+    ("the third map meets the second alone", "_SLOT, _Absorbed(whole, behind))", "_SLOT, _Absorbed(affine, behind))"),
     ("repeated channels interleaved", "values.repeat_interleave(input", "values.repeat(input"),
 )
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from canon_bridge.core.carry_out import carry_out
 from canon_bridge.core.modules.affine import check_norm, is_identity
+from canon_bridge.core.modules.obstacles import check_values, check_wrappers
 from canon_bridge.core.modules.parameters import keeping_graph
 from canon_bridge.core.planning.options import Backend, Options, Scope
 from canon_bridge.core.planning.plan import Plan
@@ -233,12 +234,15 @@ class Canonization:
                 "began or ended since, or a BatchNorm that was the identity is none any "
                 "more; call canonize(model) anew, in the state that the model is in now."
             )
+        check_values(self.model)
         paths = {path for path, _ in self.model.named_modules()}
         for path in [entry.norm for entry in self.plan.merges if entry.norm in paths]:
             check_norm(self.model.get_submodule(path), path)
 
 
 def check_module(model: object) -> None:
-    """Raise ``TypeError`` if the model is something else."""
+    """Raise ``TypeError`` if the model is something else, or a wrapper that hides one."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module.")
+    check_wrappers(model)
+    check_values(model)

@@ -6,6 +6,7 @@ Floor 18: imports ``canonization`` and the keywords.
 import copy
 from typing import Final
 
+import torch
 from torch import nn
 
 from canon_bridge.core.canonization import Canonization, check_module
@@ -133,6 +134,7 @@ def _copy(model: nn.Module) -> nn.Module:
         for module in model.modules():
             if computes_weight(module) and why_not_foldable(module) is None:
                 make_plain(edits, module)
-        return copy.deepcopy(model)
+        with torch.inference_mode(False):  # a copy that is made in there may be trained outside
+            return copy.deepcopy(model)
     finally:
         edits.undo()

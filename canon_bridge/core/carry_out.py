@@ -4,8 +4,6 @@ Floor 16: imports ``merge``, ``plan``, ``precision`` and below. Nothing is check
 that.
 """
 
-import functools
-
 from torch import nn
 
 from canon_bridge.core.merge import expect_rank, make_linear, merge, replace_child, sequence_behind, share_hooks
@@ -17,6 +15,7 @@ from canon_bridge.core.planning.options import Backend
 from canon_bridge.core.planning.plan import Plan
 from canon_bridge.core.precision import imprecise
 from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.undo.forwards import bind_forward
 from canon_bridge.core.undo.snapshot import drop_scratch
 
 
@@ -41,7 +40,7 @@ def carry_out(edits: Edits, model: nn.Module, plan: Plan, backend: Backend) -> d
             edits.set(container, "_modules", name, child.train(container.training))
         for name, tensor in rewrite.constants.items():
             edits.set(container, "__dict__", name, tensor)
-        edits.set(container, "__dict__", "forward", functools.partial(rewrite.function, container))
+        bind_forward(edits, container, rewrite.function)
     for path in plan.out_of_place:
         edits.set(model.get_submodule(path), "__dict__", "inplace", False)
     for path in plan.plain:

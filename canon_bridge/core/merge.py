@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from canon_bridge.core.modules.linear import fold_after, fold_before
 from canon_bridge.core.modules.parameters import gradients, parameter, tracked
 from canon_bridge.core.planning.chains import Chain
 from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.undo.forwards import bind_forward, forward_slots
 from canon_bridge.core.undo.users import follow_mode
 
 
@@ -90,7 +92,7 @@ def make_linear(edits: Edits, model: nn.Module, norm: nn.Module) -> None:
     weight = affine.scale.to(old.dtype).view(-1, 1, 1, 1)
     vars(layer)["_parameters"]["weight"] = parameter(tracked(weight).clone(), requires_grad)
     vars(layer)["_parameters"]["bias"] = parameter(tracked(affine.shift).to(old.dtype), requires_grad)
-    vars(layer)["forward"] = partial(_per_channel_linear, layer)
+    vars(layer).update(forward_slots(layer, _per_channel_linear))
     vars(layer)["_stands_for"] = entry
     # What a forward may look up on the norm besides calling it.
     vars(layer).update({name: vars(norm)[name] for name in ("num_features", "eps", "affine") if name in vars(norm)})
@@ -126,7 +128,7 @@ def replace_child(edits: Edits, model: nn.Module, child: nn.Module, new: nn.Modu
 
 def expect_rank(edits: Edits, norm: nn.Module, ranks: tuple[int, ...], paths: str) -> None:
     """Make a merged norm, whose type accepts several ranks, refuse input of another rank than the merge holds for."""
-    edits.set(norm, "__dict__", "forward", partial(_of_rank, norm, ranks, paths))
+    bind_forward(edits, norm, _of_rank, ranks, paths)
 
 
 def _per_channel_linear(layer: nn.Module, input: Tensor) -> Tensor:
@@ -147,7 +149,10 @@ def _per_channel_linear(layer: nn.Module, input: Tensor) -> Tensor:
         shape = (-1, *(1,) * (input.dim() - 2))
         return input * weight.view(shape) + bias.view(shape)
     flat = input.reshape(*input.shape[:2], math.prod(input.shape[2:]), 1)
-    return F.conv2d(flat, weight, bias, groups=weight.shape[0]).view(input.shape)
+    # A norm takes half precision with statistics in float32, and so does what stands in for it.
+    wide = flat.to(torch.promote_types(flat.dtype, weight.dtype))
+    output = F.conv2d(wide, weight, bias, groups=weight.shape[0]).view(input.shape)
+    return output if wide.dtype == input.dtype else output.to(input.dtype)
 
 
 _SHAPES = {2: "(N, C)", 3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}

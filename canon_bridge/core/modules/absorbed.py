@@ -4,6 +4,7 @@ Floor 2: imports ``affine`` and ``edits``.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -31,6 +32,14 @@ def choose(affine: Affine) -> tuple[Tensor, Tensor, Tensor]:
     return zero, normal, ~(zero | normal)
 
 
+@dataclass(frozen=True, eq=False)
+class _Absorbed:
+    """The map that an activation has absorbed, and the one behind it; no tuple, which torch.export would rebuild."""
+
+    whole: Affine
+    behind: Affine
+
+
 def composed(edits: Edits, module: nn.Module, affine: Affine, write: Callable[[Affine, bool], Affine]) -> Affine:
     r"""Have an activation absorb a map, together with one that it may have absorbed before.
 
@@ -54,13 +63,13 @@ def composed(edits: Edits, module: nn.Module, affine: Affine, write: Callable[[A
     Affine
         From the output of the new activation to that of the activation as it was.
     """
-    earlier: tuple[Affine, Affine] | None = vars(module).get(_SLOT)
-    whole = affine if earlier is None else earlier[0].after(affine)
+    earlier: _Absorbed | None = vars(module).get(_SLOT)
+    whole = affine if earlier is None else earlier.whole.after(affine)
     behind = write(whole, earlier is None)
-    edits.set(module, "__dict__", _SLOT, (whole, behind))
+    edits.set(module, "__dict__", _SLOT, _Absorbed(whole, behind))
     if earlier is None:
         return behind
-    former = earlier[1]
+    former = earlier.behind
     return Affine(behind.scale / former.scale, (behind.shift - former.shift) / former.scale)
 
 

@@ -1,6 +1,6 @@
 """The thresholded ReLU: what a ReLU becomes when the BatchNorm before it moves to the layers behind it.
 
-Floor 3: imports ``absorbed``, ``affine`` and ``edits``.
+Floor 3: imports ``absorbed``, ``affine``, ``edits`` and ``forwards``.
 """
 
 from functools import partial
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from canon_bridge.core.modules.absorbed import choose, composed, has_reference, per_channel
 from canon_bridge.core.modules.affine import Affine
 from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.undo.forwards import bind_forward
 
 
 def absorb_into_relu(edits: Edits, module: nn.Module, affine: Affine, clip_relevance: bool) -> Affine:
@@ -58,7 +59,7 @@ def _write(edits: Edits, module: nn.Module, clip_relevance: bool, affine: Affine
     edits.set_buffer(module, "thr_value", threshold)
     if bool(tiny.any()):
         edits.set_buffer(module, "thr_factor", torch.where(tiny, scale, torch.ones_like(scale)))
-    edits.set(module, "__dict__", "forward", partial(_thresholded_relu, module))
+    bind_forward(edits, module, _thresholded_relu)
     if clip_relevance and is_first:
         edits.add_pre_hook(module, stop_at_clipped)
     ones = torch.ones_like(scale)

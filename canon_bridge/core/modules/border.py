@@ -6,9 +6,12 @@ with padding 1); everything that depends on the border is kept once for each dis
 
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
+
+Number = Any  # an integer, or a tensor of integers
 
 
 @dataclass(frozen=True)
@@ -42,16 +45,18 @@ class AxisGeometry:
             return self.kernel > 1 or self.stride > 1 or self.extra > 0 or self.low > 0
         return self.low > 0 or self.high > 0
 
-    def padding(self, size: int) -> tuple[int, int]:
+    def padding(self, size: Number) -> tuple[Number, Number]:
         """Return the padding at both ends of an input of ``size`` elements."""
         if not self.by_size:
             return self.low, self.high
         last = (-(-size // self.stride) - 1) * self.stride  # where the first tap of the last position stands
-        total = max(last + self.dilation * (self.kernel - 1) + 1 - size, 0)
+        total = _clip(last + self.dilation * (self.kernel - 1) + 1 - size, 0, self.kernel * self.dilation)
         return total // 2, total - total // 2
 
-    def valid_taps(self, position: int, size: int) -> tuple[int, int, int]:
+    def valid_taps(self, position: Number, size: Number) -> tuple[Number, Number, Number]:
         """Return ``(first, last, phase)`` of the taps that lie inside an input of ``size`` elements.
+
+        Numbers, or tensors of integers, so that it can be computed where sizes are symbols.
 
         The taps are those in ``first..last`` and, for a transposed convolution, only those that are congruent to
         the phase. An empty set has ``first > last``. Values are clipped to the range that :func:`tap_sets` lists.
@@ -59,14 +64,12 @@ class AxisGeometry:
         if self.transposed:
             # Tap k reads input (position + low - k * dilation) / stride, if that is an integer in [0, size).
             origin = position + self.low
-            first = max(0, -((-(origin - (size - 1) * self.stride)) // self.dilation))
-            last = min(self.kernel - 1, origin // self.dilation)
-            return min(first, self.kernel), max(last, -1), origin % self.stride
+            first, last = -(((size - 1) * self.stride - origin) // self.dilation), origin // self.dilation
+            return _clip(first, 0, self.kernel), _clip(last, -1, self.kernel - 1), origin % self.stride
         # Tap k reads input position * stride - low + k * dilation, if that is in [0, size).
         origin = position * self.stride - self.padding(size)[0]
-        first = max(0, -(origin // self.dilation))
-        last = min(self.kernel - 1, (size - 1 - origin) // self.dilation)
-        return min(first, self.kernel), max(last, -1), 0
+        first, last = -(origin // self.dilation), (size - 1 - origin) // self.dilation
+        return _clip(first, 0, self.kernel), _clip(last, -1, self.kernel - 1), 0
 
     def taps(self, first: int, last: int, phase: int) -> tuple[float, ...]:
         """Return the set as 0/1 weights for each tap."""
@@ -120,7 +123,43 @@ def rows_by_position(geometry: AxisGeometry, size: int, output_size: int) -> tup
     return tuple(row_of[geometry.valid_taps(position, size)] for position in range(output_size))
 
 
-def gather(compact: Tensor, geometries: tuple[AxisGeometry, ...], sizes: list[tuple[int, int]]) -> Tensor:
+@dataclass(frozen=True)
+class Border:
+    """One spatial axis of a layer with a compact map, and what its forward has to look up for it.
+
+    Attributes
+    ----------
+    geometry : AxisGeometry
+        The axis.
+    table : tuple
+        The row of :func:`tap_sets` by first tap, by last tap plus one, and by phase; zero for what cannot occur.
+    """
+
+    geometry: AxisGeometry
+    table: tuple[tuple[tuple[int, ...], ...], ...]
+
+    @classmethod
+    def of(cls, geometry: AxisGeometry) -> "Border":
+        """Look up the sets of taps once and for all."""
+        row_of, ends = tap_sets(geometry).row_of, range(geometry.kernel + 1)
+        phases = range(geometry.stride if geometry.transposed else 1)
+        table = tuple(tuple(tuple(row_of.get((f, e - 1, p), 0) for p in phases) for e in ends) for f in ends)
+        return cls(geometry, table)
+
+    def rows(self, size: Number, output_size: Number, device: torch.device) -> Tensor:
+        """Return what :func:`rows_by_position` returns, as a tensor that is computed from the sizes if need be.
+
+        Where a graph is recorded (``torch.compile``, ``torch.export``, ``torch.jit.trace``), sizes may be symbols that
+        stand for any size.
+        """
+        if type(size) is int and type(output_size) is int and not torch.compiler.is_compiling():
+            return torch.tensor(rows_by_position(self.geometry, size, output_size), device=device)
+        positions = torch.arange(output_size, device=device)
+        first, last, phase = self.geometry.valid_taps(positions, positions.new_zeros(()) + size)
+        return torch.tensor(self.table, device=device)[first, last + 1, phase]
+
+
+def gather(compact: Tensor, borders: tuple[Border, ...], sizes: list[tuple[Number, Number]]) -> Tensor:
     """Spread a compact map ``(C, n_1, ..., n_d)`` over the positions of the output, ``(C, *output sizes)``.
 
     Every element-wise change of the compact map commutes with this, so rules may clamp, square or zero it.
@@ -129,13 +168,16 @@ def gather(compact: Tensor, geometries: tuple[AxisGeometry, ...], sizes: list[tu
     ----------
     compact : Tensor
         One entry for each channel and each combination of tap sets; an axis of length 1 broadcasts.
-    geometries : tuple of AxisGeometry
+    borders : tuple of Border
         One for each spatial axis.
     sizes : list of (int, int)
         Input size and output size on each axis.
     """
-    for axis, (geometry, (size, output_size)) in enumerate(zip(geometries, sizes, strict=True), start=1):
+    for axis, (border, (size, output_size)) in enumerate(zip(borders, sizes, strict=True), start=1):
         if compact.shape[axis] > 1:
-            rows = torch.tensor(rows_by_position(geometry, size, output_size), device=compact.device)
-            compact = compact.index_select(axis, rows)
+            compact = compact.index_select(axis, border.rows(size, output_size, compact.device))
     return compact
+
+
+def _clip(value: Number, low: int, high: int) -> Number:
+    return value.clamp(low, high) if isinstance(value, Tensor) else torch.sym_min(torch.sym_max(value, low), high)

@@ -1,6 +1,6 @@
 """Linear layers: which axes of a weight are channels, and how an affine map is folded in on either side.
 
-Floor 4: imports ``affine``, ``border``, ``linear_types``, ``parameters`` and ``weights``.
+Floor 4: imports ``affine``, ``border``, ``linear_types``, ``parameters``, ``weights`` and ``forwards``.
 """
 
 from functools import partial
@@ -12,10 +12,18 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from canon_bridge.core.modules.affine import Affine, working_dtype
 from canon_bridge.core.modules.border import tap_sets
 from canon_bridge.core.modules.kinds import find_kind
-from canon_bridge.core.modules.linear_types import LINEAR, LinearType, axis_geometries, forward_from_slots, linear_type
+from canon_bridge.core.modules.linear_types import (
+    LINEAR,
+    Layer,
+    LinearType,
+    axis_geometries,
+    forward_from_slots,
+    linear_type,
+)
 from canon_bridge.core.modules.parameters import parameter, tracked
 from canon_bridge.core.modules.weights import TENSORS, computed_tensors, evaluated, make_tensors_plain
 from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.undo.forwards import bind_forward, bound_function
 from canon_bridge.core.undo.users import follow_mode
 
 # What the forward of a layer calls, and what a user may have put over it on the instance.
@@ -77,7 +85,7 @@ def make_plain(edits: Edits, module: nn.Module) -> None:
             edits.on_undo(partial(follow_mode, child, module, module.training))
         make_tensors_plain(edits, module, by_class)
         if by_class is not None:
-            edits.set(module, "__dict__", "forward", partial(forward_from_slots, module))
+            bind_forward(edits, module, forward_from_slots, Layer.of(module))
 
 
 def in_channels(module: nn.Module) -> int:
@@ -176,7 +184,7 @@ def fold_before(edits: Edits, module: nn.Module, affine: Affine) -> None:
         taps = _widen(taps, wide) + _widen(bias.to(dtype), wide)
     _write(edits, module, new_weight, taps)
     if taps.dim() > 1 and "forward" not in vars(module):
-        edits.set(module, "__dict__", "forward", partial(forward_from_slots, module))
+        bind_forward(edits, module, forward_from_slots, Layer.of(module))
 
 
 _OUT_INDEX = {False: (slice(None), slice(None), None), True: (slice(None), None, slice(None))}
@@ -197,9 +205,8 @@ def _plain_parameters(edits: Edits, module: nn.Module) -> tuple[Tensor, Tensor |
 
 
 def _has_own_forward(module: nn.Module) -> bool:
-    forward = vars(module).get("forward")
-    # A shallow copy has the forward of the module that it was copied from.
-    return isinstance(forward, partial) and forward.func is forward_from_slots and forward.args[0] is module
+    bound = bound_function(module)
+    return bound is not None and bound[0] is forward_from_slots
 
 
 def _weight_shape(module: nn.Module) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from canon_bridge.core.modules.border import AxisGeometry, gather
+from canon_bridge.core.modules.border import AxisGeometry, Border, gather
 from canon_bridge.core.modules.kinds import Kind, find_kind
 
 
@@ -144,7 +144,20 @@ def _pads_with_zeros(module: nn.Module, entry: LinearType) -> bool:
     return module.padding_mode == "zeros" or not entry.looks_at_padding_mode()
 
 
-def forward_from_slots(module: nn.Module, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+@dataclass(frozen=True)
+class Layer:
+    """What the forward of one layer must know about it, looked up once."""
+
+    entry: LinearType
+    borders: tuple[Border, ...]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Layer":
+        """Look it up for a module with an entry in ``LINEAR``."""
+        return cls(linear_type(module), tuple(map(Border.of, axis_geometries(module))))
+
+
+def forward_from_slots(module: nn.Module, layer: Layer, input: Tensor, output_size: list[int] | None = None) -> Tensor:
     """Compute the layer with what its ``weight`` and ``bias`` slots hold now, whatever its class does with them.
 
     Parameters
@@ -152,6 +165,8 @@ def forward_from_slots(module: nn.Module, input: Tensor, output_size: list[int] 
     module : nn.Module
         A layer with an entry in ``LINEAR``. Its bias is ``(C_out,)``, or compact, with one entry for each distinct set
         of taps on each axis, ``(C_out, n_1, ..., n_d)``, and is then gathered to the size of the output.
+    layer : Layer
+        What there is to know about it.
     input : Tensor
         As the class of the layer takes it.
     output_size : list of int, optional
@@ -159,35 +174,38 @@ def forward_from_slots(module: nn.Module, input: Tensor, output_size: list[int] 
     """
     bias = module.bias
     if not isinstance(bias, Tensor) or bias.dim() == 1:
-        return _apply(module, input, bias if isinstance(bias, Tensor) else None, output_size)
-    output = _apply(module, input, None, output_size)
+        return _apply(module, layer, input, bias if isinstance(bias, Tensor) else None, output_size)
+    output = _apply(module, layer, input, None, output_size)
     spatial = bias.dim() - 1
     sizes = zip(input.shape[-spatial:], output.shape[-spatial:], strict=True)
-    return output + gather(bias, axis_geometries(module), list(sizes)).to(output.dtype)  # autocast lowers the output's
+    return output + gather(bias, layer.borders, list(sizes)).to(output.dtype)  # autocast lowers the output's
 
 
-def _apply(module: nn.Module, input: Tensor, bias: Tensor | None, output_size: list[int] | None) -> Tensor:
-    entry, weight = linear_type(module), module.weight
+def _apply(
+    module: nn.Module, layer: Layer, input: Tensor, bias: Tensor | None, output_size: list[int] | None
+) -> Tensor:
+    entry, weight = layer.entry, module.weight
     assert isinstance(weight, Tensor)
     if entry.spatial == 0:
         return F.linear(input, weight, bias)
     if entry.transposed:
-        return _apply_transposed(module, input, bias, output_size)
+        return _apply_transposed(module, entry.spatial, input, bias, output_size)
     if entry.looks_at_padding_mode():
         return module._conv_forward(input, weight, bias)  # pyright: ignore[reportCallIssue]  # knows every padding mode
     padding, padded = module.padding, input
     if entry.pads_by_size(module) or entry.ends is not None:
-        geometries, padding = axis_geometries(module), 0
+        padding = 0
         sizes = input.shape[-entry.spatial :]
-        ends = [axis.padding(size) for axis, size in zip(geometries, sizes, strict=True)]
+        ends = [border.geometry.padding(size) for border, size in zip(layer.borders, sizes, strict=True)]
         padded = F.pad(input, [amount for pair in reversed(ends) for amount in pair])
     convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[entry.spatial]
     return convolve(padded, weight, bias, module.stride, padding, module.dilation, module.groups)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
-def _apply_transposed(module: nn.Module, input: Tensor, bias: Tensor | None, output_size: list[int] | None) -> Tensor:
+def _apply_transposed(
+    module: nn.Module, spatial: int, input: Tensor, bias: Tensor | None, output_size: list[int] | None
+) -> Tensor:
     assert isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
-    spatial = linear_type(module).spatial
     geometry: list[list[int]] = [list(getattr(module, n)) for n in ("stride", "padding", "kernel_size", "dilation")]
     stride, padding, kernel_size, dilation = geometry
     output_padding = module._output_padding(input, output_size, stride, padding, kernel_size, spatial, dilation)

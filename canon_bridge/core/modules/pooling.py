@@ -1,9 +1,7 @@
 """Max pooling behind an affine map: by the sign of the scale.
 
-Floor 3: imports ``absorbed``, ``affine`` and ``edits``.
+Floor 3: imports ``absorbed``, ``affine``, ``edits`` and ``forwards``.
 """
-
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +9,7 @@ from torch import Tensor, nn
 from canon_bridge.core.modules.absorbed import per_channel
 from canon_bridge.core.modules.affine import Affine
 from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.undo.forwards import bind_forward
 
 
 def absorb_into_max_pool(edits: Edits, module: nn.Module, affine: Affine, clip_relevance: bool) -> Affine:
@@ -38,7 +37,7 @@ def absorb_into_max_pool(edits: Edits, module: nn.Module, affine: Affine, clip_r
     sign = torch.where(affine.scale < 0, -1.0, 1.0).to(affine.scale.dtype)
     former = vars(module)["_buffers"].get("pool_sign")
     edits.set_buffer(module, "pool_sign", sign if former is None else sign * former)
-    edits.set(module, "__dict__", "forward", partial(_signed_pool, module))
+    bind_forward(edits, module, _signed_pool)
     return affine
 
 

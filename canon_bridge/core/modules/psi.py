@@ -1,6 +1,6 @@
 """Any element-wise activation behind an affine map: what it becomes when the map moves to the layers behind it.
 
-Floor 3: imports ``absorbed``, ``affine`` and ``edits``.
+Floor 3: imports ``absorbed``, ``affine``, ``edits`` and ``forwards``.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from canon_bridge.core.modules.absorbed import (
 )
 from canon_bridge.core.modules.affine import Affine, working_dtype
 from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.undo.forwards import bind_forward, tensors
 
 
 def absorb_into_activation(
@@ -73,9 +74,9 @@ def absorb_into_activation(
             values["live"] = (~zero).to(whole.scale.dtype)
         for name, value in values.items():
             edits.set_buffer(module, f"psi_{name}", value)
-        edits.set(module, "__dict__", "forward", partial(_psi, module))
+        bind_forward(edits, module, _psi)
         if clip_relevance and is_first:
-            edits.add_pre_hook(module, partial(pass_share, is_linear_by_pieces))
+            edits.add_pre_hook(module, pass_share, is_linear_by_pieces)
         return behind
 
     return composed(edits, module, affine, write)
@@ -91,11 +92,11 @@ def _psi(module: nn.Module, input: Tensor) -> Tensor:
 
 def _activated(module: nn.Module, before: Tensor) -> Tensor:
     """Return what the class of the module computes, in the precision of the argument."""
-    parameters: dict[str, Tensor] = vars(module)["_parameters"]
+    parameters = tensors(module)
     if any(parameter.dtype != before.dtype for parameter in parameters.values()):
         module = _as_it_is(module)
         cast = {name: parameter.to(before.dtype) for name, parameter in parameters.items()}
-        vars(module)["_parameters"] = cast
+        vars(module).update(cast)
     return type(module).forward(module, before)
 
 

@@ -1,12 +1,12 @@
 """Trace a model or one container: symbolically, and with values where that does not work.
 
-Floor 9: imports ``graph``, ``values`` and ``preserve``.
+Floor 9: imports ``graph``, ``values``, ``preserve`` and ``forwards``.
 """
 
 import copy
-import functools
 import threading
 import types
+from collections.abc import Callable
 from typing import Any, Final
 
 import torch
@@ -20,6 +20,7 @@ from canon_bridge.core.tracing.preserve import preserved
 from canon_bridge.core.tracing.proxies import taken_for_what_they_stand_for
 from canon_bridge.core.tracing.recorded import recorded_calls
 from canon_bridge.core.tracing.values import ValueTracer
+from canon_bridge.core.undo.forwards import bound_function
 
 # fx patches torch for all threads while it traces, so one thread traces at a time.
 _TRACING: Final = threading.RLock()
@@ -135,8 +136,9 @@ def _with_forward_in_class(root: nn.Module, path: str) -> nn.Module:
     forward = vars(root).get("forward")
     if forward is None:
         return root
-    if isinstance(forward, functools.partial) and forward.args == (root,) and not forward.keywords:
-        function: Any = forward.func  # the way in which canonization binds a forward
+    bound = bound_function(root)
+    if bound is not None:  # the way in which canonization binds a forward
+        function: Any = bound[0] if not bound[1] else _with_arguments(*bound)
     elif isinstance(forward, types.MethodType) and forward.__self__ is root:
         function = forward.__func__
     else:
@@ -145,3 +147,10 @@ def _with_forward_in_class(root: nn.Module, path: str) -> nn.Module:
     del vars(twin)["forward"]
     twin.__class__ = type(type(root).__name__, (type(root),), {"forward": function})
     return twin
+
+
+def _with_arguments(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[..., Any]:
+    def forward(self: nn.Module, *inputs: Any) -> Any:
+        return function(self, *arguments, *inputs)
+
+    return forward

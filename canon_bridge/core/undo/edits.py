@@ -5,7 +5,6 @@ Floor 1: imports ``register`` and ``steps``. A slot is one key of ``__dict__``, 
 back at its former place, whatever a framework has put into the slot in between.
 """
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -18,8 +17,18 @@ ABSENT: Final = object()
 _CLASS: Final = "__class__"
 
 
-class OwnHook(functools.partial[Any]):
-    """A hook that a journal has registered; the others are those of the user and of a framework."""
+class OwnHook:
+    """A hook that a journal has registered; the others are those of the user and of a framework.
+
+    No subclass of ``functools.partial``: ``torch.compile`` takes that for a plain one, and would not know it by type.
+    """
+
+    def __init__(self, hook: Callable[..., Any], *bound: object) -> None:
+        self.func, self.bound = hook, bound
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call it."""
+        return self.func(*self.bound, *arguments)
 
 
 def slots(module: nn.Module, table: str) -> dict[Any, Any]:
@@ -94,9 +103,9 @@ class Edits:
         self.set(module, "__dict__", "_non_persistent_buffers_set", {*transient, name})
         self.set(module, "_buffers", name, value)
 
-    def add_pre_hook(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        """Register a forward pre-hook that runs before all others of the module."""
-        own = OwnHook(hook)  # an object of this journal, by which the hook is found again
+    def add_pre_hook(self, module: nn.Module, hook: Callable[..., Any], *bound: object) -> None:
+        """Register ``hook(*bound, module, args)`` as a forward pre-hook that runs before all others of the module."""
+        own = OwnHook(hook, *bound)  # an object of this journal, by which the hook is found again
 
         def remove() -> None:
             hooks: dict[int, object] = vars(module)["_forward_pre_hooks"]

@@ -1,0 +1,1 @@
+"""Ways of running: what PyTorch does with models, done with canonical ones."""
