@@ -39,7 +39,7 @@ def carry_out(edits: Edits, model: nn.Module, plan: Plan, backend: Backend) -> d
             child = backend.adapt(make())
             edits.set(container, "_modules", name, child.train(container.training))
         for name, tensor in rewrite.constants.items():
-            edits.set(container, "__dict__", name, tensor)
+            edits.set_buffer(container, name, tensor)  # it moves with the model
         bind_forward(edits, container, rewrite.function)
     for path in plan.out_of_place:
         edits.set(model.get_submodule(path), "__dict__", "inplace", False)
