@@ -171,6 +171,7 @@ def test_torchrun_gives_the_same_bits(expected, place, count, tmp_path):
     assert_nothing_is_lost_or_twice(tmp_path / "several", expected)
 
 
+@pytest.mark.slow
 def test_another_starter_gives_the_same_bits(expected, place, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])

@@ -14,7 +14,7 @@ from benchmarks.faults.patterns import PATTERNS, build
 from canon_bridge.core.undo import edits
 from canon_bridge.core.undo.edits import Edits
 
-STRIDES = {"planning: lines": 250, "planning: operations": 3, "zennit raises": 19, "Captum raises": 23}
+STRIDES = {"planning: lines": 450, "planning: operations": 7, "zennit raises": 31, "Captum raises": 41}
 CELLS = [
     pytest.param(pattern, mode, marks=[pytest.mark.zennit] if mode == "zennit raises" else [])
     for pattern, mode in cells()
@@ -23,7 +23,7 @@ CELLS = [
 
 @pytest.mark.parametrize(("pattern", "mode"), CELLS)
 def test_the_model_is_itself_again_after_a_fault(pattern: str, mode: str, record_property: Any) -> None:
-    record_property("cases", run(pattern, mode, STRIDES.get(mode, 17)))
+    record_property("cases", run(pattern, mode, STRIDES.get(mode, 31)))
 
 
 @pytest.mark.slow
