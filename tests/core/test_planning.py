@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from canon_bridge import LostChangeWarning, Leftover, Merge, Plan, Refusal, canonize, plan
+from canon_bridge import Canonization, Leftover, LostChangeWarning, Merge, Plan, Refusal, canonize, plan
 from canon_bridge.core.planning.options import Options, Scope
 from canon_bridge.core.planning.planner import make_plan
 from tests.conftest import Snapshot, randomize, relative_error
@@ -207,9 +207,19 @@ def test_with_example_inputs_the_same_chains_are_found(prefer: Any) -> None:
         for x, right in zip(inputs, expected, strict=True):
             assert relative_error(canonical(x), right) < 1e-12
     assert decided(plan(model, example_inputs=inputs[0])) == {"norm": "right fc"}
-    with pytest.warns(LostChangeWarning, match=r"fc\.bias"), canonize(model, example_inputs=inputs[0]):
+    canonization = canonize(model, example_inputs=inputs[0])
+    with pytest.warns(LostChangeWarning, match=r"fc\.bias"):
+        spoil(canonization)
+    assert relative_error(model(inputs[0]), expected[0]) == 0
+
+
+def spoil(canonization: Canonization) -> None:
+    """Change a merged parameter in the block, and see that the checks above notice."""
+    model, x = canonization.model, image(*SIZES[0])
+    expected = model(x)
+    with canonization:
         model.fc.bias.data += WRONG
-        assert relative_error(model(inputs[0]), expected[0]) > 1e-12
+        assert relative_error(model(x), expected) > 1e-12
 
 
 def scripted() -> nn.Module:
