@@ -148,15 +148,9 @@ def planning(inject: str, subject: Subject, stride: int) -> Iterator[str]:
 def applying(inject: str, subject: Subject, stride: int) -> Iterator[str]:
     """Yield a case for each step of entering the block."""
     canonization = subject.canonization()
-    count = _count(subject, canonization, inject, leaving=False)
-    for k in range(0, count, stride):
-        counter = Counter(k)
-        with suppress(Fault):
-            with INJECTORS[inject](counter):
-                canonization.apply()
-            raise AssertionError(f"no fault at step {k} of {count}")
-        subject.check(f"applying, {counter.where}", with_output=k % 10 == 0)
-        yield counter.where
+    for where in _at_each(subject, canonization, inject, stride, leaving=False):
+        subject.check(f"applying, {where}", with_output=False)
+        yield where
     with canonization:  # and it can be used after all that
         assert torch.allclose(_output(subject.model, subject.x), subject.expected)
     subject.check("applying")
@@ -165,19 +159,33 @@ def applying(inject: str, subject: Subject, stride: int) -> Iterator[str]:
 def undoing(inject: str, subject: Subject, stride: int) -> Iterator[str]:
     """Yield a case for each step of leaving the block."""
     canonization = subject.canonization()
-    count = _count(subject, canonization, inject, leaving=True)
-    for k in range(0, count, stride):
-        counter = Counter(k)
-        canonization.apply()
-        with suppress(Fault):
-            with INJECTORS[inject](counter):
-                canonization.__exit__(None, None, None)
-            raise AssertionError(f"no fault at step {k} of {count}")
-        if inject == "line" and _is_gap(counter.where):
+    for where in _at_each(subject, canonization, inject, stride, leaving=True):
+        if inject == "line" and _is_gap(where):
             canonization.undo()
-        subject.check(f"undoing, {counter.where}", with_output=k % 10 == 0)
-        yield counter.where
+        subject.check(f"undoing, {where}", with_output=False)
+        yield where
     subject.check("undoing")
+
+
+def _at_each(subject: Subject, canonization: Canonization, inject: str, stride: int, leaving: bool) -> Iterator[str]:
+    """Enter or leave the block with a fault at every so-manieth step, and yield where it was raised."""
+    counter = Counter()
+    _move(canonization, inject, counter, leaving)
+    canonization.undo()
+    subject.check("counting")
+    for k in range(0, counter.count, stride):
+        one = Counter(k)
+        with suppress(Fault):
+            _move(canonization, inject, one, leaving)
+            raise AssertionError(f"no fault at step {k} of {counter.count}")
+        yield one.where
+
+
+def _move(canonization: Canonization, inject: str, counter: Counter, leaving: bool) -> None:
+    if leaving:
+        canonization.apply()
+    with INJECTORS[inject](counter):
+        canonization.__exit__(None, None, None) if leaving else canonization.apply()
 
 
 def _is_gap(where: str) -> bool:
@@ -190,14 +198,3 @@ def _first_line(function: Callable[..., object]) -> int:
     """Return the number of the first line of a function that is run."""
     lines = sorted({line for *_, line in function.__code__.co_lines() if line is not None})
     return lines[1]  # behind the line of its ``def``
-
-
-def _count(subject: Subject, canonization: Canonization, inject: str, leaving: bool) -> int:
-    counter = Counter()
-    if leaving:
-        canonization.apply()
-    with INJECTORS[inject](counter):
-        canonization.__exit__(None, None, None) if leaving else canonization.apply()
-    canonization.undo()
-    subject.check("counting")
-    return counter.count

@@ -64,10 +64,20 @@ def canonize(
     TracingError
         If the data flow of the model cannot be found (a ``RuntimeError``).
 
+    Warns
+    -----
+    PrecisionWarning
+        On entry, if a merge loses precision; it names the BatchNorms and says what to do.
+    LostChangeWarning
+        When the block ends, if something was changed inside that is not kept.
+
     Notes
     -----
     Module objects, names and types stay. Inside the block ``state_dict`` holds the merged values, and merged layers
-    without bias have one. Parameters of merged layers are new objects; a change to them is lost on exit.
+    without bias have one. Parameters of merged layers are new objects; a change to them is lost on exit, with a
+    ``LostChangeWarning`` that names them. Gradients are those of the function; ``clipped`` holds for what a rule hands
+    down, that is, for activations that carry a hook. The model is canonical for all threads, and another thread cannot
+    enter a block on it meanwhile.
 
     References
     ----------

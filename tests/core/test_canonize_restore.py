@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torchvision.models import DenseNet
 
+from benchmarks.faults.patterns import Tensors
 from canon_bridge import canonize
 from canon_bridge.core.undo.edits import Edits
 from canon_bridge.core.undo.register import writes_in_force
@@ -28,24 +28,10 @@ def small() -> nn.Module:
     return randomize(model.double())
 
 
-class Functional(nn.Module):
-    """A convolution and a norm by functions, with tensors of the module and one that forward creates."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight, self.gain = nn.Parameter(torch.randn(4, 4, 1, 1)), nn.Parameter(torch.randn(4))
-        self.register_buffer("mean", torch.randn(4))
-        self.register_buffer("variance", torch.rand(4) + 0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.conv2d(x, self.weight * 2, padding=1) * torch.full((1,), 0.5, dtype=x.dtype)
-        return F.silu(F.batch_norm(x, self.mean, self.variance, self.gain, eps=0.1), inplace=True)
-
-
 def everything() -> nn.Module:
     """Besides, norms that go through activations and pools, computed weights, functions, and a norm with its act."""
     more = [norm(), nn.LeakyReLU(0.2, True), nn.MaxPool2d(2, 1), nn.SiLU(), parametrizations.weight_norm(conv())]
-    return randomize_any(nn.Sequential(*small(), *more, Functional(), nn.Softmax(1), norm(), nn.ELU(), conv()).double())
+    return randomize_any(nn.Sequential(*small(), *more, Tensors(), nn.Softmax(1), norm(), nn.ELU(), conv()).double())
 
 
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt, SystemExit, StopIteration])
