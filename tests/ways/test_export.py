@@ -51,6 +51,16 @@ def test_an_exported_program_is_saved_and_loaded(name: str, prefer: str, tmp_pat
     assert relative_error(torch.export.load(file).module()(x), model(x)) < 64 * EPS
 
 
+@PREFER
+def test_a_strict_export_computes_the_same_for_every_size(prefer: str) -> None:
+    model = randomize(nn.Sequential(conv(), norm(), nn.ReLU(), norm(), nn.SiLU(), conv()).double())
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    twin = canonized_copy(model, prefer=prefer)
+    exported = torch.export.export(twin, (x,), dynamic_shapes=any_size(x), strict=True).module()
+    for value in sizes(x):
+        assert relative_error(exported(value), model(value)) < 64 * EPS
+
+
 def test_an_export_inside_the_block_keeps_what_the_block_had() -> None:
     make, draw = MODELS["everything"]
     model, x = make(), draw()
