@@ -31,8 +31,8 @@ def main() -> None:
     for pattern, mode in tqdm(todo, unit="cell"):
         try:
             counts[pattern, mode] = run(pattern, mode, chosen.stride)
-        except AssertionError as error:
-            failures.append(f"{pattern}, {mode}: {error}")
+        except Exception as error:  # whatever a model that did not come back raises
+            failures.append(f"{pattern}, {mode}: {type(error).__name__}: {error}")
     text = table(counts)
     print(text)
     print("\n".join([f"{sum(counts.values())} cases, {len(failures)} cells failed", *failures]))

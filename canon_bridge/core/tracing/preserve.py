@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.core.undo.steps import run_all
+from canon_bridge.core.undo.steps import refill, run_all
 
 
 @dataclass
@@ -57,10 +57,7 @@ def _restore_attributes(now: dict[str, Any], former: dict[str, Any]) -> bool:
     """Give a module its former attributes; return whether it had others."""
     if now.keys() == former.keys() and all(now[key] is former[key] for key in former):
         return False
-    try:
-        now.clear()
-    finally:  # also where a signal comes in between
-        now.update(former)
+    refill(now, former)
     return True
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 from torch import nn
 
 from canon_bridge.core.undo.register import IN_FORCE, Key, Record, Write
-from canon_bridge.core.undo.steps import run_all
+from canon_bridge.core.undo.steps import refill, run_all
 
 ABSENT: Final = object()
 _CLASS: Final = "__class__"
@@ -191,11 +191,7 @@ def _sort(keys: dict[Any, Any], order: dict[Key, None]) -> None:
     names = [key for key in order if key in keys]
     if list(keys) == names:
         return
-    items = {key: keys[key] for key in names}
-    try:
-        keys.clear()
-    finally:  # also where a signal comes in between
-        keys.update(items)
+    refill(keys, {key: keys[key] for key in names})
 
 
 def named_slots(model: nn.Module, tables: tuple[str, ...]) -> Iterator[tuple[nn.Module, str, str, Any]]:

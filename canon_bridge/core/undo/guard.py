@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from canon_bridge.core.undo.edits import named_slots, slots
+from canon_bridge.core.undo.steps import refill
 
 _TABLES = ("_parameters", "_buffers")
 
@@ -65,9 +66,7 @@ class Guard:
                 held.tensor.requires_grad_(held.requires_grad)
         for table, names in self._order:
             if list(table) != names and set(table) == set(names):
-                items = {name: table[name] for name in names}
-                table.clear()
-                table.update(items)
+                refill(table, {name: table[name] for name in names})
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ Floor 0: imports nothing of the package.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -22,6 +22,14 @@ def run_all(items: list[T], action: Callable[[T], None]) -> None:
         failure = _run(items, action) or error
     if failure is not None:
         raise failure
+
+
+def refill(keys: dict[Any, Any], items: dict[Any, Any]) -> None:
+    """Empty a dictionary and put the items into it, in their order; an interrupt leaves none of them out."""
+    try:
+        _ = keys.clear(), keys.update(items)  # on one line: an interrupt between two lines finds all or nothing done
+    finally:
+        keys.update(items)
 
 
 def _run(items: list[T], action: Callable[[T], None]) -> BaseException | None:
