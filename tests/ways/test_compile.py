@@ -40,6 +40,8 @@ def larger(x: Tensor) -> Tensor:
 @PREFER
 @NAMES
 def test_a_copy_compiles_as_one_graph(name: str, prefer: str, backend: str) -> None:
+    if (name, backend) == ("densenet", "inductor"):
+        pytest.skip("its C++ compiler takes over ten minutes; the smaller models have every kind of edit")
     make, draw = MODELS[name]
     model, x = make(), draw()
     compiled = torch.compile(canonized_copy(model, prefer=prefer), backend=backend, fullgraph=True)
