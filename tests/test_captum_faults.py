@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision
 from captum.attr._utils.custom_modules import Addition_Module
-from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule
+from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, EpsilonRule
 from torch import nn
 from zennit.composites import EpsilonPlus
 from zennit.rules import ZPlus
@@ -154,3 +154,23 @@ def test_a_rule_on_a_module_that_has_others_inside():
     report = audit(model, x, TARGET, lrp)
     assert report.defect < 1e-9
     assert {entry.calls for entry in report.entries} == {1}
+
+
+def test_values_and_hooks_that_captum_leaves_when_it_is_interrupted_are_taken_back(monkeypatch):
+    model = randomize(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Softmax(1), nn.Flatten(), nn.Linear(16, 5))
+    )
+    before = Snapshot.of(model)
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    with canon_bridge.captum.canonize(model):
+        model[4].rule = Alpha1_Beta0_Rule()
+        model[2].rule, model[3].rule = EpsilonRule(), EpsilonRule()
+        monkeypatch.setattr(captum.attr.LRP, "_restore_state", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            captum.attr.LRP(model).attribute(torch.randn(1, 3, 4, 4), target=TARGET)
+        assert bool((model[4].weight >= 0).all())  # what the rule has left
+        assert model[4]._forward_hooks or model[4]._forward_pre_hooks
+    before.check()

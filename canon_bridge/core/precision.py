@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from canon_bridge.core.modules.affine import has_statistics, mean_ratio, width
+from canon_bridge.core.modules.affine import mean_ratio, width
 from canon_bridge.core.planning.plan import Merge, Plan
 from canon_bridge.core.tracing.arguments import copied
 
@@ -32,12 +32,10 @@ def imprecise(model: nn.Module, plan: Plan) -> dict[str, float]:
     found: dict[str, float] = {}
     for entry in (*plan.merges, *plan.leftovers):
         norm = model.get_submodule(entry.norm)
-        if not has_statistics(norm) or width(norm) == 0:
-            continue
         layers = entry.chain.targets if isinstance(entry, Merge) else ()
         dtype = _coarsest_dtype([norm, *map(model.get_submodule, layers)])
         is_exact = entry.chain.direction == "left" if isinstance(entry, Merge) else dtype.itemsize > 2
-        ratio = 0.0 if is_exact else mean_ratio(norm)
+        ratio = mean_ratio(norm) if width(norm) and not is_exact else 0.0
         if ratio >= max(_SMALLEST_RATIO, _RATIO / torch.finfo(dtype).eps):
             found[entry.norm] = ratio
     return dict(sorted(found.items(), key=lambda item: -item[1]))

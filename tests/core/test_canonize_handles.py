@@ -120,3 +120,24 @@ def test_a_plan_that_is_out_of_date_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"canonize\(model\) anew"):
         canonization.apply()
     before.check()
+
+
+def test_a_block_on_a_layer_that_is_merged_already() -> None:
+    model, x = small(), image()
+    before, expected = Snapshot.of(model), model(x)
+    for prefer in ("left", "right"):
+        with canonize(model, prefer=prefer):
+            for layer in (module for module in list(model.modules()) if isinstance(module, nn.Conv2d)):
+                with canonize(layer):
+                    assert relative_error(model(x), expected) < 1e-12
+        before.check()
+
+
+def test_there_is_nothing_to_keep_before_the_block() -> None:
+    model = small()
+    before, canonization = Snapshot.of(model), canonize(model)
+    canonization.keep()
+    before.check()
+    with canonization:
+        pass
+    before.check()

@@ -192,3 +192,9 @@ def test_the_meta_device_takes_nothing_with_it() -> None:
     with pytest.warns(LostChangeWarning, match=r"0\.0\.weight"), canonize(model):
         model[0][0].to("meta")
     assert torch.equal(model[0][0].weight, kept)
+
+
+def test_what_is_gone_or_has_another_shape_is_named() -> None:
+    model = small()
+    assert lost(model, lambda: setattr(model[0], "bias", nn.Parameter(torch.zeros(2)))).startswith("0.bias: changed")
+    assert lost(model, lambda: delattr(model[0], "weight")).startswith("0.weight: changed")

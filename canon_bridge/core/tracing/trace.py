@@ -6,11 +6,10 @@ Floor 9: imports ``graph``, ``values``, ``preserve`` and ``forwards``.
 import copy
 import threading
 import types
-from collections.abc import Callable
 from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from canon_bridge.core.tracing.checkpoints import without_checkpoints
 from canon_bridge.core.tracing.errors import TracingError
@@ -42,6 +41,9 @@ def trace(model: nn.Module, arguments: tuple[Any, ...] | None = None) -> Flow:
         If forward depends on values (``if x.sum() > 0``), on the length or the type of an input, or otherwise
         cannot run on symbolic values, nor on ``arguments``. The message names the module and the cause.
     """
+    bound = bound_function(model)
+    if bound is not None and bound[1]:
+        return _nothing_to_find()
     inputs = None if arguments is None else (arguments, dict[str, Any]())
     # First with numbers as data, so that the model can be called with others.
     tracers = [SymbolicTracer(True, "", inputs, fixed_numbers=False), SymbolicTracer(True, "", inputs)]
@@ -138,7 +140,7 @@ def _with_forward_in_class(root: nn.Module, path: str) -> nn.Module:
         return root
     bound = bound_function(root)
     if bound is not None:  # the way in which canonization binds a forward
-        function: Any = bound[0] if not bound[1] else _with_arguments(*bound)
+        function: Any = bound[0]
     elif isinstance(forward, types.MethodType) and forward.__self__ is root:
         function = forward.__func__
     else:
@@ -149,8 +151,8 @@ def _with_forward_in_class(root: nn.Module, path: str) -> nn.Module:
     return twin
 
 
-def _with_arguments(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[..., Any]:
-    def forward(self: nn.Module, *inputs: Any) -> Any:
-        return function(self, *arguments, *inputs)
-
-    return forward
+def _nothing_to_find() -> Flow:
+    """Return the flow of a single layer that an outer canonization has changed: it contains no calls."""
+    graph = fx.Graph()
+    graph.output(graph.placeholder("input"))
+    return Flow(graph, {}, {}, {}, {}, {}, {}, frozenset())
