@@ -77,9 +77,10 @@ class Canonization:
         PrecisionWarning
             If a merge loses precision: by the statistics of a BatchNorm, or as measured on ``example_inputs``.
         """
-        self._check()
-        arguments = self.options.arguments
-        before = None if arguments is None else outputs(self.model, arguments)
+        before = None
+        if self.options.arguments is not None:
+            self._check()  # before the model runs
+            before = outputs(self.model, self.options.arguments)
         edits = Edits()
         try:
             with _ONE_AT_A_TIME:

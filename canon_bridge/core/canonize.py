@@ -4,7 +4,6 @@ Floor 18: imports ``canonization`` and the keywords.
 """
 
 import copy
-from typing import Final
 
 import torch
 from torch import nn
@@ -15,9 +14,7 @@ from canon_bridge.core.modules.layers import OfRank
 from canon_bridge.core.modules.linear import computes_weight, make_plain, why_not_foldable
 from canon_bridge.core.planning.options import Clipped, ExampleInputs, Leftover, Options, Prefer
 from canon_bridge.core.planning.plan import Plan
-from canon_bridge.core.undo.edits import Edits
-
-_TRANSIENT: Final = "_non_persistent_buffers_set"
+from canon_bridge.core.undo.edits import TRANSIENT, Edits
 
 
 def canonize(
@@ -122,7 +119,7 @@ def canonized_copy(
     """
     check_module(model)
     twin = _copy(model)
-    transient = {module: vars(module)[_TRANSIENT] for module in twin.modules()}
+    transient = {module: vars(module)[TRANSIENT] for module in twin.modules()}
     canonization = Canonization(twin, Options(prefer, clipped, leftover, example_inputs))
     canonization.apply()
     edits = Edits()
@@ -131,7 +128,7 @@ def canonized_copy(
         if not isinstance(norm, nn.Sequential):  # what a norm calls behind itself stays
             replace_child(edits, twin, norm, OfRank(ranks) if ranks else nn.Identity())
     for module in twin.modules():  # thresholds and signs belong to its state
-        edits.set(module, "__dict__", _TRANSIENT, transient.get(module, set()))
+        edits.set(module, "__dict__", TRANSIENT, transient.get(module, set()))
     canonization.keep()
     edits.keep()
     return twin

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from canon_bridge.core.modules.affine import Affine
 from canon_bridge.core.undo.edits import Edits, OwnHook, slots
+from canon_bridge.core.undo.snapshot import HOOKS
 
 # Below this scale, or beyond this threshold (about the largest float16), the quotient -b/s is not used: it loses
 # nothing yet, but grows towards overflow.
@@ -73,15 +74,12 @@ def composed(edits: Edits, module: nn.Module, affine: Affine, write: Callable[[A
     return Affine(behind.scale / former.scale, (behind.shift - former.shift) / former.scale)
 
 
-_HOOKS: Final = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-
-
 def has_rule(module: nn.Module) -> bool:
     """Return whether the module carries a hook that is not ours, as every rule that replaces its gradient has one.
 
     Without a rule the gradient of the module stands, and has to be that of the function.
     """
-    return any(not isinstance(hook, OwnHook) for table in _HOOKS for hook in slots(module, table).values())
+    return any(not isinstance(hook, OwnHook) for table in HOOKS for hook in slots(module, table).values())
 
 
 def has_reference(module: nn.Module) -> bool:

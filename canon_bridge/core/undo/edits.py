@@ -14,6 +14,7 @@ from canon_bridge.core.undo.register import IN_FORCE, Key, Record, Write
 from canon_bridge.core.undo.steps import refill, run_all
 
 ABSENT: Final = object()
+TRANSIENT: Final = "_non_persistent_buffers_set"
 _CLASS: Final = "__class__"
 
 
@@ -99,8 +100,8 @@ class Edits:
 
     def set_buffer(self, module: nn.Module, name: str, value: object) -> None:
         """Add a buffer that moves with the module (``.to``, ``.float``) and stays out of its ``state_dict``."""
-        transient: frozenset[str] | set[str] = vars(module)["_non_persistent_buffers_set"]
-        self.set(module, "__dict__", "_non_persistent_buffers_set", {*transient, name})
+        transient: frozenset[str] | set[str] = vars(module)[TRANSIENT]
+        self.set(module, "__dict__", TRANSIENT, {*transient, name})
         self.set(module, "_buffers", name, value)
 
     def add_pre_hook(self, module: nn.Module, hook: Callable[..., Any], *bound: object) -> None:

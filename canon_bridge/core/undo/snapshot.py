@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from torch import nn
 
-_HOOKS: Final = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+HOOKS: Final = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 def drop_scratch(modules: Iterable[nn.Module], names: tuple[str, ...]) -> Callable[[], None]:
@@ -35,11 +35,11 @@ def drop_hooks(
     found : callable
         Called where there was one.
     """
-    present = [(module, {table: set(vars(module)[table]) for table in _HOOKS}) for module in modules]
+    present = [(module, {table: set(vars(module)[table]) for table in HOOKS}) for module in modules]
 
     def restore() -> None:
         for module, keys in present:
-            for table in _HOOKS:
+            for table in HOOKS:
                 hooks: dict[int, Any] = vars(module)[table]
                 for key in [key for key, hook in hooks.items() if key not in keys[table] and is_left(hook)]:
                     found()

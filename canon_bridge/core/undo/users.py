@@ -5,10 +5,8 @@ Floor 3: imports ``edits`` and ``register``.
 
 from torch import nn
 
-from canon_bridge.core.undo.edits import ABSENT, Edits, slots
+from canon_bridge.core.undo.edits import ABSENT, TRANSIENT, Edits, slots
 from canon_bridge.core.undo.register import writes_in_force_at
-
-_TRANSIENT = "_non_persistent_buffers_set"
 
 
 def overwritten(edits: Edits, model: nn.Module) -> list[str]:
@@ -32,8 +30,8 @@ def keep_transient_buffers(edits: Edits) -> None:
     """
     for write, _ in edits.writes:
         module, former = write.module, write.old
-        if module is not None and write.name == _TRANSIENT and isinstance(former, set):
-            now: set[str] = vars(module)[_TRANSIENT]
+        if module is not None and write.name == TRANSIENT and isinstance(former, set):
+            now: set[str] = vars(module)[TRANSIENT]
             former.update(
                 name
                 for name in now
