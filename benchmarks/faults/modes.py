@@ -171,6 +171,7 @@ def _at_each(subject: Subject, canonization: Canonization, inject: str, stride: 
     """Enter or leave the block with a fault at every so-manieth step, and yield where it was raised."""
     with canonization:  # what is looked up once and for all has no lines the second time
         pass
+    subject.check("a block")
     counter = Counter()
     _move(canonization, inject, counter, leaving)
     canonization.undo()
