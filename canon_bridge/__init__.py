@@ -9,7 +9,7 @@ from canon_bridge.auditing.report import Audit
 from canon_bridge.core.canonization import Canonization
 from canon_bridge.core.canonize import canonize, canonized_copy, plan
 from canon_bridge.core.planning.plan import Leftover, Merge, Plan, Refusal
-from canon_bridge.core.tracing.errors import TracingError
+from canon_bridge.core.trace.flow import TracingError
 from canon_bridge.core.undo.alerts import LostChangeWarning, PrecisionWarning
 
 __version__ = "0.1.0"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from canon_bridge.auditing.flows import Visit, total
 from canon_bridge.core.modules.absorb import stopped_at
 from canon_bridge.core.modules.affine import is_norm, normalized
-from canon_bridge.core.modules.arithmetic import Divide, Multiply
+from canon_bridge.core.explicit import Divide, Multiply, Product
 
 T = TypeVar("T")
 
@@ -105,7 +105,7 @@ def _due_to_shift(norm: nn.Module, input: Tensor, relevance: Tensor) -> float:
 
 def cause_of(keeper: Bookkeeper, visit: Visit) -> str:
     """Return what to call the relevance that no rule accounts for in a call."""
-    if isinstance(visit.module, (Multiply, Divide, *keeper.gates)):
+    if isinstance(visit.module, (Multiply, Divide, Product, *keeper.gates)):
         return GATES
     if isinstance(visit.module, keeper.constants) and not all(visit.carries):
         return BIASES

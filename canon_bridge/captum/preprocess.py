@@ -1,35 +1,71 @@
 """Canonization as a step before Captum's own classes: sums that Captum knows, and inputs of one's own per module."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, Final
 
 import torch
-from captum.attr._core.lrp import SUPPORTED_LAYERS_WITH_RULES
 from captum.attr._utils.custom_modules import Addition_Module
-from captum.attr._utils.lrp_rules import EpsilonRule, PropagationRule
+from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
 from canon_bridge.captum.rules import Norm, Pass, SignalTakesAll
 from canon_bridge.core.canonization import Canonization
 from canon_bridge.core.modules.absorbed import has_reference
-from canon_bridge.core.modules.arithmetic import Add, Divide, Multiply, Negate, Subtract
-from canon_bridge.core.modules.layers import BatchNorm, Mean, OfRank
+from canon_bridge.core.explicit import (
+    Add,
+    BatchNorm,
+    Divide,
+    ElementWise,
+    LinearMap,
+    Multiply,
+    Normaliser,
+    OfRank,
+    Product,
+    Subtract,
+    stand_in,
+)
 from canon_bridge.core.planning.options import Backend, Clipped, ExampleInputs, Leftover, Options, Prefer
 
-# Captum looks rules up by exact type, and knows none of the modules that canonization puts in.
-DEFAULT_RULES: Final[Mapping[type[nn.Module], type[PropagationRule]]] = {
-    Mean: EpsilonRule,
+# Captum looks rules up by exact type, and knows none of the modules that canonization puts in: they bring their own.
+_RULES: Final[Mapping[type[nn.Module], Callable[[], PropagationRule]]] = {
+    LinearMap: Norm,
     Add: Norm,
     Subtract: Norm,
     Multiply: SignalTakesAll,
     Divide: SignalTakesAll,
-    Negate: Pass,
+    Product: SignalTakesAll,
+    ElementWise: Pass,
+    Normaliser: Pass,
     BatchNorm: Pass,
     OfRank: Pass,
 }
-_known: dict[Any, Any] = SUPPORTED_LAYERS_WITH_RULES
-for _kind, _rule in DEFAULT_RULES.items():
-    _known.setdefault(_kind, _rule)
+
+
+@cache
+def _with_rule(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return the type with a ``rule``, a new one after Captum has deleted it, as it does after each call."""
+
+    def get(self: nn.Module) -> PropagationRule:
+        return vars(self).setdefault("_rule", _RULES[kind]())
+
+    def put(self: nn.Module, rule: PropagationRule) -> None:
+        vars(self)["_rule"] = rule
+
+    def delete(self: nn.Module) -> None:
+        vars(self).pop("_rule", None)
+
+    return type(kind.__name__, (kind,), {"rule": property(get, put, delete)})
+
+
+def _ruled(module: nn.Module) -> nn.Module:
+    """Return the module that Captum's own LRP knows a rule for."""
+    added = _addition(module)
+    if added is not module or type(module) not in _RULES:
+        return added
+    twin = stand_in(module)
+    twin.__class__ = _with_rule(type(module))
+    return twin
 
 
 def _own_inputs(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -49,8 +85,9 @@ def _has_overlapping_windows(module: nn.Module) -> bool:
     return bool((kernel > stride).any())
 
 
-def _addition(add: Add) -> nn.Module:
-    return Addition_Module() if add.signal is None else add  # Captum knows sums of two tensors alone
+def _addition(module: nn.Module) -> nn.Module:
+    is_sum = type(module) is Add and module.signal is None  # Captum knows sums of two tensors alone
+    return Addition_Module().train(module.training) if is_sum else module
 
 
 def _is_of_captum(hook: object) -> bool:
@@ -58,10 +95,9 @@ def _is_of_captum(hook: object) -> bool:
 
 
 # What our own LRP needs, and what Captum's classes need besides; they leave these attributes on modules.
-MODULES: Final[Mapping[type[nn.Module], Callable[[Any], nn.Module]]] = {Add: _addition}
-BACKEND = Backend(MODULES)
+BACKEND = Backend(_addition)
 PREPROCESSING = Backend(
-    MODULES, _own_inputs, ("rule", "activations", "activation", "input", "output"), leaves_hook=_is_of_captum
+    _ruled, _own_inputs, ("rule", "activations", "activation", "input", "output"), leaves_hook=_is_of_captum
 )
 
 

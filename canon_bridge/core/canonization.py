@@ -17,7 +17,7 @@ from canon_bridge.core.planning.options import Backend, Options, Scope
 from canon_bridge.core.planning.plan import Plan
 from canon_bridge.core.planning.planner import IS_IDENTITY, make_plan
 from canon_bridge.core.precision import describe, function_error, outputs
-from canon_bridge.core.tracing.arguments import CONSTANTS
+from canon_bridge.core.trace.flow import CONSTANTS
 from canon_bridge.core.undo.alerts import LostChangeWarning, PrecisionWarning, alert
 from canon_bridge.core.undo.edits import Edits
 from canon_bridge.core.undo.guard import Guard, convert

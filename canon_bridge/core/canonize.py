@@ -10,7 +10,7 @@ from torch import nn
 
 from canon_bridge.core.canonization import Canonization, check_module
 from canon_bridge.core.merge import replace_child
-from canon_bridge.core.modules.layers import OfRank
+from canon_bridge.core.explicit import OfRank
 from canon_bridge.core.modules.linear import computes_weight, make_plain, why_not_foldable
 from canon_bridge.core.planning.options import Clipped, ExampleInputs, Leftover, Options, Prefer
 from canon_bridge.core.planning.plan import Plan

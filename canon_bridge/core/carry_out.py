@@ -6,8 +6,10 @@ that.
 
 from torch import nn
 
+from canon_bridge.core.explicit import EXPANSIONS
 from canon_bridge.core.merge import expect_rank, make_linear, merge, replace_child, sequence_behind, share_hooks
 from canon_bridge.core.modules.affine import children_after
+from canon_bridge.core.modules.kinds import find_kind
 from canon_bridge.core.modules.linear import make_plain
 from canon_bridge.core.modules.parameters import make_live
 from canon_bridge.core.planning.chains import Chain
@@ -36,11 +38,15 @@ def carry_out(edits: Edits, model: nn.Module, plan: Plan, backend: Backend) -> d
     for rewrite in plan.rewrites:
         container = model.get_submodule(rewrite.path)
         for name, make in rewrite.children:
-            child = backend.adapt(make())
-            edits.set(container, "_modules", name, child.train(container.training))
+            edits.set(container, "_modules", name, make(container))
         for name, tensor in rewrite.constants.items():
             edits.set_buffer(container, name, tensor)  # it moves with the model
         bind_forward(edits, container, rewrite.function)
+    for path in plan.expanded:
+        former = model.get_submodule(path)
+        make = find_kind(EXPANSIONS, former)
+        assert make is not None  # the plan has asked
+        replace_child(edits, model, former, make(former).train(former.training))
     for path in plan.out_of_place:
         edits.set(model.get_submodule(path), "__dict__", "inplace", False)
     for path in plan.plain:

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from canon_bridge.core.modules.affine import mean_ratio, width
 from canon_bridge.core.planning.plan import Merge, Plan
-from canon_bridge.core.tracing.arguments import copied
+from canon_bridge.core.trace.tracer import copied
 
 # Deviations of the function, relative to its largest value, that rounding does not account for.
 TOLERANCES: Final = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}

@@ -10,7 +10,7 @@ from zennit.core import BasicHook, Composite, Hook, ParamMod
 
 from canon_bridge.auditing.books import Term, owner
 from canon_bridge.auditing.flows import Visit
-from canon_bridge.zennit.arithmetic import Product, Signal, StackedSum
+from canon_bridge.zennit.arithmetic import ProductOfMaps, Passed, SignalTimesGate, StackedSum, SumOfParts
 
 
 class Keeper:
@@ -24,7 +24,7 @@ class Keeper:
         The composite; its canonizers run.
     """
 
-    gates: tuple[type[nn.Module], ...] = (Product, Signal)
+    gates: tuple[type[nn.Module], ...] = (SignalTimesGate, Passed)
     constants: tuple[type[nn.Module], ...] = (StackedSum,)
 
     def __init__(self, model: nn.Module, rules: Composite) -> None:

@@ -8,9 +8,9 @@ from zennit.canonizers import Canonizer
 
 from canon_bridge.core.canonization import Canonization
 from canon_bridge.core.planning.options import Backend, Clipped, ExampleInputs, Leftover, Options, Prefer, Scope
-from canon_bridge.zennit.arithmetic import MODULES
+from canon_bridge.zennit.arithmetic import adapt
 
-BACKEND = Backend(MODULES)
+BACKEND = Backend(adapt)
 
 
 class ModelCanonizer(Canonizer):

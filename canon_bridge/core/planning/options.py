@@ -3,8 +3,8 @@
 Floor 0: imports torch alone.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
@@ -50,14 +50,18 @@ class Options:
         return (self.example_inputs,) if isinstance(self.example_inputs, Tensor) else self.example_inputs
 
 
+def _as_it_is(module: nn.Module) -> nn.Module:
+    return module
+
+
 @dataclass(frozen=True)
 class Backend:
     """What a framework wants to see inside the block; the core's own has no wishes.
 
     Attributes
     ----------
-    modules : mapping of type to callable
-        What stands in for an explicit module of this type; made from that module, and called in the same way.
+    adapt : callable
+        From a module of the canonical model to the one that the framework wants in its place, or the module itself.
     leaf_hook : callable or None
         A forward pre-hook for every module without children.
     scratch : tuple of str
@@ -69,16 +73,11 @@ class Backend:
         whatever the framework makes of them reach the model's own; see :class:`LiveParameter`.
     """
 
-    modules: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = field(default_factory=dict[Any, Any])
+    adapt: Callable[[nn.Module], nn.Module] = _as_it_is
     leaf_hook: Callable[[nn.Module, Any], Any] | None = None
     scratch: tuple[str, ...] = ()
     leaves_hook: Callable[[object], bool] | None = None
     differentiable: bool = False
-
-    def adapt(self, module: nn.Module) -> nn.Module:
-        """Return the framework's module for an explicit module, or the module itself."""
-        stand_in = self.modules.get(type(module))
-        return module if stand_in is None else stand_in(module)
 
 
 @dataclass(frozen=True)

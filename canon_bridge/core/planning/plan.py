@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from canon_bridge.core.planning.chains import Chain, kind_of
 from canon_bridge.core.planning.options import Options
 from canon_bridge.core.planning.table import format_table
-from canon_bridge.core.tracing.rewrite import Rewrite
+from canon_bridge.core.rewrite import Rewrite
 
 ORDER = (
     "BatchNorms are resolved in the order of the data flow, each after those before it: the preferred direction, then "
@@ -97,6 +97,31 @@ class Refusal:
 Entry = Merge | Leftover | Refusal
 
 
+@dataclass(frozen=True)
+class Uncovered:
+    """An operation on the way from the input to the output that has no rule: its part of the map is a gradient.
+
+    Attributes
+    ----------
+    path : str
+        The module whose forward wrote it, or the module itself where it is one.
+    what : str
+        The operation.
+    place : str
+        File and line of the call, ``"file:line"``.
+    reason : str
+        Why there is no rule, what it means for the map, and what to do.
+    """
+
+    path: str
+    what: str
+    place: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.what} in {self.path or 'the model itself'} ({self.place}): {self.reason}"
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """Every BatchNorm of a model, in the order in which they are resolved, and what becomes of it.
@@ -111,21 +136,24 @@ class Plan:
         One for each BatchNorm, in the order of the data flow: conflicts are resolved in this order.
     rewrites : tuple of Rewrite
         The containers whose forward calls modules instead of functions, or one module for each call site.
-    failures : tuple of (str, str)
-        Containers that keep functional operations, and why.
+    uncovered : tuple of Uncovered
+        The operations that no rule covers.
     out_of_place : tuple of str
         Modules that work in place and are made not to.
     plain : tuple of str
         Linear layers whose weight is computed (a parametrization, a standardization) and becomes a parameter.
+    expanded : tuple of str
+        Modules of several operations in one, which become modules of their own.
     """
 
     model: str
     options: Options
     entries: tuple[Entry, ...]
     rewrites: tuple[Rewrite, ...]
-    failures: tuple[tuple[str, str], ...]
+    uncovered: tuple[Uncovered, ...]
     out_of_place: tuple[str, ...]
     plain: tuple[str, ...] = ()
+    expanded: tuple[str, ...] = ()
 
     @property
     def merges(self) -> tuple[Merge, ...]:
@@ -180,12 +208,13 @@ class Plan:
     def _explicit(self) -> Iterator[str]:
         """Yield what else is changed, and which functional operations stay."""
         made = [rewrite for rewrite in self.rewrites if rewrite.children]
-        if made or self.plain or self.failures:
+        if made or self.plain or self.uncovered:
             yield ""
         for rewrite in made:
             names = ", ".join(name for name, _ in rewrite.children)
             yield f"explicit modules in {rewrite.path or 'the model itself'}: {names}"
         if self.plain:
             yield f"computed weights made parameters: {', '.join(self.plain)}"
-        for path, reason in self.failures:
-            yield f"not explicit in {path or 'the model itself'}: {reason}"
+        if self.uncovered:
+            yield from ("", "operations without a rule, in whose place the map has a gradient:")
+            yield from (f"- {entry}" for entry in self.uncovered)

@@ -10,15 +10,16 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from canon_bridge.core.modules.affine import check_norm, is_identity, is_norm
+from canon_bridge.core.explicit import EXPANSIONS
+from canon_bridge.core.modules.kinds import find_kind
 from canon_bridge.core.modules.linear import computes_weight, is_linear, why_not_foldable
 from canon_bridge.core.planning.chains import Obstacle, Words, words
-from canon_bridge.core.planning.leftward import find_left
-from canon_bridge.core.planning.network import Network
 from canon_bridge.core.planning.options import Options, Scope
 from canon_bridge.core.planning.plan import Entry, Leftover, Merge, Plan, Refusal
-from canon_bridge.core.planning.rightward import find_right
-from canon_bridge.core.tracing.explicit import Explicit, Operation, make_explicit
-from canon_bridge.core.tracing.trace import trace
+from canon_bridge.core.rewrite import ExplicitFlow, ModuleCall, make_explicit
+from canon_bridge.core.search import Network, find_left, find_right, name_of
+from canon_bridge.core.trace.trace import trace
+from canon_bridge.core.uncovered import find_uncovered
 
 IS_IDENTITY = "it is the identity already"
 _READ = "a forward reads its tensors by itself"
@@ -51,7 +52,7 @@ def make_plan(model: nn.Module, options: Options, scope: Scope) -> Plan:
         if is_norm(module):
             check_norm(module, path or "the model")
     explicit = make_explicit(model, trace(model, options.arguments), scope.explicit)
-    planner = _Planner(explicit, options, scope)
+    planner = _Planner(explicit, model, options, scope)
     entries = [*planner.entries(), *planner.others(model)]
     everything = scope.explicit
     return Plan(
@@ -59,9 +60,10 @@ def make_plan(model: nn.Module, options: Options, scope: Scope) -> Plan:
         options,
         tuple(entries),
         explicit.rewrites,
-        explicit.failures,
+        find_uncovered(explicit) if everything else (),
         planner.network.in_place_modules() if everything else (),
         planner.computed_weights() if everything else (),
+        planner.expanded() if everything else (),
     )
 
 
@@ -81,8 +83,8 @@ def check_types(model: nn.Module) -> None:
 class _Planner:
     """The normalization layers of one flow, resolved one after the other."""
 
-    def __init__(self, explicit: Explicit, options: Options, scope: Scope) -> None:
-        self.network = Network(explicit)
+    def __init__(self, explicit: ExplicitFlow, model: nn.Module, options: Options, scope: Scope) -> None:
+        self.network = Network(explicit, model)
         self.options = options
         self.scope = scope
         self.norms = {operation.path: operation for operation in self.network.in_order() if is_norm(operation.module)}
@@ -120,7 +122,13 @@ class _Planner:
         """Return the module around a layer that is one operation of the flow, if there is one."""
         names = path.split(".")
         above = [".".join(names[:end]) for end in range(1, len(names))]
-        return next((self.network.called(holder) for holder in above if self.network.is_called(holder)), None)
+        calls = next((calls for holder in above if (calls := self.network.calls(holder))), None)
+        return None if calls is None else name_of(self.network.operations[calls[0]])
+
+    def expanded(self) -> tuple[str, ...]:
+        """Return the modules that are several operations in one, which become modules of their own."""
+        calls = self.network.operations.values()
+        return tuple(dict.fromkeys(call.path for call in calls if find_kind(EXPANSIONS, call.module) is not None))
 
     def computed_weights(self) -> tuple[str, ...]:
         """Return the linear layers whose weight becomes a plain parameter."""
@@ -129,7 +137,7 @@ class _Planner:
             path for path, module in linears.items() if computes_weight(module) and why_not_foldable(module) is None
         )
 
-    def _resolve(self, norm: Operation) -> Entry:
+    def _resolve(self, norm: ModuleCall) -> Entry:
         network, path = self.network, norm.path
         if path in network.identities:
             return Refusal(path, IS_IDENTITY)
@@ -138,12 +146,14 @@ class _Planner:
         find = {"left": find_left, "right": find_right}
         other = "right" if self.options.prefer == "left" else "left"
         obstacles: list[Words] = []
-        for direction in (self.options.prefer, other):
-            chain = find[direction](network, norm)
-            if isinstance(chain, Obstacle):
-                obstacles.append(words(f"{direction}: {{}}", chain.reason))
-            elif self.scope.kinds is None or chain.kind in self.scope.kinds:
-                return Merge(chain)
+        for into_norms in (False, True):  # a linear layer on either side comes before another norm
+            obstacles = []
+            for direction in (self.options.prefer, other):
+                chain = find[direction](network, norm, into_norms=into_norms)
+                if isinstance(chain, Obstacle):
+                    obstacles.append(words(f"{direction}: {{}}", chain.reason))
+                elif self.scope.kinds is None or chain.kind in self.scope.kinds:
+                    return Merge(chain)
         return self._rest(
             path, words("; ".join("{}" for _ in obstacles), *obstacles) or "such a merge was not asked for"
         )

@@ -1,0 +1,91 @@
+"""Which operations on the way from the input to the output have no rule, and what to say of them."""
+
+from torch import fx, nn
+
+from canon_bridge.core.explicit import Explicit
+from canon_bridge.core.facts import carries, entry_of
+from canon_bridge.core.operations import WANTS_MODULE, Kind
+from canon_bridge.core.planning.plan import Uncovered
+from canon_bridge.core.rewrite import ExplicitFlow
+
+_MEANS = "relevance follows its gradient here, which is no rule"
+_TEACH = "teach it with canon_bridge.register_operation, or write it with operations that have a rule"
+_SOFTMAX = (
+    "the model ends in it: relevance of a probability is that of all classes at once, and nearly all of it is gone; "
+    "explain the logit before it (take the softmax out of the model, or wrap the part up to the logits)"
+)
+
+
+def find_uncovered(explicit: ExplicitFlow) -> tuple[Uncovered, ...]:
+    """Return the operations without a rule, in the order of the data flow."""
+    on_the_way = _on_the_way(explicit.flow.graph)
+    found = dict.fromkeys(_describe(explicit, node, reason) for node in on_the_way if (reason := _why(explicit, node)))
+    ends = dict.fromkeys(_describe(explicit, node, _SOFTMAX) for node in _softmax_at_the_end(explicit.flow.graph))
+    return (*found, *ends)
+
+
+def _on_the_way(graph: fx.Graph) -> list[fx.Node]:
+    """Return the calls through which relevance flows from the output to the input."""
+    reached: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "output" or node in reached:
+            reached |= {name for name in node.all_input_nodes if carries(name)}
+    return [node for node in graph.nodes if node in reached and node.op.startswith("call")]
+
+
+def _why(explicit: ExplicitFlow, node: fx.Node) -> str | None:
+    """Return why an operation has no rule, or None if it has one."""
+    entry, call = entry_of(node), explicit.operations.get(node)
+    failure = explicit.failures.get(node)
+    if entry is None:
+        return f"it is not known what it is; {_MEANS}. {_TEACH}."
+    if entry.kind is Kind.WITHOUT_RULE:
+        return f"{entry.note}; {_MEANS}. Replace it, or explain a layer after it."
+    if node.op == "call_module":
+        if failure is not None and call is not None and _keeps_tensors(call.module):
+            return (
+                f"it is called several times, and the calls cannot be told apart ({failure}); zennit keeps the tensors "
+                "of the last call only. Give each call a module of its own."
+            )
+        return None
+    wants = entry.kind in WANTS_MODULE or entry.kind in (Kind.LINEAR_LAYER, Kind.NORM)
+    if wants and call is None and not _is_joined(node, failure):
+        return f"it cannot be made a module ({failure or 'its arguments are not known'}); {_MEANS}. {_TEACH}."
+    return None
+
+
+def _is_joined(node: fx.Node, failure: str | None) -> bool:
+    """Return whether a sum is one of tuples, which joins them."""
+    entry = entry_of(node)
+    if entry is None or entry.kind is not Kind.SUM or failure is not None:
+        return False
+    return any(isinstance(argument, list | tuple) for argument in node.args) or not node.users
+
+
+def _keeps_tensors(module: nn.Module) -> bool:
+    return isinstance(module, Explicit) or any(True for _ in module.parameters())
+
+
+def _softmax_at_the_end(graph: fx.Graph) -> list[fx.Node]:
+    """Return the calls of softmax whose result, at most moved, is what the model returns."""
+    found: list[fx.Node] = []
+    (output,) = [node for node in graph.nodes if node.op == "output"]
+    waiting = list(output.all_input_nodes)
+    while waiting:
+        node = waiting.pop()
+        entry = entry_of(node)
+        if entry is not None and entry.name in ("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin"):
+            found.append(node)
+        elif entry is not None and entry.kind is Kind.MOVEMENT:
+            waiting += node.all_input_nodes
+    return found
+
+
+def _describe(explicit: ExplicitFlow, node: fx.Node, reason: str) -> Uncovered:
+    site = explicit.flow.sites[node]
+    file, line = node.meta.get("source", ("", 0))
+    entry, call = entry_of(node), explicit.operations.get(node)
+    if node.op == "call_module" and call is not None:
+        return Uncovered(call.path, type(call.module).__name__, f"{file}:{line}", reason)
+    what = entry.name if entry is not None else str(getattr(node.target, "__name__", node.target))
+    return Uncovered(site.owner, what, f"{file}:{line}", reason)
