@@ -9,6 +9,7 @@ from torch import nn
 
 from canon_bridge.captum import rules
 from canon_bridge.captum.maps import Preset
+from canon_bridge.core.operations import Kind, operation_of_module
 from canon_bridge.core.undo.edits import Edits
 
 
@@ -54,10 +55,10 @@ def _rule(name: str, module: nn.Module, chosen: dict[str, rules.Rule], preset: s
     if by_hand is not None:
         return _own_rule(by_hand, name)
     rule = chosen.get(name)
-    is_leaf = not any(True for _ in module.children())
-    if rule is None and is_leaf and any(True for _ in module.parameters()):
+    entry = operation_of_module(module)
+    if rule is None and entry is not None and entry.kind is Kind.LINEAR_LAYER:
         raise TypeError(
-            f"{name} ({type(module).__name__}) has parameters, and the preset {preset!r} has no rule for it; its "
+            f"{name} ({type(module).__name__}) is a linear layer, and the preset {preset!r} has no rule for it; its "
             "gradient would not be relevance. Give the preset an entry, for example "
             f"`layer_map=[({type(module).__name__}, rules.Epsilon())]`."
         )

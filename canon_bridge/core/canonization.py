@@ -212,7 +212,7 @@ class Canonization:
         flags = tuple(
             (name, value)
             for rewrite in self.plan.rewrites
-            for name, value in vars(self.model.get_submodule(rewrite.path)).items()
+            for name, value in vars(self.model.get_submodule(rewrite.original)).items()
             if type(value) in CONSTANTS
         )
         # Other norms were searched through because they were the identity.

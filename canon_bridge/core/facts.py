@@ -90,6 +90,8 @@ def is_tensor(value: object) -> bool:
 
 def _is_several(value: object) -> bool:
     entry = entry_of(value) if isinstance(value, fx.Node) else None
+    if isinstance(value, fx.Node) and value.kwargs.get("return_indices") is True:
+        return True
     return entry is not None and entry.name in _SEVERAL
 
 
@@ -137,6 +139,10 @@ class Aliases:
     def overwritten(self, node: fx.Node) -> fx.Node | None:
         """Return the argument that the call overwrites, or None."""
         return overwritten(node, self.modules.get(node))
+
+    def origins(self, node: fx.Node) -> frozenset[fx.Node]:
+        """Return the nodes whose memory the value of a node may be."""
+        return self._origins[node]
 
     def read_after(self, node: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
         """Return who reads values, after ``node`` has overwritten its argument, of that memory by a name from before.

@@ -132,7 +132,7 @@ _KINDS: Final[Mapping[Kind, str]] = {
     Kind.SUM: "add sub rsub",
     Kind.PRODUCT: """mul div matmul mm bmm mv dot vdot inner outer ger einsum tensordot baddbmm addmm addmv addbmm addr
         addcmul addcdiv chain_matmul multi_dot kron vecdot cross grid_sample grid_sampler grid_sampler_2d
-        grid_sampler_3d scaled_dot_product_attention glu""",
+        grid_sampler_3d scaled_dot_product_attention glu bilinear""",
     Kind.NORMALISER: """softmax _softmax log_softmax _log_softmax softmin layer_norm native_layer_norm group_norm
         native_group_norm instance_norm rms_norm local_response_norm normalize""",
     Kind.SIZE: """size shape dim ndim ndimension numel nelement element_size stride storage_offset dtype device layout
@@ -169,7 +169,7 @@ _WITHOUT_RULE: Final[Mapping[str, str]] = {
     "not linear in the matrix",
     "cross_entropy nll_loss mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy "
     "binary_cross_entropy_with_logits kl_div ctc_loss cosine_embedding_loss": "a loss is not what a map explains",
-    "bilinear": "it has no rule for its weight",
+    "bilinear_layer": "it is a product of two inputs, with a weight of its own",
     "quantile nanquantile": "it interpolates between sorted elements",
     "scatter_reduce index_reduce": "it may reduce by a product or a mean of what is there",
 }
@@ -215,7 +215,8 @@ _ALIASES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("scatter_value", "scatter_src"), "scatter"),
     **dict.fromkeys(("T",), "numpy_T"),
     **dict.fromkeys(("__setitem__", "setitem"), "setitem"),
-    **dict.fromkeys(("__getitem__",), "getitem"),
+    **dict.fromkeys(("__getitem__", "values"), "getitem"),
+    **dict.fromkeys(("indices",), "argmax"),
     **dict.fromkeys(("__len__",), "len"),
     **dict.fromkeys(("clamp_max_", "minimum_"), "clamp_max"),
     **dict.fromkeys(("matrix_multiply",), "matmul"),
@@ -348,7 +349,7 @@ _MODULES: Final[Mapping[str, Iterable[TypeKey]]] = {
     "embedding": (nn.Embedding,),
     "lp_pool2d": (nn.LPPool1d, nn.LPPool2d, nn.LPPool3d),
     "lstm": (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell, nn.MultiheadAttention, nn.EmbeddingBag),
-    "bilinear": (nn.Bilinear,),
+    "bilinear_layer": (nn.Bilinear,),
     "cosine_similarity": (nn.CosineSimilarity, nn.PairwiseDistance),
     "add": (explicit.Add, explicit.Subtract),
     "mul": (explicit.Multiply, explicit.Divide, explicit.Product),
@@ -442,7 +443,8 @@ def _spellings() -> Mapping[Any, str]:
         for name in dir(home):
             value = getattr(home, name, None)
             if callable(value) and not isinstance(value, type) and getattr(value, "__hash__", None):
-                found[value] = name
+                if value not in found or _named(found[value]) is None:  # some have several names
+                    found[value] = name
     return found
 
 

@@ -21,7 +21,7 @@ from canon_bridge.core import explicit
 from canon_bridge.core.explicit import Arithmetic, MakeModule, Slot
 from canon_bridge.core.facts import Aliases, carries, entry_of, has_data, is_tensor
 from canon_bridge.core.modules.affine import children_after
-from canon_bridge.core.operations import WANTS_MODULE, Kind, Operation, out_of_place, overwritten
+from canon_bridge.core.operations import WANTS_MODULE, Kind, Operation, out_of_place, setitem_
 from canon_bridge.core.trace.flow import fits, is_proxy
 from canon_bridge.core.trace.flow import TracingError
 from canon_bridge.core.trace.flow import Flow, Site
@@ -56,8 +56,8 @@ class Rewrite:
 
     Attributes
     ----------
-    path : str
-        The container.
+    path, original : str
+        The container, in the canonical model and in the model as it is.
     function : callable
         ``forward(self, ...)``, to be bound to the container.
     children : tuple of (str, callable)
@@ -67,6 +67,7 @@ class Rewrite:
     """
 
     path: str
+    original: str
     function: Callable[..., Any]
     children: tuple[tuple[str, MakeModule], ...]
     constants: dict[str, Tensor]
@@ -89,7 +90,7 @@ class ExplicitFlow:
     failures : dict
         Why a node has no module of its own, or shares one with other calls.
     relied_on : frozenset of fx.Node
-        Calls in place whose result, in a new forward, is what later readers read.
+        Calls in place whose result is read by the former name in a forward that has to stay as it is.
     """
 
     flow: Flow
@@ -132,26 +133,25 @@ def make_explicit(model: nn.Module, flow: Flow, rewrite: bool = True) -> Explici
     for owner in survey.owners if rewrite else ():
         if survey.resolved(owner) != owner:
             continue
-        wanted, relied_on = survey.wanted(owner), survey.relied_on(owner)
+        wanted, overwritten_later = survey.wanted(owner), survey.overwritten_later(owner)
         # Where the course depends on values, the new forward checks that it is the course that the flow holds for.
-        if not (wanted or relied_on or owner in flow.decided):
+        if not (wanted or overwritten_later or survey.relies(owner) or owner in flow.decided):
             continue
         try:
             container = model.get_submodule(survey.original(owner))
-            rewrites.append(_write_forward(container, owner, flow, wanted, list(relied_on)))
+            rewrites.append(_write_forward(container, owner, flow, wanted, overwritten_later))
         except TracingError as error:
             survey.give_up(owner, str(error))
         else:
             survey.made.update({entry.site: entry for entry in wanted})
-            survey.found_relied_on.update(relied_on.values())
+            survey.written.add(owner)
     if rewrite and flow.expected and not any(new.path == "" for new in rewrites):
         rewrites.append(guard_forward(model, flow))
     if not rewrite:
         survey.give_up_all()
     operations = survey.operations()
-    return ExplicitFlow(
-        flow, operations, survey.aliases, tuple(rewrites), survey.failures, frozenset(survey.found_relied_on)
-    )
+    relied_on = frozenset(node for node in flow.reread if not survey.is_written_for(node))
+    return ExplicitFlow(flow, operations, survey.aliases, tuple(rewrites), survey.failures, relied_on)
 
 
 class _Survey:
@@ -161,7 +161,7 @@ class _Survey:
         self.model, self.flow = model, flow
         self.failures: dict[fx.Node, str] = {}
         self.made: dict[Site, _Wanted] = {}
-        self.found_relied_on: set[fx.Node] = set()
+        self.written: set[str] = set()  # the containers that have a new forward
         self.modules = {
             node: model.get_submodule(str(node.target)) for node in flow.sites if node.op == "call_module"
         }
@@ -171,8 +171,6 @@ class _Survey:
             self.nodes[site.owner].append(node)
         self.owners = [owner for owner in flow.owners if owner in self.nodes or owner in flow.decided]
         self._shared: dict[str, str] = {}  # stand-ins that cannot be, and what is called in their place
-        self._arguments = {path: _nodes_in(inputs) for path, inputs in flow.inputs.items()}
-        self._readers_of_old: dict[fx.Node, list[tuple[fx.Node, fx.Node]]] = {}
 
     def original(self, place: str) -> str:
         """Return the path of the module that is called at a place, in the model as it is."""
@@ -202,14 +200,29 @@ class _Survey:
                 entries.append(found(site))
         return entries
 
-    def relied_on(self, owner: str) -> dict[Site, fx.Node]:
-        """Return the calls of modules in place, in one forward, after which the old name is read again."""
-        found: dict[Site, fx.Node] = {}
-        for node in self.nodes[owner]:
-            is_first = node.op == "call_module" and self.flow.sites[node] not in self.flow.stand_ins
-            if is_first and self.aliases.read_after(node) and self._may_be_out_of_place(node):
-                found[self.flow.sites[node]] = node
-        return found
+    def relies(self, owner: str) -> bool:
+        """Return whether a forward calls a module in place and reads its input as overwritten, which it alone does."""
+        return any(node.op == "call_module" and self._may_be_out_of_place(node) for node in self.nodes[owner]
+                   if node in self.flow.reread)
+
+    def is_written_for(self, node: fx.Node) -> bool:
+        """Return whether a new forward hands the result of a call in place to all who read the overwritten tensor."""
+        return self.flow.reread[node] <= {self.flow.sites[node].owner} <= self.written
+
+    def overwritten_later(self, owner: str) -> list[Site]:
+        """Return the calls of modules in one forward whose result something overwrites that has to stay in place.
+
+        Rules hold on to the result of a module, which has to be another tensor then.
+        """
+        origins: set[fx.Node] = set()
+        for node in self.flow.sites:
+            target = self.aliases.overwritten(node)
+            entry = entry_of(node)
+            stays = node.op == "call_module" or entry is None or not _wants_module(node, entry)
+            if target is not None and (not self._may_be_out_of_place(node) or (stays and node.op != "call_module")):
+                origins |= self.aliases.origins(target)
+        sites = (self.flow.sites[node] for node in self.nodes[owner] if node in origins and _becomes_module(node))
+        return list(sites)
 
     def give_up(self, owner: str, reason: str) -> None:
         """Note that a forward cannot be written anew."""
@@ -280,19 +293,23 @@ class _Survey:
     def _may_be_out_of_place(self, node: fx.Node) -> bool:
         """Return whether a new forward can hand the result to all who read the overwritten tensor later.
 
-        It can if they read it by the very name that was overwritten, in the same forward, which knows it by no other.
+        It can if they are in the same forward and do not read it by the name of a part of it, or of what it is part of.
         """
+        others = self.flow.reread.get(node, set()) - {self.flow.sites[node].owner}
         target = self.aliases.overwritten(node)
-        late = self.aliases.read_after(node)
-        owner = self.flow.sites[node].owner
-        arguments = self._arguments.get(owner, [])
-        return all(
-            name is target and self._owner(reader) == owner and arguments.count(name) <= 1 for reader, name in late
-        )
+        return not others and all(_writes_back(reader, node, target) for reader, _ in self.aliases.read_after(node))
 
-    def _owner(self, node: fx.Node) -> str:
-        site = self.flow.sites.get(node)
-        return "" if site is None else site.owner  # only the output of the whole model has no site
+
+def _becomes_module(node: fx.Node) -> bool:
+    entry = entry_of(node)
+    return node.op == "call_module" or (entry is not None and _wants_module(node, entry))
+
+
+def _writes_back(reader: fx.Node, node: fx.Node, part: fx.Node | None) -> bool:
+    """Return whether a node writes a result back to the part that it was computed from, as ``x[i] += y`` does."""
+    if reader.target is not setitem_ or part is None or part.target is not operator.getitem:
+        return False
+    return reader.args[2] is node and reader.args[:2] == part.args[:2]
 
 
 def _wants_module(node: fx.Node, entry: Operation) -> bool:
@@ -550,46 +567,43 @@ def _certainty(node: fx.Node, module_of: ModuleOf) -> int:
 
 
 def _write_forward(
-    container: nn.Module, path: str, flow: Flow, wanted: list[_Wanted], relied_on: list[Site]
+    container: nn.Module, path: str, flow: Flow, wanted: list[_Wanted], overwritten_later: list[Site]
 ) -> Rewrite:
     """Write a forward for a container that calls a module at each of the sites; raise ``TracingError`` if it cannot."""
     local = trace_locally(container, path, flow)
     node_at = {site: node for node, site in local.sites.items()}
-    order = {node: index for index, node in enumerate(local.graph.nodes)}
     entries = {entry.site: entry for entry in wanted}
-    for site in (*entries, *relied_on):
+    for site in (*entries, *(site for site in overwritten_later if site not in entries)):
         node = node_at.get(site)
         if node is None:
             raise TracingError(f"the forward of {path or 'the model'} takes another course when traced alone")
-        module = container.get_submodule(str(node.target)) if node.op == "call_module" else None
-        target = overwritten(node, module)
         call = _retarget(local.graph, node, entries[site]) if site in entries else node
-        order[call] = order[node]
-        if target is not None:
-            # What reads the overwritten tensor later reads the result.
-            for user in [u for u in target.users if order[u] > order[call]]:
-                user.replace_input_with(target, call)
         if call is not node:
             node.replace_all_uses_with(call)
             local.graph.erase_node(node)
+        if site in overwritten_later:
+            with local.graph.inserting_after(call):
+                copy = local.graph.call_method("clone", (call,))
+            call.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy)
     for node in reversed(local.graph.nodes):  # tensors that modules hold now need not be there any more
         if node.op == "get_attr" and not node.users:
             local.graph.erase_node(node)
-    function = _compile(local.graph, path)
+    signature = inspect.signature(container.forward)
+    function = _compile(local.graph, path, signature)
     if local.written:
         function = _writing(function, tuple(local.written))
-    function = _expecting(function, local.expected, inspect.signature(container.forward), path)
+    function = _expecting(function, local.expected, signature, path)
     if _reads_mode(container):
         function = _in_mode(function, container.training, path)
     children = tuple((entry.name, entry.make) for entry in wanted)
-    return Rewrite(path, function, children, dict(local.constants))
+    return Rewrite(path, flow.originals.get(path, path), function, children, dict(local.constants))
 
 
 def guard_forward(model: nn.Module, flow: Flow) -> Rewrite:
     """Return a rewrite of the root that runs its own forward and refuses arguments that the flow does not hold for."""
     own = model.forward
     function = getattr(own, "__func__", None) or type(model).forward
-    return Rewrite("", _expecting(function, flow.expected, inspect.signature(own), ""), (), {})
+    return Rewrite("", "", _expecting(function, flow.expected, inspect.signature(own), ""), (), {})
 
 
 def _retarget(graph: fx.Graph, node: fx.Node, entry: _Wanted) -> fx.Node:
@@ -600,7 +614,11 @@ def _retarget(graph: fx.Graph, node: fx.Node, entry: _Wanted) -> fx.Node:
         return graph.call_module(entry.name, entry.arguments(node))
 
 
-def _compile(graph: fx.Graph, path: str) -> Callable[..., Any]:
+def _compile(graph: fx.Graph, path: str, signature: inspect.Signature) -> Callable[..., Any]:
+    by_name = any(parameter.kind is parameter.KEYWORD_ONLY for parameter in signature.parameters.values())
+    for node in graph.nodes if by_name else ():
+        if node.op == "placeholder":  # fx forgets that an argument is by name alone, and puts it after defaults
+            node.args = ()
     code = graph.python_code("self")
     namespace: dict[str, Any] = {**code.globals, "__name__": __name__}
     exec(compile(code.src, f"<canon_bridge: forward of {path or 'the model'}>", "exec"), namespace)
@@ -608,7 +626,28 @@ def _compile(graph: fx.Graph, path: str) -> Callable[..., Any]:
     assert isinstance(function, types.FunctionType)
     # What pickle says that it cannot find.
     function.__qualname__ = f"the forward that canonization wrote for {path or 'the model'}; save its state_dict()"
-    return function
+    return _by_name(function, signature) if by_name else function
+
+
+def _by_name(function: Callable[..., Any], signature: inspect.Signature) -> Callable[..., Any]:
+    """Return the forward, which takes all arguments by position, as one with the signature of the container's own."""
+
+    @functools.wraps(function)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        more: dict[str, Any] = {}
+        values: list[Any] = []
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                more = bound.arguments[name]
+            elif parameter.kind is parameter.VAR_POSITIONAL:
+                values += bound.arguments[name]
+            else:
+                values.append(bound.arguments[name])
+        return function(self, *values, **more)
+
+    return forward
 
 
 def _writing(function: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:

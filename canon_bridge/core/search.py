@@ -76,7 +76,7 @@ class Network:
         for node, operation in self.operations.items():
             if operation.is_made or self.aliases.overwritten(node) is None:
                 continue  # what is made for a call site is made the right way
-            relies = bool(self.aliases.read_after(node)) and node not in self.relied_on
+            relies = bool(self.aliases.read_after(node)) or node in self.relied_on
             needed[operation.path] = needed.get(operation.path, False) or relies
         return tuple(path for path, is_needed in needed.items() if not is_needed)
 

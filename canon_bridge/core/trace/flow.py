@@ -71,6 +71,10 @@ class Flow:
     decided : set of str
         The containers whose course depended on such values, or on whether a gradient is wanted, and those that pass
         a module its input by name: they get a new forward.
+    decisions : dict
+        What the course depended on and is known without values (the number of dimensions, of channels), by site.
+    reread : dict
+        For each call in place the containers that read, by its former name, the tensor that it has overwritten.
     written : dict
         What forwards wrote on modules, by the path of the module and the name of the attribute; for a single
         container what it wrote on itself, with nodes for data, which the graph puts out after the result.
@@ -88,6 +92,8 @@ class Flow:
     returns: dict[Site, Any] = field(default_factory=dict[Site, Any])
     values: dict[fx.Node, Any] = field(default_factory=dict[fx.Node, Any])
     decided: set[str] = field(default_factory=set[str])
+    decisions: dict[Site, Any] = field(default_factory=dict[Site, Any])
+    reread: dict[fx.Node, set[str]] = field(default_factory=dict[fx.Node, set[str]])
     written: dict[str, Any] = field(default_factory=dict[str, Any])
 
 

@@ -24,8 +24,9 @@ from canon_bridge.core.trace.flow import is_proxy
 
 _APPLY: Final = vars(torch.autograd.Function)["apply"]
 _SCRIPTED: Final = torch.jit.ScriptFunction.__call__
-# They want numbers; other functions that make tensors record themselves.
+# They want numbers; other functions that make tensors record themselves, and so do other methods.
 _FACTORIES: Final = ("zeros", "ones", "empty", "rand", "randn", "tensor", "as_tensor", "asarray")
+_METHODS: Final = ("expand", "view", "reshape", "repeat", "tile", "new_zeros", "new_ones", "new_empty", "narrow")
 _GENERATORS: Final = ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")
 
 
@@ -43,6 +44,8 @@ def patched(tracer: Any, root: nn.Module) -> Generator[None]:
     with ExitStack() as stack:
         for name in _FACTORIES:
             stack.enter_context(patch.object(torch, name, _recorded(getattr(torch, name))))
+        for name in _METHODS:
+            stack.enter_context(patch.object(Tensor, name, _recorded_method(name)))
         stack.enter_context(patch.object(torch.autograd.Function, "apply", _Apply()))
         stack.enter_context(patch.object(torch.jit.ScriptFunction, "__call__", _call_scripted))
         stack.enter_context(patch.object(VariableMeta, "__call__", _make_variable, create=True))
@@ -108,6 +111,19 @@ def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
         if proxy is None:
             return function(*args, **kwargs)
         return proxy.tracer.create_proxy("call_function", function, args, kwargs)
+
+    return call
+
+
+def _recorded_method(name: str) -> Callable[..., Any]:
+    original = getattr(Tensor, name)
+
+    @functools.wraps(original)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        proxy = next(filter(is_proxy, tree_leaves((args, kwargs))), None)
+        if proxy is None:
+            return original(self, *args, **kwargs)
+        return proxy.tracer.create_proxy("call_method", name, (self, *args), kwargs)
 
     return call
 

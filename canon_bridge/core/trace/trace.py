@@ -70,7 +70,8 @@ def trace_locally(container: nn.Module, path: str, flow: Flow | None = None) -> 
         inputs, returns, original = flow.inputs.get(path), flow.returns, flow.originals.get(path, path)
     # The root as it was traced before; a container gets the numbers that its parent writes, always the same.
     fixed = path != "" or (flow is not None and any(type(value) in (int, float) for value in flow.expected.values()))
-    tracers = [SymbolicTracer(False, path, original, inputs, returns, fixed)]
+    decisions = {} if flow is None else flow.decisions
+    tracers = [SymbolicTracer(False, path, original, inputs, returns, fixed, decisions)]
     if inputs is not None and flow is not None and flow.values:
         tracers.append(ValueTracer(False, path, original, inputs, returns, flow.values))
     return _first_that_works(container, tracers, {} if flow is None else flow.written)

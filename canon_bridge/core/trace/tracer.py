@@ -3,6 +3,7 @@
 Containers are inlined, or all children are leaves. Tracing writes nothing to the model and runs no hook.
 """
 
+import dis
 import functools
 import inspect
 import operator
@@ -20,9 +21,9 @@ from torch.fx.proxy import Attribute
 from torch.utils._pytree import tree_map
 
 from canon_bridge.core.explicit import Arithmetic, Explicit, Gated
-from canon_bridge.core.facts import entry_of, has_data, is_tensor, note_data
+from canon_bridge.core.facts import UNKNOWN, Facts, entry_of, is_tensor, note_data
 from canon_bridge.core.modules.affine import children_after, normalized
-from canon_bridge.core.operations import operation_of_module, overwritten, setitem_
+from canon_bridge.core.operations import Kind, operation_of_module, overwritten, setitem_
 from canon_bridge.core.trace.flow import DATA, Flow, Frame, Inputs, Site, is_proxy, kept, pattern, unpack
 
 # Classes of torch.nn that have no forward of their own to know.
@@ -63,15 +64,37 @@ class InPlaceProxy(fx.Proxy):
 
     def __iter__(self) -> Iterator[Any]:
         parts = self._parts()
-        return super().__iter__() if parts is None else iter([self[index] for index in range(parts)])
+        if parts is None:
+            parts = _unpacked(sys._getframe(1))
+        return iter([self[index] for index in range(len(self) if parts is None else parts)])
 
     def __len__(self) -> int:
         parts = self._parts()
-        return super().__len__() if parts is None else parts
+        return self._decided(same_length) if parts is None else parts
+
+    def __index__(self) -> int:
+        return self._decided(same_number)
+
+    __int__ = __index__
+
+    def __hash__(self) -> int:
+        entry = entry_of(self.node)  # a size may be looked up in a dictionary
+        is_size = entry is not None and entry.kind is Kind.SIZE and entry.name != "shape"
+        return hash(self._decided(same_number)) if is_size else id(self)
+
+    def _decided(self, check: Callable[..., None]) -> int:
+        """Return a number that is known without values, and have the new forward check it."""
+        tracer: Any = self.tracer
+        value = tracer.known(self.node)
+        if value is None:
+            raise TypeError("a size or a value of the input is asked for, which is not known")
+        return tracer.decide(self.node, check, value)
 
     def _parts(self) -> int | None:
         """Return into how many parts a call divides a tensor, where that is written there."""
         entry = entry_of(self.node)
+        if self.node.kwargs.get("return_indices") or (entry and entry.name in _PAIRS and _is_pair(self.node)):
+            return 2
         if entry is None or entry.name not in ("chunk", "tensor_split", "split", "split_with_sizes"):
             return None
         names = ("chunks", "sections", "split_size", "split_sizes", "split_size_or_sections")
@@ -112,6 +135,8 @@ class SymbolicTracer(fx.Tracer):
         What containers are known to return, by site; a call of such a leaf gets that structure.
     fixed_numbers : bool
         Whether numbers among the arguments of the root are constants, for a forward that computes sizes from them.
+    decisions : dict
+        What the course was found to depend on, by site.
     """
 
     proxy_buffer_attributes = True
@@ -124,8 +149,10 @@ class SymbolicTracer(fx.Tracer):
         inputs: Inputs | None = None,
         returns: dict[Site, Any] | None = None,
         fixed_numbers: bool = True,
+        decisions: dict[Site, Any] | None = None,
     ) -> None:
         super().__init__()
+        self._decisions = decisions or {}
         self.inline = inline
         self.frames = [Frame(path, original)]
         self.flow = Flow(owners=[path], inputs={} if inputs is None else {path: inputs})
@@ -276,7 +303,7 @@ class SymbolicTracer(fx.Tracer):
         if self.inline and kind.startswith("call"):
             node.meta["source"] = _source()
         base = overwritten(node, module)
-        if base is not None and (target is setitem_ or (has_data(node) and not has_data(base))):
+        if base is not None:  # what reads it from now on reads the result
             self._overwritten[base] = node
         return node
 
@@ -305,10 +332,37 @@ class SymbolicTracer(fx.Tracer):
         return super().create_arg(a)
 
     def _now(self, node: fx.Node) -> fx.Node:
-        """Return the node that a tensor comes from by now, if data were written to it."""
+        """Return the node that a tensor comes from by now, if it was overwritten."""
         while node in self._overwritten:
             node = self._overwritten[node]
+            self.flow.reread.setdefault(node, set()).add(self.frames[-1].owner)
         return node
+
+    def known(self, node: fx.Node) -> Any:
+        """Return a value that is the same whatever the input is (a number of dimensions or channels), or None."""
+        site = self.flow.sites.get(node)
+        if site in self._decisions:
+            return self._decisions[site]
+        modules = {n: self.root.get_submodule(str(n.target)) for n in self.graph.nodes if n.op == "call_module"}
+        worlds = Facts(self.graph, modules, {}, self.root).of(node) if self.inline else UNKNOWN
+        if worlds is UNKNOWN or type(worlds[0]) not in (bool, int, torch.Size):
+            return None
+        values = {len(world) if isinstance(world, torch.Size) else world for world in worlds}
+        if len(values) != 1 or site is None:
+            return None
+        return self.flow.decisions.setdefault(site, values.pop())
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Return a condition that is known."""
+        value = self.known(obj.node)
+        return super().to_bool(obj) if value is None else self.decide(obj.node, same_truth, bool(value))
+
+    def decide(self, node: fx.Node, check: Callable[..., None], value: Any) -> Any:
+        """Return a value that the course may depend on, and have a new forward check that it is the same."""
+        self.note_course()
+        if not self.inline:
+            self.create_node("call_function", check, (node, value, self.frames[0].owner), {})
+        return value
 
     def _is_attribute(self, tensor: Tensor) -> bool:
         return tensor in self.tensor_attrs or any(tensor is buffer for buffer in self.root.buffers())
@@ -413,14 +467,6 @@ class ValueTracer(SymbolicTracer):
             return self.decide(node, same_truth, value)
         return value if type(value) in (type(None), bool, str) else ValueProxy(node, self)
 
-    def decide(self, node: fx.Node, check: Callable[..., None], value: Any) -> Any:
-        """Return a value that the course may depend on, and have a new forward check that it is the same."""
-        self.note_course()
-        if not self.inline:
-            arguments = (node, value, self.frames[0].owner)
-            self.flow.values[self.create_node("call_function", check, arguments, {})] = None
-        return value
-
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Return a proxy for a parameter that forward uses, or the parameter itself to a module that is computed."""
         return attr_val if self.is_computing else super().getattr(attr, attr_val, parameter_proxy_cache)
@@ -477,6 +523,23 @@ class ValueTracer(SymbolicTracer):
         for part in name.split("."):
             value = getattr(value, part)
         return value
+
+
+# Operations that may return values and indices.
+_PAIRS: Final = frozenset("max min median nanmedian topk sort kthvalue mode cummax cummin aminmax".split())
+
+
+def _is_pair(node: fx.Node) -> bool:
+    always = entry_of(node)
+    if always is not None and always.name not in ("max", "min", "median", "nanmedian"):
+        return True
+    return "dim" in node.kwargs or any(isinstance(dim, int) for dim in node.args[1:2])
+
+
+def _unpacked(frame: Any) -> int | None:
+    """Return into how many names the statement that runs in a frame unpacks a value, or None if it does not."""
+    code, place = frame.f_code.co_code, frame.f_lasti
+    return code[place + 1] if code[place] == dis.opmap["UNPACK_SEQUENCE"] else None
 
 
 def copied(structure: Any) -> Any:
