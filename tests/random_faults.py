@@ -5,8 +5,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from canon_bridge.core.modules import activation, affine, linear, pooling, psi
-from canon_bridge.core.modules.affine import Affine
+from canon_bridge.core import norms
+from canon_bridge.core.affine import Affine
+from canon_bridge.core.layers import linear
+from canon_bridge.core.modules import activation, pooling, psi
 from canon_bridge.core.undo.edits import Edits
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -14,22 +16,22 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 def no_eps(monkeypatch):
     def read(module):
-        right = affine.NORMS[nn.SyncBatchNorm].read(module)
+        right = norms.NORMS[nn.SyncBatchNorm].read(module)
         scale = right.scale * (module.running_var + module.eps).sqrt() / module.running_var.sqrt()
         return Affine(scale, right.shift)
 
     for kind in _NORMS:
-        monkeypatch.setitem(affine.NORMS, kind, replace(affine.NORMS[kind], read=read))
+        monkeypatch.setitem(norms.NORMS, kind, replace(norms.NORMS[kind], read=read))
 
 
 def eps_stays_in_the_norm(monkeypatch):
-    identity = affine.NORMS[nn.BatchNorm2d].identity
+    write = norms.NORMS[nn.BatchNorm2d].write
 
-    def without_eps(module):
-        return {slot: value for slot, value in identity(module).items() if slot[1] != "eps"}
+    def without_eps(module, affine):
+        return {name: value for name, value in write(module, affine).items() if name != "eps"}
 
     for kind in _NORMS:
-        monkeypatch.setitem(affine.NORMS, kind, replace(affine.NORMS[kind], identity=without_eps))
+        monkeypatch.setitem(norms.NORMS, kind, replace(norms.NORMS[kind], write=without_eps))
 
 
 def no_border(monkeypatch):

@@ -8,8 +8,10 @@ from torch import nn
 
 from canon_bridge import canonize
 from canon_bridge.captum import LRP, presets
-from canon_bridge.core.modules import absorb, activation, affine, linear, psi
-from canon_bridge.core.modules.affine import Affine
+from canon_bridge.core import norms
+from canon_bridge.core.affine import Affine
+from canon_bridge.core.layers import linear
+from canon_bridge.core.modules import absorb, activation, psi
 from tests.conftest import randomize, relative_error
 from tests.models import TARGET, gradient_times_input, images, small_densenet
 
@@ -17,9 +19,9 @@ TOLERANCE = 1e-12  # as in test_oracle
 
 
 def _read_as(monkeypatch, change):
-    entry = affine.NORMS[nn.BatchNorm2d]
+    entry = norms.NORMS[nn.BatchNorm2d]
     wrong = replace(entry, read=lambda module: change(module, entry.read(module)))
-    monkeypatch.setitem(affine.NORMS, nn.BatchNorm2d, wrong)
+    monkeypatch.setitem(norms.NORMS, nn.BatchNorm2d, wrong)
 
 
 def _no_eps_in_scale(monkeypatch):
@@ -31,12 +33,12 @@ def _no_eps_in_scale(monkeypatch):
 
 
 def _eps_stays_in_the_norm(monkeypatch):
-    entry = affine.NORMS[nn.BatchNorm2d]
+    entry = norms.NORMS[nn.BatchNorm2d]
 
-    def identity(module):
-        return {slot: value for slot, value in entry.identity(module).items() if slot[1] != "eps"}
+    def write(module, affine):
+        return {name: value for name, value in entry.write(module, affine).items() if name != "eps"}
 
-    monkeypatch.setitem(affine.NORMS, nn.BatchNorm2d, replace(entry, identity=identity))
+    monkeypatch.setitem(norms.NORMS, nn.BatchNorm2d, replace(entry, write=write))
 
 
 def _no_mean(monkeypatch):

@@ -4,9 +4,10 @@ from benchmarks.mutation import activations, borders, channels, layers, norms
 
 EVERY = (
     *norms.AFFINE,
+    *norms.NORMS,
     *norms.MERGE,
     *layers.LINEAR,
-    *layers.LINEAR_TYPES,
+    *layers.FORWARD,
     *layers.WEIGHTS,
     *layers.FUNCTIONAL,
     *borders.BORDER,

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from canon_bridge.auditing.flows import Visit, total
 from canon_bridge.core.modules.absorb import stopped_at
-from canon_bridge.core.modules.affine import is_norm, normalized
 from canon_bridge.core.modules.arithmetic import Divide, Multiply
+from canon_bridge.core.norms import is_norm, normalized
 
 T = TypeVar("T")
 

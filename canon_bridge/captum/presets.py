@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from canon_bridge.captum.maps import LayerMap, NameMap, Preset, Types
 from canon_bridge.captum.rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, Pass, Rule, SignalTakesAll, ZBox, ZPlus
 from canon_bridge.captum.rules.base import Stabilizer
+from canon_bridge.core.layers.linear import LINEAR
 from canon_bridge.core.modules import absorb
-from canon_bridge.core.modules.affine import NORMS
 from canon_bridge.core.modules.arithmetic import Add, Divide, Multiply, Negate, Subtract
-from canon_bridge.core.modules.layers import BatchNorm
-from canon_bridge.core.modules.linear import LINEAR
+from canon_bridge.core.norms import NORMS
 
 __all__ = [
     "Preset",
@@ -29,10 +28,6 @@ __all__ = [
     "layer_map_base",
 ]
 
-# Types of other packages, which the tables hold by name, are subclasses of these.
-CONVOLUTIONS: Types = tuple(kind for kind, entry in LINEAR.items() if entry.spatial and isinstance(kind, type))
-DENSE: Types = (nn.Linear,)
-BATCH_NORMS: Types = (*(kind for kind in NORMS if isinstance(kind, type)), BatchNorm)
 # Their statistics are those of the input; relevance passes as if they were constants and the output the input.
 NORMALIZATIONS: Types = (
     nn.LayerNorm,
@@ -51,9 +46,17 @@ AVERAGE_POOLS: Types = (
 )
 SUMS: Types = (Add, Subtract, Addition_Module)
 PRODUCTS: Types = (Multiply, Divide)
-ACTIVATIONS: Types = (*(kind for kind in absorb.ACTIVATIONS if isinstance(kind, type)), Negate)
 
 Names = str | Sequence[str] | None
+
+
+# Read anew for each preset: a user may have registered more.
+def _convolutions() -> Types:
+    return tuple(kind for kind, entry in LINEAR.by_type().items() if entry.spatial)
+
+
+def _dense() -> Types:
+    return tuple(kind for kind, entry in LINEAR.by_type().items() if not entry.spatial)
 
 
 def layer_map_base(stabilizer: Stabilizer = 1e-6) -> list[tuple[Types, Rule]]:
@@ -65,11 +68,11 @@ def layer_map_base(stabilizer: Stabilizer = 1e-6) -> list[tuple[Types, Rule]]:
         The stabilizer on average pools and sums.
     """
     return [
-        (ACTIVATIONS, Pass()),
+        ((*absorb.ACTIVATIONS.types(), Negate), Pass()),
         (SUMS, Norm(stabilizer)),
         (PRODUCTS, SignalTakesAll()),
         (AVERAGE_POOLS, Norm(stabilizer)),
-        (BATCH_NORMS, Pass()),
+        (tuple(NORMS.by_type()), Pass()),
         (NORMALIZATIONS, Pass()),
     ]
 
@@ -83,7 +86,7 @@ def _preset(
     first_map: LayerMap = (),
     name_map: NameMap = (),
 ) -> Preset:
-    entries = [*layer_map, *layer_map_base(stabilizer), (CONVOLUTIONS, convolutions), (DENSE, dense)]
+    entries = [*layer_map, *layer_map_base(stabilizer), (_convolutions(), convolutions), (_dense(), dense)]
     return Preset(entries, first_map, name_map, name)
 
 
@@ -210,9 +213,9 @@ def epsilon_gamma_box(
         See :func:`epsilon_plus_flat`.
     """
     rule, dense = Gamma(gamma, stabilizer, zero_params), Epsilon(epsilon, zero_params)
-    first = (*first_map, (CONVOLUTIONS, ZBox(low, high, stabilizer, zero_params)))
+    first = (*first_map, (_convolutions(), ZBox(low, high, stabilizer, zero_params)))
     return _preset("epsilon_gamma_box", stabilizer, rule, dense, layer_map, first, name_map)
 
 
 def _flat(first_map: LayerMap, stabilizer: Stabilizer, zero_params: Names) -> LayerMap:
-    return (*first_map, ((*CONVOLUTIONS, *DENSE), Flat(stabilizer, zero_params)))
+    return (*first_map, ((*_convolutions(), *_dense()), Flat(stabilizer, zero_params)))

@@ -1,7 +1,4 @@
-"""The public functions of the core.
-
-Floor 18: imports ``canonization`` and the keywords.
-"""
+"""The public functions of the core."""
 
 import copy
 
@@ -9,9 +6,9 @@ import torch
 from torch import nn
 
 from canon_bridge.core.canonization import Canonization, check_module
+from canon_bridge.core.layers.linear import computes_weight, make_plain, why_not_foldable
 from canon_bridge.core.merge import replace_child
 from canon_bridge.core.modules.layers import OfRank
-from canon_bridge.core.modules.linear import computes_weight, make_plain, why_not_foldable
 from canon_bridge.core.planning.options import Clipped, ExampleInputs, Leftover, Options, Prefer
 from canon_bridge.core.planning.plan import Plan
 from canon_bridge.core.undo.edits import TRANSIENT, Edits

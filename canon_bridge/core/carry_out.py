@@ -1,15 +1,14 @@
 """Carry out a plan: all writes to a model, in their order.
 
-Floor 16: imports ``merge``, ``plan``, ``precision`` and below. Nothing is checked here; :class:`Canonization` does
-that.
+Nothing is checked here; :class:`Canonization` does that.
 """
 
 from torch import nn
 
-from canon_bridge.core.merge import expect_rank, make_linear, merge, replace_child, sequence_behind, share_hooks
-from canon_bridge.core.modules.affine import children_after
-from canon_bridge.core.modules.linear import make_plain
-from canon_bridge.core.modules.parameters import make_live
+from canon_bridge.core.layers.linear import make_plain
+from canon_bridge.core.layers.parameters import make_live
+from canon_bridge.core.merge import expect_rank, make_linear, merge, replace_child, sequence_after, share_hooks
+from canon_bridge.core.norms import children_after
 from canon_bridge.core.planning.chains import Chain
 from canon_bridge.core.planning.options import Backend
 from canon_bridge.core.planning.plan import Plan
@@ -53,7 +52,7 @@ def carry_out(edits: Edits, model: nn.Module, plan: Plan, backend: Backend) -> d
         make_linear(edits, model, norm)
     for norm in [model.get_submodule(entry.norm) for entry in plan.merges]:
         if children_after(norm):
-            replace_child(edits, model, norm, sequence_behind(norm))
+            replace_child(edits, model, norm, sequence_after(norm))
     _adapt(edits, model, backend)
     return doubts
 

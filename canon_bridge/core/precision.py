@@ -1,7 +1,4 @@
-"""What canonization costs in precision: estimated from statistics, and measured on example inputs.
-
-Floor 12: imports ``affine``, ``arguments`` and ``plan``.
-"""
+"""What canonization costs in precision: estimated from statistics, and measured on example inputs."""
 
 from typing import Any, Final
 
@@ -9,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from canon_bridge.core.modules.affine import mean_ratio, width
+from canon_bridge.core.norms import mean_ratio, width
 from canon_bridge.core.planning.plan import Merge, Plan
 from canon_bridge.core.tracing.arguments import copied
 

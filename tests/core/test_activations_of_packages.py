@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import plan
+from canon_bridge.core.affine import Affine
 from canon_bridge.core.modules import absorb
 from canon_bridge.core.modules.absorb import ABSORBERS, MAX_POOLS, find_absorber
-from canon_bridge.core.modules.affine import Affine
 from tests.conftest import randomize
 from tests.core.pieces import check, conv, image, norm
 from tests.core.test_psi import NORMAL, ROUNDINGS, SHIFTS, SMALL, apply, error, grid, inputs

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from canon_bridge import canonize, plan
 from canon_bridge.core.modules.absorb import ACTIVATIONS
 from canon_bridge.core.modules.arithmetic import Multiply
-from canon_bridge.core.modules.kinds import find_kind
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import BOTH, Written, check, conv, image, norm
 from tests.core.test_psi import ACTIVATION, make
@@ -76,7 +75,7 @@ def test_every_spelling(name: str) -> None:
     kept = Snapshot.of(model)
     with canonize(model, example_inputs=image()) as canonical:
         module = canonical.get_submodule(path)
-        assert find_kind(ACTIVATIONS, module) is not None
+        assert ACTIVATIONS.find(module) is not None
         assert not getattr(module, "inplace", False)
     kept.check()
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from canon_bridge import canonize, plan
+from canon_bridge.core.affine import Affine
 from canon_bridge.core.modules.absorb import MAX_POOLS, find_absorber, wanted_rank
-from canon_bridge.core.modules.affine import Affine
 from canon_bridge.core.modules.pooling import absorb_into_max_pool
 from canon_bridge.core.undo.edits import Edits
 from tests.conftest import randomize, relative_error

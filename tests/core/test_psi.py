@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from canon_bridge.core.affine import Affine
 from canon_bridge.core.modules.absorb import ACTIVATIONS, find_absorber
-from canon_bridge.core.modules.affine import Affine
-from canon_bridge.core.modules.kinds import Kind
+from canon_bridge.core.registry import TypeKey
 from canon_bridge.core.undo.edits import Edits
 
 NORMAL = (1.0, -1.0, 0.7, -2.3, 1e-3, -1e-3)
@@ -28,7 +28,7 @@ CLIP = pytest.mark.parametrize("clip", [True, False], ids=["absorb", "pass"])
 SHAPES = {2: (), 3: (5,), 4: (3, 2), 5: (2, 1, 2)}
 
 
-def make(kind: Kind, width: int = 1, dtype: torch.dtype = torch.float64) -> nn.Module:
+def make(kind: TypeKey, width: int = 1, dtype: torch.dtype = torch.float64) -> nn.Module:
     """Return an activation whose constants are none of the defaults, which a copy might forget."""
     arguments = {
         nn.Threshold: (0.2, -0.3),

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from canon_bridge.core.affine import Affine
 from canon_bridge.core.modules.absorb import ACTIVATIONS, find_absorber
-from canon_bridge.core.modules.affine import Affine
 from tests.core.test_psi import (
     ACTIVATION,
     CLIP,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from canon_bridge.captum import LRP, presets
+from canon_bridge.core.affine import Affine
 from canon_bridge.core.modules.activation import absorb_into_relu
-from canon_bridge.core.modules.affine import Affine
 from canon_bridge.core.undo.edits import Edits
 from tests.conftest import randomize, relative_error
 from tests.core.test_activation_relevance import pass_by_backward_hook, pass_by_function

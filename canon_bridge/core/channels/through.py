@@ -14,7 +14,7 @@ from torch import fx, nn
 
 import canon_bridge.core.channels.shapes as shapes
 from canon_bridge.core.channels.layout import Layout
-from canon_bridge.core.modules.kinds import Kind, find_kind
+from canon_bridge.core.registry import TypeKey, find_entry
 
 Arguments = Mapping[str, Any]
 Move = Callable[[Layout, Arguments], Layout | str]
@@ -128,7 +128,7 @@ _SQUEEZE = Through("squeeze", shapes.squeeze, _not_back, False)
 _UNSQUEEZE = Through("unsqueeze", shapes.unsqueeze, shapes.unsqueeze_back, False)
 _SHUFFLE = Through("channel shuffle", _channel_shuffle, _not_back)
 
-THROUGH_MODULES: Mapping[Kind, Through] = {
+THROUGH_MODULES: Mapping[TypeKey, Through] = {
     nn.AvgPool1d: _average_pool(3),
     nn.AvgPool2d: _average_pool(4),
     nn.AvgPool3d: _average_pool(5),
@@ -185,7 +185,7 @@ def find_through(node: fx.Node, module: nn.Module | None) -> tuple[Through, Argu
         The module that is called, or that the function becomes.
     """
     if module is not None:
-        entry = find_kind(THROUGH_MODULES, module)
+        entry = find_entry(THROUGH_MODULES, module)
         return None if entry is None or "forward" in vars(module) else (entry, vars(module))
     if node.op == "call_module" or node.target not in THROUGH_CALLS:
         return None

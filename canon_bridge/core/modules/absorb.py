@@ -10,11 +10,11 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from canon_bridge.core.affine import Affine
 from canon_bridge.core.modules.activation import absorb_into_relu, stop_at_clipped
-from canon_bridge.core.modules.affine import Affine
-from canon_bridge.core.modules.kinds import Kind, find_kind
 from canon_bridge.core.modules.pooling import absorb_into_max_pool
 from canon_bridge.core.modules.psi import absorb_into_activation, pass_share
+from canon_bridge.core.registry import Registry, TypeKey, find_entry
 from canon_bridge.core.undo.edits import Edits
 
 # From the journal, the module, the map before it and whether relevance at clipped units stops, to the map behind it.
@@ -22,54 +22,58 @@ Absorb = Callable[[Edits, nn.Module, Affine, bool], Affine]
 
 _leaky = partial(absorb_into_activation, is_linear_by_pieces=True)
 
-ACTIVATIONS: Final[Mapping[Kind, Absorb]] = {
-    nn.ReLU: absorb_into_relu,
-    **dict.fromkeys((nn.LeakyReLU, nn.PReLU, nn.RReLU, "timm.layers.activations.PReLU"), _leaky),
-    **dict.fromkeys(
-        (
-            nn.CELU,
-            nn.ELU,
-            nn.GELU,
-            nn.Hardshrink,
-            nn.Hardsigmoid,
-            nn.Hardswish,
-            nn.Hardtanh,
-            nn.LogSigmoid,
-            nn.Mish,
-            nn.SELU,
-            nn.SiLU,
-            nn.Sigmoid,
-            nn.Softplus,
-            nn.Softshrink,
-            nn.Softsign,
-            nn.Tanh,
-            nn.Tanhshrink,
-            nn.Threshold,
-            *(
-                f"timm.layers.activations{home}.{name}"
-                for home, names in (
-                    ("", "Swish Mish Sigmoid Tanh HardSwish HardSigmoid HardMish GELU GELUTanh QuickGELU"),
-                    ("_me", "SwishMe MishMe HardSwishMe HardSigmoidMe HardMishMe"),
-                )
-                for name in names.split()
+ACTIVATIONS: Final = Registry[Absorb](
+    {
+        nn.ReLU: absorb_into_relu,
+        **dict.fromkeys((nn.LeakyReLU, nn.PReLU, nn.RReLU, "timm.layers.activations.PReLU"), _leaky),
+        **dict.fromkeys(
+            (
+                nn.CELU,
+                nn.ELU,
+                nn.GELU,
+                nn.Hardshrink,
+                nn.Hardsigmoid,
+                nn.Hardswish,
+                nn.Hardtanh,
+                nn.LogSigmoid,
+                nn.Mish,
+                nn.SELU,
+                nn.SiLU,
+                nn.Sigmoid,
+                nn.Softplus,
+                nn.Softshrink,
+                nn.Softsign,
+                nn.Tanh,
+                nn.Tanhshrink,
+                nn.Threshold,
+                *(
+                    f"timm.layers.activations{home}.{name}"
+                    for home, names in (
+                        ("", "Swish Mish Sigmoid Tanh HardSwish HardSigmoid HardMish GELU GELUTanh QuickGELU"),
+                        ("_me", "SwishMe MishMe HardSwishMe HardSigmoidMe HardMishMe"),
+                    )
+                    for name in names.split()
+                ),
             ),
+            absorb_into_activation,
         ),
-        absorb_into_activation,
-    ),
-}
+    }
+)
 
 # With the number of dimensions of a batch: with one less the pools take the first one for channels.
-MAX_POOLS: Final[Mapping[Kind, int]] = {
-    nn.MaxPool1d: 3,
-    nn.MaxPool2d: 4,
-    nn.MaxPool3d: 5,
-    nn.AdaptiveMaxPool1d: 3,
-    nn.AdaptiveMaxPool2d: 4,
-    nn.AdaptiveMaxPool3d: 5,
-    "timm.layers.pool2d_same.MaxPool2dSame": 4,
-}
+MAX_POOLS: Final = Registry[int](
+    {
+        nn.MaxPool1d: 3,
+        nn.MaxPool2d: 4,
+        nn.MaxPool3d: 5,
+        nn.AdaptiveMaxPool1d: 3,
+        nn.AdaptiveMaxPool2d: 4,
+        nn.AdaptiveMaxPool3d: 5,
+        "timm.layers.pool2d_same.MaxPool2dSame": 4,
+    }
+)
 
-ABSORBERS: Final[Mapping[Kind, Absorb]] = {**ACTIVATIONS, **dict.fromkeys(MAX_POOLS, absorb_into_max_pool)}
+ABSORBERS: Final[Mapping[TypeKey, Absorb]] = {**ACTIVATIONS, **dict.fromkeys(MAX_POOLS, absorb_into_max_pool)}
 
 _STOPS: Final = (stop_at_clipped, pass_share)
 
@@ -81,7 +85,7 @@ def find_absorber(module: nn.Module, *, again: bool = False) -> Absorb | None:
     """
     if (not again and "forward" in vars(module)) or getattr(module, "return_indices", False):
         return None
-    return find_kind(ABSORBERS, module)
+    return find_entry(ABSORBERS, module)
 
 
 def is_relu(module: nn.Module) -> bool:
@@ -91,7 +95,7 @@ def is_relu(module: nn.Module) -> bool:
 
 def wanted_rank(module: nn.Module) -> int | None:
     """Return how many dimensions the input of an absorber must have, or None for an activation, where any will do."""
-    return find_kind(MAX_POOLS, module)
+    return find_entry(MAX_POOLS, module)
 
 
 def stopped_at(module: nn.Module, input: Tensor, relevance: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.core.modules.affine import Affine
+from canon_bridge.core.affine import Affine
 from canon_bridge.core.undo.edits import Edits, OwnHook, slots
 from canon_bridge.core.undo.snapshot import HOOKS
 

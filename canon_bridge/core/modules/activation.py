@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from canon_bridge.core.affine import Affine
 from canon_bridge.core.modules.absorbed import choose, composed, has_reference, per_channel
-from canon_bridge.core.modules.affine import Affine
 from canon_bridge.core.undo.edits import Edits
 from canon_bridge.core.undo.forwards import bind_forward
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from canon_bridge.core.layers.parameters import parameter
 from canon_bridge.core.modules.arithmetic import Add, Subtract
 from canon_bridge.core.modules.layers import BatchNorm, Mean
-from canon_bridge.core.modules.parameters import parameter
 
 MakeModule = Callable[..., nn.Module]
 

@@ -6,8 +6,8 @@ Floor 3: imports ``absorbed``, ``affine``, ``edits`` and ``forwards``.
 import torch
 from torch import Tensor, nn
 
+from canon_bridge.core.affine import Affine
 from canon_bridge.core.modules.absorbed import per_channel
-from canon_bridge.core.modules.affine import Affine
 from canon_bridge.core.undo.edits import Edits
 from canon_bridge.core.undo.forwards import bind_forward
 

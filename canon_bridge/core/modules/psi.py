@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from canon_bridge.core.affine import Affine, working_dtype
 from canon_bridge.core.modules.absorbed import (
     LARGEST_THRESHOLD,
     choose,
@@ -18,7 +19,6 @@ from canon_bridge.core.modules.absorbed import (
     has_rule,
     per_channel,
 )
-from canon_bridge.core.modules.affine import Affine, working_dtype
 from canon_bridge.core.undo.edits import Edits
 from canon_bridge.core.undo.forwards import bind_forward, tensors
 

@@ -6,8 +6,8 @@ Floor 12: imports ``explicit`` and the tables below it.
 from torch import nn
 
 from canon_bridge.core.channels.layout import Layout
-from canon_bridge.core.modules.affine import is_norm, norm_type, width
-from canon_bridge.core.modules.linear import in_channels, linear_type, out_channels
+from canon_bridge.core.layers.linear import in_channels, linear_type, out_channels
+from canon_bridge.core.norms import is_norm, norm_type, width
 from canon_bridge.core.planning.chains import Words, words
 from canon_bridge.core.tracing.explicit import Operation
 

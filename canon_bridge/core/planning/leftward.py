@@ -10,8 +10,8 @@ from torch import fx
 from canon_bridge.core.channels.layout import Layout, position
 from canon_bridge.core.channels.parts import concatenated
 from canon_bridge.core.channels.through import find_through
-from canon_bridge.core.modules.affine import is_norm, width
-from canon_bridge.core.modules.linear import is_linear
+from canon_bridge.core.layers.linear import is_linear
+from canon_bridge.core.norms import is_norm, width
 from canon_bridge.core.planning.chains import Chain, Obstacle, Step, words
 from canon_bridge.core.planning.fitting import name_of, why_not_put_out
 from canon_bridge.core.planning.network import UNKNOWN_WIDTH, Network, first_argument

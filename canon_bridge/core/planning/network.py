@@ -9,19 +9,19 @@ from torch import fx, nn
 
 from canon_bridge.core.channels.parts import concatenated, reads_shape_alone
 from canon_bridge.core.channels.through import find_through
+from canon_bridge.core.layers.linear import in_channels, is_linear, linear_type, out_channels, why_not_foldable
 from canon_bridge.core.modules.absorb import find_absorber, wanted_rank
-from canon_bridge.core.modules.affine import is_norm, norm_type, width
 from canon_bridge.core.modules.arithmetic import Arithmetic
-from canon_bridge.core.modules.kinds import Kind, find_kind
-from canon_bridge.core.modules.linear import in_channels, is_linear, linear_type, out_channels, why_not_foldable
+from canon_bridge.core.norms import is_norm, norm_type, width
 from canon_bridge.core.planning.chains import Obstacle, Words, words
 from canon_bridge.core.planning.fitting import name_of
+from canon_bridge.core.registry import TypeKey, find_entry
 from canon_bridge.core.tracing.explicit import Explicit, Operation
 
 UNKNOWN_WIDTH = "how many channels {} adds to a concatenation is not known"
 
 # Layers that no map passes, but whose output has the shape of the input.
-_KEEP_SHAPE: Final[dict[Kind, bool]] = {
+_KEEP_SHAPE: Final[dict[TypeKey, bool]] = {
     **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm, nn.LayerNorm), True),
     **dict.fromkeys((nn.LocalResponseNorm, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin), True),
 }
@@ -179,7 +179,7 @@ class Network:
         through = find_through(node, module)
         if through is not None and through[0].keeps_width:
             return True
-        return module is not None and bool(find_absorber(module) or find_kind(_KEEP_SHAPE, module))
+        return module is not None and bool(find_absorber(module) or find_entry(_KEEP_SHAPE, module))
 
     def _holds(self, node: fx.Node) -> bool:
         """Return whether the tensors that a call is given become those of its module."""

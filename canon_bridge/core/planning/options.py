@@ -1,7 +1,4 @@
-"""The keywords of ``canonize``, checked, and what an attribution framework adds to them.
-
-Floor 0: imports torch alone.
-"""
+"""The keywords of ``canonize``, checked, and what an attribution framework adds to them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from canon_bridge.core.modules.affine import check_norm, is_identity, is_norm
-from canon_bridge.core.modules.linear import computes_weight, is_linear, why_not_foldable
+from canon_bridge.core.layers.linear import computes_weight, is_linear, why_not_foldable
+from canon_bridge.core.norms import check_norm, is_identity, is_norm
 from canon_bridge.core.planning.chains import Obstacle, Words, words
 from canon_bridge.core.planning.leftward import find_left
 from canon_bridge.core.planning.network import Network

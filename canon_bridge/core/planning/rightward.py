@@ -4,6 +4,7 @@ Floor 14: imports ``network`` and the tables below it.
 """
 
 import heapq
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -12,9 +13,9 @@ from torch import fx
 from canon_bridge.core.channels.layout import Layout, position
 from canon_bridge.core.channels.parts import concatenated, divided, selected
 from canon_bridge.core.channels.through import find_through
+from canon_bridge.core.layers.linear import is_linear, why_not_before
 from canon_bridge.core.modules.absorb import find_absorber, wanted_rank
-from canon_bridge.core.modules.affine import is_norm, norm_type, width
-from canon_bridge.core.modules.linear import is_linear
+from canon_bridge.core.norms import is_norm, norm_type, width
 from canon_bridge.core.planning.chains import Chain, Obstacle, Step, Words, words
 from canon_bridge.core.planning.fitting import name_of, why_not_taken
 from canon_bridge.core.planning.network import UNKNOWN_WIDTH, Network, first_argument
@@ -192,6 +193,8 @@ class _Search:
     def _take(self, node: fx.Node, operation: Operation, layout: Layout) -> None:
         obstacle = self.network.why_not_into(operation)
         reason = obstacle.reason if obstacle else why_not_taken(operation, layout)
+        if reason is None and is_linear(operation.module) and (against := why_not_before(operation.module)):
+            reason = words("{}: {}", name_of(operation), Words(against, re.sub(r"\d+", "n", against)))
         if reason is not None:
             raise _Blocked(reason)
         self._arrive(node, operation, layout, absorbs=False)

@@ -11,8 +11,8 @@ from typing import Any
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
-from canon_bridge.core.modules.affine import children_after
 from canon_bridge.core.modules.layers import clone
+from canon_bridge.core.norms import children_after
 from canon_bridge.core.tracing.aliases import Aliases
 from canon_bridge.core.tracing.arguments import is_proxy
 from canon_bridge.core.tracing.errors import TracingError

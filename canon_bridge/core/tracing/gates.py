@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from canon_bridge.core.modules.kinds import Kind, find_kind
+from canon_bridge.core.registry import TypeKey, find_entry
 from canon_bridge.core.tracing.data import is_tensor
 from canon_bridge.core.tracing.lifts import Lift, operands
 
@@ -20,7 +20,7 @@ ModuleOf = Callable[[fx.Node], nn.Module | None]
 # How sure it is that something behind this activation is a gate: from zero to one, or bounded in another way.
 _SURE, _LIKELY = 2, 1
 _TIMM: Final = "timm.layers.activations"
-GATES: Final[Mapping[Kind, int]] = {
+GATES: Final[Mapping[TypeKey, int]] = {
     **dict.fromkeys((nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d), _SURE),
     **dict.fromkeys((f"{_TIMM}.Sigmoid", f"{_TIMM}.HardSigmoid", f"{_TIMM}_me.HardSigmoidMe"), _SURE),
     **dict.fromkeys((nn.Tanh, nn.ReLU6, nn.Hardtanh, f"{_TIMM}.Tanh"), _LIKELY),
@@ -82,7 +82,7 @@ def _certainty(node: fx.Node, module_of: ModuleOf) -> int:
     while True:
         module = module_of(node)
         if module is not None:
-            found, keeps = find_kind(GATES, module), isinstance(module, _KEEPERS)
+            found, keeps = find_entry(GATES, module), isinstance(module, _KEEPERS)
         else:
             found, keeps = GATE_CALLS.get(node.target), node.target in _KEEP | _KEEP_FUNCTIONS
         inputs = node.all_input_nodes[:1] if node.target in _LIKE else node.all_input_nodes

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from canon_bridge.core.modules.affine import children_after
 from canon_bridge.core.modules.arithmetic import Arithmetic, Negate
+from canon_bridge.core.norms import children_after
 from canon_bridge.core.tracing.arguments import DATA, by_position, is_proxy, kept, pattern, unpack
 from canon_bridge.core.tracing.data import note_data
 from canon_bridge.core.tracing.flow import Frame, Inputs, Site

@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 from torch.fx.proxy import Attribute
 
-from canon_bridge.core.modules.affine import children_after, normalized
+from canon_bridge.core.norms import children_after, normalized
 from canon_bridge.core.tracing.arguments import copied, is_proxy, same_length, same_number, same_truth
 from canon_bridge.core.tracing.flow import Inputs
 from canon_bridge.core.tracing.graph import SymbolicTracer

@@ -1,28 +1,26 @@
-"""What canonization cannot begin with: modules that hide the one that they run, and tensors without values.
+"""What canonization cannot begin with: modules that hide the one that they run, and tensors without values."""
 
-Floor 1: imports ``kinds``.
-"""
-
-from collections.abc import Mapping
 from itertools import chain
 from typing import Final
 
 from torch import nn
 
-from canon_bridge.core.modules.kinds import Kind, find_kind
+from canon_bridge.core.registry import Registry
 
 # The attribute that holds the module inside.
-WRAPPERS: Final[Mapping[Kind, str]] = {
-    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
-    "torch.nn.parallel.data_parallel.DataParallel": "module",
-    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
-}
+WRAPPERS: Final = Registry[str](
+    {
+        "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+        "torch.nn.parallel.data_parallel.DataParallel": "module",
+        "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    }
+)
 
 
 def check_wrappers(model: nn.Module) -> None:
     """Raise ``TypeError`` if the model, or a module in it, is one of ``WRAPPERS``."""
     for path, module in model.named_modules():
-        attribute = find_kind(WRAPPERS, module)
+        attribute = WRAPPERS.find(module)
         if attribute is None:
             continue
         kind = type(module).__name__

@@ -1,6 +1,6 @@
 """What goes into a parameter slot: a Parameter with values of its own, or one that is computed from others.
 
-Floor 2: imports ``edits``. The second kind keeps the graph to what it was computed from, so that gradients reach
+The second kind keeps the graph to what it was computed from, so that gradients reach
 the parameters of the original model.
 """
 

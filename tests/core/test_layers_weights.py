@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from canon_bridge.core.modules.linear import (
+from canon_bridge.core.layers.linear import (
     LINEAR,
     computes_weight,
     fold_after,
@@ -22,7 +22,7 @@ from canon_bridge.core.undo.edits import Edits
 from canon_bridge.core.undo.register import writes_in_force
 from tests.conftest import relative_error
 from tests.core.computed_layers import WRAPS, Deep, output, wrapped
-from tests.core.test_linear import KINDS, LINEAR_TYPES, make, norms, read, sample
+from tests.core.test_layers_linear import KINDS, LINEAR_TYPES, make, norms, read, sample
 
 TOLERANCE, WRONG = 1e-12, 1e-3
 WAYS = pytest.mark.parametrize("way", WRAPS)

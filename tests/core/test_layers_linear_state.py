@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.core.modules.affine import Affine
-from canon_bridge.core.modules.linear import (
+from canon_bridge.core.affine import Affine
+from canon_bridge.core.layers.linear import (
     LINEAR,
     fold_before,
 )
 from canon_bridge.core.undo.edits import Edits
 from tests.conftest import relative_error
-from tests.core.test_linear import (
+from tests.core.test_layers_linear import (
     FOLDS,
     IN,
     LINEAR_TYPES,

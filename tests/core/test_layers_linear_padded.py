@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import canonize, plan
-from canon_bridge.core.modules.affine import Affine
-from canon_bridge.core.modules.linear import LINEAR, fold_after, fold_before, is_linear, why_not_foldable
+from canon_bridge.core.affine import Affine
+from canon_bridge.core.layers.linear import LINEAR, fold_after, fold_before, is_linear, why_not_foldable
 from canon_bridge.core.undo.edits import Edits
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import BOTH, alive, norms

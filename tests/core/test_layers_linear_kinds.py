@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.core.modules.linear import (
+from canon_bridge.core.layers.linear import (
     LINEAR,
     fold_before,
     in_channels,
@@ -16,7 +16,7 @@ from canon_bridge.core.modules.linear import (
     why_not_foldable,
 )
 from canon_bridge.core.undo.edits import Edits
-from tests.core.test_linear import IN, LINEAR_TYPES, OUT, make, norms, read
+from tests.core.test_layers_linear import IN, LINEAR_TYPES, OUT, make, norms, read
 
 
 @LINEAR_TYPES

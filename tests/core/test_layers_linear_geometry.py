@@ -14,11 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.core.modules.affine import NORMS, Affine
-from canon_bridge.core.modules.linear import LINEAR, fold_after, fold_before
+from canon_bridge.core.affine import Affine
+from canon_bridge.core.layers.linear import LINEAR, fold_after, fold_before
+from canon_bridge.core.norms import NORMS
 from canon_bridge.core.undo.edits import Edits
 from tests.conftest import randomize
-from tests.core.test_linear import KINDS
+from tests.core.test_layers_linear import KINDS
 
 Case = dict[str, Any]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from canon_bridge.core.modules.affine import Affine
-from canon_bridge.core.modules.linear import (
+from canon_bridge.core.affine import Affine
+from canon_bridge.core.layers.linear import (
     computes_weight,
     fold_after,
     fold_before,

@@ -1,9 +1,10 @@
 """Which kernel taps of a convolution lie inside its input, position by position.
 
-Floor 0: imports torch alone. On one axis the set of valid taps takes few distinct values (four for a 3-tap kernel
+On one axis the set of valid taps takes few distinct values (four for a 3-tap kernel
 with padding 1); everything that depends on the border is kept once for each distinct set and gathered by position.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -106,6 +107,19 @@ def tap_sets(geometry: AxisGeometry) -> TapSets:
         for phase in phases
     }
     return TapSets(tuple(rows), row_of)
+
+
+def number_of_tap_sets(geometry: AxisGeometry) -> int:
+    """Return how many sets :func:`tap_sets` lists, without listing them."""
+    kernel, dilation = geometry.kernel, geometry.dilation
+    if geometry.transposed:
+        # The taps of one phase are those of one remainder; all runs of them occur, and none.
+        phases = Counter(tap * dilation % geometry.stride for tap in range(kernel))
+        return 1 + sum(taps * (taps + 1) // 2 for taps in phases.values())
+    firsts = min(kernel, -(-geometry.low // dilation)) + 1
+    lowest = max(-1, kernel - 1 + (-geometry.high // dilation))
+    runs = sum(kernel - max(first, lowest) for first in range(min(firsts, kernel)))
+    return runs + (lowest < firsts - 1)  # the last for no tap at all
 
 
 @lru_cache(maxsize=4096)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from canon_bridge.core.modules.linear import (
+from canon_bridge.core.layers.linear import (
     LINEAR,
     computes_weight,
     fold_after,
@@ -20,7 +20,7 @@ from canon_bridge.core.undo.edits import Edits
 from tests.conftest import Snapshot, relative_error
 from tests.core.computed_layers import WRAPS, Deep, Gain, Wrap, on, output, wrapped
 from tests.core.named_layers import CONVOLUTIONS, LOOK_ALIKES, Kinds, entry_name, kinds, make
-from tests.core.test_linear_named import TOLERANCE, WRONG, affine
+from tests.core.test_layers_linear_named import TOLERANCE, WRONG, affine
 
 __all__ = ["kinds"]
 

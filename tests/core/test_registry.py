@@ -12,10 +12,10 @@ from torch.nn.utils import parametrizations
 
 from canon_bridge import canonize, plan
 from canon_bridge.core.channels.through import THROUGH_MODULES
+from canon_bridge.core.layers.linear import LINEAR
 from canon_bridge.core.modules.absorb import ABSORBERS
-from canon_bridge.core.modules.affine import NORMS, is_norm
-from canon_bridge.core.modules.kinds import find_kind
-from canon_bridge.core.modules.linear import LINEAR
+from canon_bridge.core.norms import NORMS, is_norm
+from canon_bridge.core.registry import find_entry
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import check, conv, image, norm
 
@@ -38,7 +38,7 @@ def subclass(kind: type[nn.Module], *more: type, **body: Any) -> type[nn.Module]
 @EVERY
 def test_the_type_itself_and_subclasses_that_change_nothing(table: dict[Any, Any], kind: type[nn.Module]) -> None:
     entry = table[kind]
-    assert find_kind(table, bare(kind)) is entry
+    assert find_entry(table, bare(kind)) is entry
     harmless = {
         "__init__": lambda self: None,
         "__doc__": "Ours.",
@@ -49,13 +49,13 @@ def test_the_type_itself_and_subclasses_that_change_nothing(table: dict[Any, Any
         "something_of_our_own": lambda self: 3,
         "expansion": 4,
     }
-    assert find_kind(table, bare(subclass(kind))) is entry
-    assert find_kind(table, bare(subclass(kind, **harmless))) is entry
-    assert find_kind(table, bare(subclass(subclass(kind, **harmless)))) is entry
+    assert find_entry(table, bare(subclass(kind))) is entry
+    assert find_entry(table, bare(subclass(kind, **harmless))) is entry
+    assert find_entry(table, bare(subclass(subclass(kind, **harmless)))) is entry
     generic = type("Generic", (kind,), {"__annotations__": {"note": str}, "__constants__": ["note"]})
-    assert find_kind(table, bare(generic)) is entry
+    assert find_entry(table, bare(generic)) is entry
     mixin = type("Mixin", (), {"describe": lambda self: "ours"})
-    assert find_kind(table, bare(subclass(kind, mixin))) is entry
+    assert find_entry(table, bare(subclass(kind, mixin))) is entry
 
 
 @EVERY
@@ -73,40 +73,40 @@ def test_subclasses_that_change_what_is_computed(table: dict[Any, Any], kind: ty
     }
     for name, value in changes.items():
         changed = subclass(kind, **{name: value})
-        assert find_kind(table, bare(changed)) is None, name
+        assert find_entry(table, bare(changed)) is None, name
         # Nor does a subclass of it that changes nothing in turn.
-        assert find_kind(table, bare(subclass(changed))) is None, name
-    assert find_kind(table, bare(subclass(kind, Mixin))) is None
-    assert find_kind(table, bare(subclass(subclass(kind), Mixin))) is None
+        assert find_entry(table, bare(subclass(changed))) is None, name
+    assert find_entry(table, bare(subclass(kind, Mixin))) is None
+    assert find_entry(table, bare(subclass(subclass(kind), Mixin))) is None
 
 
 def test_a_qualified_name_is_as_good_as_the_type() -> None:
     named = type("Named", (nn.Module,), {"__module__": "elsewhere.layers"})
     inner = type("Named", (nn.Module,), {"__module__": "elsewhere.layers", "__qualname__": "Outer.Named"})
     table = {"elsewhere.layers.Named": 1, nn.ReLU: 2}
-    assert find_kind(table, named()) == 1
-    assert find_kind(table, subclass(named)()) == 1
-    assert find_kind(table, subclass(named, forward=lambda self, x: x)()) is None
-    assert find_kind(table, inner()) is None
-    assert find_kind(table, type("Named", (nn.Module,), {"__module__": "elsewhere"})()) is None
-    assert find_kind(table, nn.Sequential()) is None
+    assert find_entry(table, named()) == 1
+    assert find_entry(table, subclass(named)()) == 1
+    assert find_entry(table, subclass(named, forward=lambda self, x: x)()) is None
+    assert find_entry(table, inner()) is None
+    assert find_entry(table, type("Named", (nn.Module,), {"__module__": "elsewhere"})()) is None
+    assert find_entry(table, nn.Sequential()) is None
 
 
 def test_the_nearest_entry_counts() -> None:
     near = subclass(nn.ReLU)
-    assert find_kind({nn.ReLU: 1, near: 2}, near()) == 2
-    assert find_kind({nn.ReLU: 1, near: 2}, subclass(near)()) == 2
-    assert find_kind({nn.ReLU: 1, near: 2}, nn.ReLU()) == 1
+    assert find_entry({nn.ReLU: 1, near: 2}, near()) == 2
+    assert find_entry({nn.ReLU: 1, near: 2}, subclass(near)()) == 2
+    assert find_entry({nn.ReLU: 1, near: 2}, nn.ReLU()) == 1
     changed = subclass(nn.ReLU, forward=lambda self, x: x)
-    assert find_kind({nn.ReLU: 1, changed: 2}, subclass(changed)()) == 2
+    assert find_entry({nn.ReLU: 1, changed: 2}, subclass(changed)()) == 2
 
 
 def test_a_parametrized_layer_is_of_the_type_that_it_was() -> None:
     layer = parametrizations.weight_norm(nn.Conv2d(2, 2, 1))
     assert type(layer) is not nn.Conv2d
-    assert find_kind(LINEAR, layer) is LINEAR[nn.Conv2d]
+    assert LINEAR.find(layer) is LINEAR[nn.Conv2d]
     other = parametrizations.weight_norm(subclass(nn.Conv2d, forward=lambda self, x: x)(2, 2, 1))
-    assert find_kind(LINEAR, other) is None
+    assert LINEAR.find(other) is None
 
 
 class Configured(nn.BatchNorm2d):

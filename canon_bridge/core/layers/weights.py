@@ -1,6 +1,6 @@
 """Weights that a module computes anew for each forward: parametrizations, weight_norm, spectral_norm, pruning.
 
-Floor 3: imports ``edits`` and ``parameters``. Values are those of evaluation mode, computed anew: what a hook has left
+Values are those of evaluation mode, computed anew: what a hook has left
 behind may be old.
 """
 
@@ -15,7 +15,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook, SpectralNormStateDictHook
 from torch.nn.utils.weight_norm import WeightNorm
 
-from canon_bridge.core.modules.parameters import gradients, parameter, tracked
+from canon_bridge.core.layers.parameters import gradients, parameter, tracked
 from canon_bridge.core.undo.edits import Edits, slots
 
 TENSORS: Final = ("weight", "bias")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from canon_bridge.core.modules.border import AxisGeometry, Border, gather, rows_by_position, tap_sets
+from canon_bridge.core.layers.border import AxisGeometry, Border, gather, rows_by_position, tap_sets
 
 SIZES = (1, 2, 3, 4, 5, 8, 13)
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from canon_bridge.core.modules.affine import Affine
-from canon_bridge.core.modules.border import AxisGeometry, rows_by_position, tap_sets
-from canon_bridge.core.modules.linear import (
+from canon_bridge.core.affine import Affine
+from canon_bridge.core.layers.border import AxisGeometry, rows_by_position, tap_sets
+from canon_bridge.core.layers.linear import (
     LINEAR,
     computes_weight,
     fold_after,
@@ -26,7 +26,7 @@ from canon_bridge.core.modules.linear import (
 from canon_bridge.core.undo.edits import Edits
 from tests.conftest import relative_error
 from tests.core.named_layers import CONVOLUTIONS, LOOK_ALIKES, Kinds, entry_name, kinds, make, zeros_at_the_ends
-from tests.core.test_linear_geometry import deviation
+from tests.core.test_layers_linear_geometry import deviation
 
 __all__ = ["kinds"]
 

@@ -1,7 +1,7 @@
 """Every linear layer of ``LINEAR``: both folds, the compact bias, what is inherited and what stays independent.
 
 References are the composition of norm and layer by torch, and the dense matrix of the layer from one-hot inputs. The
-geometries of convolutions are in ``test_linear_geometry``.
+geometries of convolutions are in ``test_layers_linear_geometry``.
 """
 
 import copy
@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.core.modules.affine import NORMS, Affine
-from canon_bridge.core.modules.linear import (
+from canon_bridge.core.affine import Affine
+from canon_bridge.core.layers.linear import (
     LINEAR,
     axis_geometries,
     fold_after,
     fold_before,
 )
+from canon_bridge.core.norms import NORMS
 from canon_bridge.core.undo.edits import Edits
 from tests.conftest import randomize, relative_error
 
