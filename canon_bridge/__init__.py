@@ -6,6 +6,7 @@ the framework of that name.
 
 from canon_bridge.auditing.audit import audit
 from canon_bridge.auditing.report import Audit
+from canon_bridge.core.activations import register_activation
 from canon_bridge.core.affine import Affine
 from canon_bridge.core.canonization import Canonization
 from canon_bridge.core.canonize import canonize, canonized_copy, plan
@@ -32,6 +33,7 @@ __all__ = [
     "canonize",
     "canonized_copy",
     "plan",
+    "register_activation",
     "register_layer",
     "register_norm",
 ]

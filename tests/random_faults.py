@@ -5,10 +5,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from canon_bridge.core import norms
+from canon_bridge.core import activations, norms
 from canon_bridge.core.affine import Affine
 from canon_bridge.core.layers import linear
-from canon_bridge.core.modules import activation, pooling, psi
 from canon_bridge.core.undo.edits import Edits
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -50,16 +49,20 @@ def no_offset_in_concatenations(monkeypatch):
 
 
 def only_maxima(monkeypatch):
-    monkeypatch.setattr(pooling, "_signed_pool", lambda module, x: type(module).forward(module, x))
+    monkeypatch.setattr(activations, "_signed_pool", lambda module, x: type(module).forward(module, x))
 
 
 def plain_relu(monkeypatch):
-    monkeypatch.setattr(activation, "_thresholded_relu", lambda module, x: x.relu())
+    monkeypatch.setattr(activations, "_thresholded_relu", lambda module, x: x.relu())
 
 
 def no_offset_in_activations(monkeypatch):
-    before = psi._before
-    monkeypatch.setattr(psi, "_before", lambda module, x: before(module, x) - psi._buffer(module, "shift", x))
+    before = activations._before
+
+    def without_shift(module, x):
+        return before(module, x) - activations._buffer(module, "shift", x)
+
+    monkeypatch.setattr(activations, "_before", without_shift)
 
 
 def not_restored(monkeypatch):

@@ -20,7 +20,7 @@ from benchmarks.mutation.run import (
 )
 
 BY_NAME = {mutant.name: mutant for mutant in EVERY}
-POOLS = BY_NAME["core/modules/pooling.py: max and min exchanged"]
+POOLS = BY_NAME["core/activations.py: max and min exchanged"]
 FEW = (
     POOLS,
     BY_NAME["core/norms.py: eps forgotten"],
@@ -70,7 +70,7 @@ def test_tests_that_do_not_end_are_no_verdict() -> None:
 
 
 def test_the_table_names_what_survived() -> None:
-    outcomes = [Outcome(POOLS, "core/test_pooling.py::test_it[a|b]", 1.0), Outcome(FEW[1], "", 1.0)]
+    outcomes = [Outcome(POOLS, "core/test_activations_pools.py::test_it[a|b]", 1.0), Outcome(FEW[1], "", 1.0)]
     assert table(outcomes).splitlines()[-1] == "1 of 2 mutants killed."
     assert "SURVIVED" in table(outcomes).splitlines()[2]
     assert table(outcomes, markdown=True).splitlines()[2].endswith(r"test_it[a\|b] |")

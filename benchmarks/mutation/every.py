@@ -14,7 +14,7 @@ EVERY = (
     *activations.RELU,
     *activations.ABSORBED,
     *activations.REFERENCE,
-    *activations.PSI,
+    *activations.GENERAL,
     *activations.POOLING,
     *activations.ABSORB,
     *channels.PARTS,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from canon_bridge.auditing.flows import Visit, total
-from canon_bridge.core.modules.absorb import stopped_at
+from canon_bridge.core.activations import stopped_at
 from canon_bridge.core.modules.arithmetic import Divide, Multiply
 from canon_bridge.core.norms import is_norm, normalized
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
+from captum.attr import DeepLift
 from captum.attr._core.lrp import SUPPORTED_LAYERS_WITH_RULES
 from captum.attr._utils.custom_modules import Addition_Module
 from captum.attr._utils.lrp_rules import EpsilonRule, PropagationRule
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 
 from canon_bridge.captum.rules import Norm, Pass, SignalTakesAll
 from canon_bridge.core.canonization import Canonization
-from canon_bridge.core.modules.absorbed import has_reference
 from canon_bridge.core.modules.arithmetic import Add, Divide, Multiply, Negate, Subtract
 from canon_bridge.core.modules.layers import BatchNorm, Mean, OfRank
 from canon_bridge.core.planning.options import Backend, Clipped, ExampleInputs, Leftover, Options, Prefer
@@ -34,9 +34,15 @@ for _kind, _rule in DEFAULT_RULES.items():
 
 def _own_inputs(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     # Captum hooks input tensors, one hook a tensor: a tensor that feeds two modules would mix up their relevance.
-    if _has_overlapping_windows(module) and has_reference(module):
+    if _has_overlapping_windows(module) and compares_with_reference(module):
         return args
     return tuple(value.clone() if isinstance(value, Tensor) else value for value in args)
+
+
+def compares_with_reference(module: nn.Module) -> bool:
+    """Return whether a hook on the module is one of Captum's DeepLift, or of a class made from it."""
+    hooks = vars(module)["_forward_hooks"].values()
+    return any(isinstance(getattr(hook, "__self__", None), DeepLift) for hook in hooks)
 
 
 def _has_overlapping_windows(module: nn.Module) -> bool:
@@ -61,7 +67,11 @@ def _is_of_captum(hook: object) -> bool:
 MODULES: Final[Mapping[type[nn.Module], Callable[[Any], nn.Module]]] = {Add: _addition}
 BACKEND = Backend(MODULES)
 PREPROCESSING = Backend(
-    MODULES, _own_inputs, ("rule", "activations", "activation", "input", "output"), leaves_hook=_is_of_captum
+    MODULES,
+    _own_inputs,
+    ("rule", "activations", "activation", "input", "output"),
+    leaves_hook=_is_of_captum,
+    compares_with_reference=compares_with_reference,
 )
 
 

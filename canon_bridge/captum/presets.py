@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from canon_bridge.captum.maps import LayerMap, NameMap, Preset, Types
 from canon_bridge.captum.rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, Pass, Rule, SignalTakesAll, ZBox, ZPlus
 from canon_bridge.captum.rules.base import Stabilizer
+from canon_bridge.core.activations import ACTIVATIONS
 from canon_bridge.core.layers.linear import LINEAR
-from canon_bridge.core.modules import absorb
 from canon_bridge.core.modules.arithmetic import Add, Divide, Multiply, Negate, Subtract
 from canon_bridge.core.norms import NORMS
 
@@ -68,7 +68,7 @@ def layer_map_base(stabilizer: Stabilizer = 1e-6) -> list[tuple[Types, Rule]]:
         The stabilizer on average pools and sums.
     """
     return [
-        ((*absorb.ACTIVATIONS.types(), Negate), Pass()),
+        ((*ACTIVATIONS.types(), Negate), Pass()),
         (SUMS, Norm(stabilizer)),
         (PRODUCTS, SignalTakesAll()),
         (AVERAGE_POOLS, Norm(stabilizer)),

@@ -26,7 +26,7 @@ def canonize(
 
     Each BatchNorm in evaluation mode is the per-channel affine map :math:`y = s x + b`,
     :math:`s = \gamma / \sqrt{\sigma^2 + \epsilon}`, :math:`b = \beta - s \mu`. It is merged into the linear layer
-    before it or into the linear layers behind it, where a ReLU in between becomes the thresholded ReLU; the
+    before it or into the linear layers after it, where a ReLU in between becomes the thresholded ReLU; the
     BatchNorm then computes the exact identity.
 
     Parameters
@@ -34,7 +34,7 @@ def canonize(
     model : nn.Module
         Any model in evaluation mode, float16 to float64, on any device. It is changed in place and restored.
     prefer : {"left", "right"}, default "left"
-        Which merge to try first: into the linear layer before the BatchNorm, or into those behind it.
+        Which merge to try first: into the linear layer before the BatchNorm, or into those after it.
     clipped : {"absorb", "pass"}, default "absorb"
         What happens to relevance at units that a thresholded ReLU clips, whose value does not depend on the input:
         it is absorbed (as by a bias), or passes to the input all the same.
@@ -69,8 +69,8 @@ def canonize(
     -----
     Module objects, names and types stay. Inside the block ``state_dict`` holds the merged values, and merged layers
     without bias have one. Parameters of merged layers are new objects; a change to them is lost on exit, with a
-    ``LostChangeWarning`` that names them. Gradients are those of the function; ``clipped`` holds for what a rule hands
-    down, that is, for activations that carry a hook. The model is canonical for all threads, and another thread cannot
+    ``LostChangeWarning`` that names them. Gradients are those of the function, whatever hooks look on; ``clipped``
+    holds for what a rule hands down, that is, puts in the place of an activation's gradient. The model is canonical for all threads, and another thread cannot
     enter a block on it meanwhile.
 
     References
@@ -122,7 +122,7 @@ def canonized_copy(
     edits = Edits()
     for merge in canonization.plan.merges:
         norm, ranks = twin.get_submodule(merge.norm), merge.chain.ranks
-        if not isinstance(norm, nn.Sequential):  # what a norm calls behind itself stays
+        if not isinstance(norm, nn.Sequential):  # what a norm calls after itself stays
             replace_child(edits, twin, norm, OfRank(ranks) if ranks else nn.Identity())
     for module in twin.modules():  # thresholds and signs belong to its state
         edits.set(module, "__dict__", TRANSIENT, transient.get(module, set()))

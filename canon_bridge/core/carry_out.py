@@ -5,6 +5,7 @@ Nothing is checked here; :class:`Canonization` does that.
 
 from torch import nn
 
+from canon_bridge.core.activations import Compares, compares_with_baselines
 from canon_bridge.core.layers.linear import make_plain
 from canon_bridge.core.layers.parameters import make_live
 from canon_bridge.core.merge import expect_rank, make_linear, merge, replace_child, sequence_after, share_hooks
@@ -45,8 +46,9 @@ def carry_out(edits: Edits, model: nn.Module, plan: Plan, backend: Backend) -> d
     for path in plan.plain:
         make_plain(edits, model.get_submodule(path))
     doubts = imprecise(model, plan)
+    compares = backend.compares_with_reference or compares_with_baselines
     for entry in plan.merges:
-        _merge(edits, model, entry.chain, plan.options.clipped == "absorb")
+        _merge(edits, model, entry.chain, plan.options.clipped == "absorb", compares)
     # All of them are looked up before the first is replaced, for one may be a part of another.
     for norm in [model.get_submodule(leftover.norm) for leftover in plan.leftovers]:
         make_linear(edits, model, norm)
@@ -57,8 +59,8 @@ def carry_out(edits: Edits, model: nn.Module, plan: Plan, backend: Backend) -> d
     return doubts
 
 
-def _merge(edits: Edits, model: nn.Module, chain: Chain, clip_relevance: bool) -> None:
-    merge(edits, model.get_submodule, chain, clip_relevance)
+def _merge(edits: Edits, model: nn.Module, chain: Chain, clip_relevance: bool, compares: Compares) -> None:
+    merge(edits, model.get_submodule, chain, clip_relevance, compares)
     if chain.ranks:
         norm = model.get_submodule(chain.norm)
         expect_rank(edits, norm, chain.ranks, f"{chain.norm} and {chain.targets[0]}")

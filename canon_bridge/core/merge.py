@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from canon_bridge.core.activations import Compares, compares_with_baselines, find_absorber
 from canon_bridge.core.layers.linear import fold_after, fold_before
-from canon_bridge.core.modules.absorb import find_absorber
 from canon_bridge.core.norms import NormType, as_convolution, children_after, compose, is_norm, norm_type, take
 from canon_bridge.core.planning.chains import Chain
 from canon_bridge.core.undo.edits import Edits
@@ -22,7 +22,13 @@ from canon_bridge.core.undo.forwards import bind_forward, forward_slots
 from canon_bridge.core.undo.users import follow_mode
 
 
-def merge(edits: Edits, find: Callable[[str], nn.Module], chain: Chain, clip_relevance: bool) -> None:
+def merge(
+    edits: Edits,
+    find: Callable[[str], nn.Module],
+    chain: Chain,
+    clip_relevance: bool,
+    compares: Compares = compares_with_baselines,
+) -> None:
     """Merge a norm into the layers of its chain.
 
     Parameters
@@ -35,6 +41,8 @@ def merge(edits: Edits, find: Callable[[str], nn.Module], chain: Chain, clip_rel
         Where the map goes.
     clip_relevance : bool
         Whether relevance at clipped units stops; see :func:`absorb_into_relu`.
+    compares : callable, optional
+        For which modules it does not, because a method compares with a reference input there.
     """
     affine = take(edits, find(chain.norm))
     for step in chain.steps:
@@ -42,7 +50,7 @@ def merge(edits: Edits, find: Callable[[str], nn.Module], chain: Chain, clip_rel
         if step.absorbs:
             absorb = find_absorber(module, again=True)
             assert absorb is not None  # the plan has asked
-            affine = affine.joined(absorb(edits, module, arriving, clip_relevance))
+            affine = affine.joined(absorb(edits, module, arriving, clip_relevance, compares))
         elif is_norm(module):
             compose(edits, module, arriving, comes_before=chain.direction == "right")
         elif chain.direction == "right":

@@ -347,14 +347,13 @@ def compose(edits: Edits, norm: nn.Module, affine: Affine, comes_before: bool) -
 def as_convolution(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Return weight ``(C, 1, 1, 1)`` and bias ``(C,)`` of the depthwise convolution that computes what a norm computes.
 
-    They are parameters in the norm's own precision, and require gradients where the scale depends on a parameter that
-    does.
+    They are parameters in the norm's own precision, and require gradients where one of its parameters does.
     """
-    with torch.enable_grad():
+    with gradients():
         affine = norm_type(norm).read(norm)
     own = (*vars(norm)["_parameters"].values(), *vars(norm)["_buffers"].values())
-    dtypes = [value.dtype for value in own if isinstance(value, Tensor) and value.is_floating_point()]
-    dtype = min(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=affine.scale.dtype)
-    requires_grad = affine.scale.requires_grad
+    floating = [value for value in own if isinstance(value, Tensor) and value.is_floating_point()]
+    dtype = min((value.dtype for value in floating), key=lambda dtype: torch.finfo(dtype).eps)
+    requires_grad = any(value.requires_grad for value in floating)
     weight, bias = (tracked(value).to(dtype) for value in (affine.scale, affine.shift))
     return parameter(weight.view(-1, 1, 1, 1).clone(), requires_grad), parameter(bias.clone(), requires_grad)

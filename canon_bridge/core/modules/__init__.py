@@ -1,1 +1,1 @@
-"""What single modules compute: linear layers, BatchNorms, activations, pools, and the modules of our own."""
+"""The modules of our own, for operations that a model writes as operators or functions."""

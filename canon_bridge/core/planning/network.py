@@ -7,10 +7,10 @@ from typing import Final
 
 from torch import fx, nn
 
+from canon_bridge.core.activations import find_absorber, wanted_rank
 from canon_bridge.core.channels.parts import concatenated, reads_shape_alone
 from canon_bridge.core.channels.through import find_through
 from canon_bridge.core.layers.linear import in_channels, is_linear, linear_type, out_channels, why_not_foldable
-from canon_bridge.core.modules.absorb import find_absorber, wanted_rank
 from canon_bridge.core.modules.arithmetic import Arithmetic
 from canon_bridge.core.norms import is_norm, norm_type, width
 from canon_bridge.core.planning.chains import Obstacle, Words, words

@@ -64,6 +64,9 @@ class Backend:
     differentiable : bool
         Whether all parameters that require gradients are computed from those of the model, so that gradients of
         whatever the framework makes of them reach the model's own; see :class:`LiveParameter`.
+    compares_with_reference : callable or None
+        Whether hooks on a module are those of a method that compares with a reference input, for which a clipped unit
+        is no constant. None for the core's own guess, :func:`compares_with_baselines`.
     """
 
     modules: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = field(default_factory=dict[Any, Any])
@@ -71,6 +74,7 @@ class Backend:
     scratch: tuple[str, ...] = ()
     leaves_hook: Callable[[object], bool] | None = None
     differentiable: bool = False
+    compares_with_reference: Callable[[nn.Module], bool] | None = None
 
     def adapt(self, module: nn.Module) -> nn.Module:
         """Return the framework's module for an explicit module, or the module itself."""

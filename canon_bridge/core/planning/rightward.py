@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 
 from torch import fx
 
+from canon_bridge.core.activations import find_absorber, wanted_rank
 from canon_bridge.core.channels.layout import Layout, position
 from canon_bridge.core.channels.parts import concatenated, divided, selected
 from canon_bridge.core.channels.through import find_through
 from canon_bridge.core.layers.linear import is_linear, why_not_before
-from canon_bridge.core.modules.absorb import find_absorber, wanted_rank
 from canon_bridge.core.norms import is_norm, norm_type, width
 from canon_bridge.core.planning.chains import Chain, Obstacle, Step, Words, words
 from canon_bridge.core.planning.fitting import name_of, why_not_taken

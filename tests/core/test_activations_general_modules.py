@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from canon_bridge.core.activations import ACTIVATIONS, find_absorber
 from canon_bridge.core.affine import Affine
-from canon_bridge.core.modules.absorb import ACTIVATIONS, find_absorber
-from tests.core.test_psi import (
+from tests.core.test_activations_general import (
     ACTIVATION,
     CLIP,
     KINDS,
@@ -31,13 +31,13 @@ def test_half_precision(kind: type[nn.Module]) -> None:
     exact, module = make(kind, width, torch.float32), make(kind, width, torch.float16)
     left = absorb(module, affine)
     x = inputs(affine, dtype=torch.float16)
-    psi, before = module(x), apply(affine, x.float())
-    assert psi.dtype == torch.float16
+    general, before = module(x), apply(affine, x.float())
+    assert general.dtype == torch.float16
     expected = exact(before)
     # Not at the steps of the two that are discontinuous, which a rounding may take.
     clear = torch.where((before.abs() - 0.4).abs().minimum((before - 0.2).abs()) < 0.02, 0, 1)
     size = (before.abs() + affine.shift.abs() + expected.abs()) * torch.finfo(torch.float16).eps
-    deviation = (apply(left, psi.float()) - expected).abs() / (size + torch.finfo(torch.float16).tiny) * clear
+    deviation = (apply(left, general.float()) - expected).abs() / (size + torch.finfo(torch.float16).tiny) * clear
     assert float(deviation.detach().max()) < ROUNDINGS
 
 
@@ -48,9 +48,9 @@ def test_half_precision_is_finite_at_every_scale(kind: type[nn.Module], clip: bo
     module = make(kind, affine.scale.numel(), torch.float16)
     absorb(module, affine, clip)
     x = inputs(affine, dtype=torch.float16).requires_grad_()
-    psi = module(x)
-    assert bool(psi.isfinite().all())
-    (gradient,) = torch.autograd.grad(psi.float().sum(), x)
+    general = module(x)
+    assert bool(general.isfinite().all())
+    (gradient,) = torch.autograd.grad(general.float().sum(), x)
     assert bool(gradient.isfinite().all())
 
 
@@ -77,7 +77,7 @@ def test_the_buffers_move_with_the_module_and_stay_out_of_its_state() -> None:
     module = make(nn.SiLU, dtype=torch.float32)
     left = absorb(module, affine)
     assert module.state_dict() == {}
-    assert sorted(dict(module.named_buffers())) == ["psi_factor", "psi_offset", "psi_scale", "psi_shift"]
+    assert sorted(dict(module.named_buffers())) == ["act_factor", "act_offset", "act_scale", "act_shift"]
     x = inputs(affine, dtype=torch.float64)
     assert {buffer.dtype for buffer in module.double().buffers()} == {torch.float64}
     double = Affine(affine.scale.double(), affine.shift.double())

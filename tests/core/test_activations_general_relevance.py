@@ -1,4 +1,4 @@
-"""Relevance behind an affine map that was absorbed: which share of it an activation lets pass to its input.
+"""Relevance after an affine map that was absorbed: which share of it an activation lets pass to its input.
 
 Rules put the relevance of a module's output on its input (Pass); what the activation does about it stands in front of
 the module. LRP-0 of the linear layer behind it is ``h * gradient``, so the oracle is gradient times input.
@@ -9,12 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from canon_bridge.captum import LRP, presets
+from canon_bridge.core.activations import absorb_into_relu
 from canon_bridge.core.affine import Affine
-from canon_bridge.core.modules.activation import absorb_into_relu
 from canon_bridge.core.undo.edits import Edits
 from tests.conftest import randomize, relative_error
-from tests.core.test_activation_relevance import pass_by_backward_hook, pass_by_function
-from tests.core.test_psi import ACTIVATION, KINDS, NORMAL, SHIFTS, SMALL, absorb, apply, grid, inputs, make
+from tests.core.test_activations_general import (
+    ACTIVATION,
+    KINDS,
+    NORMAL,
+    SHIFTS,
+    SMALL,
+    absorb,
+    apply,
+    grid,
+    inputs,
+    make,
+)
+from tests.core.test_activations_relu_relevance import pass_by_backward_hook, pass_by_function
 from tests.models import TARGET, gradient_times_input
 
 LEAKY = (nn.LeakyReLU, nn.PReLU, nn.RReLU)
@@ -58,15 +69,15 @@ def test_lrp_0_through_a_piecewise_linear_one_is_gradient_times_input(kind: type
     at = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(reference(apply(affine, at)), at, weight.expand_as(x))
     expected = gradient * x
-    # LRP-0 of a linear layer with weight w e behind psi gives its input w e psi(x); the bias w d takes the rest.
-    contribution = weight * left.scale * make_psi(kind, affine)(x)
+    # LRP-0 of a linear layer with weight w e after g gives its input w e g(x); the bias w d takes the rest.
+    contribution = weight * left.scale * make_general(kind, affine)(x)
     value = arrived(module, x, contribution)
     before = apply(affine, x)
     # Where z is lost next to b, either side of the kink is right.
     clear = before.abs() > 1e-9 * affine.shift.abs()
     assert float(clear.double().mean()) > 0.8
     scale = weight.abs() * (affine.scale * x).abs() + 1e-300
-    # What psi loses where s x is small next to b, it loses here.
+    # What g loses where s x is small next to b, it loses here.
     rounding = 1e-14 * (1 + affine.shift.abs() / (affine.scale * x).abs().clamp(min=1e-300))
     assert bool((((value - expected).abs() / scale)[clear] <= rounding[clear]).all())
     normal = clear & (affine.scale.abs() > 0.1)
@@ -77,7 +88,7 @@ def test_lrp_0_through_a_piecewise_linear_one_is_gradient_times_input(kind: type
         assert not relative_error(other[normal], expected[normal]) < 1e-3, name
 
 
-def make_psi(kind: type[nn.Module], affine: Affine) -> nn.Module:
+def make_general(kind: type[nn.Module], affine: Affine) -> nn.Module:
     module = make(kind, affine.scale.numel())
     absorb(module, affine, clip=False)
     return module
@@ -116,7 +127,7 @@ def test_the_general_form_of_a_relu_is_the_thresholded_relu() -> None:
     relevance = torch.randn_like(x)
     for module in (leaky, relu):
         pass_by_backward_hook(module)
-    # a x / psi(x) is 1 where the unit is active, because psi(x) is x there.
+    # a x / g(x) is 1 where the unit is active, because g(x) is x there.
     assert torch.allclose(arrived(leaky, x, relevance), arrived(relu, x, relevance), rtol=1e-9, atol=1e-12)
     assert torch.allclose(leaky(x), relu(x), rtol=1e-9, atol=1e-9)
 
@@ -210,8 +221,8 @@ def test_the_oracle_does_not_hold_for_smooth_ones() -> None:
 
 
 @pytest.mark.parametrize("kind", LEAKY)
-def test_where_psi_is_zero_a_piecewise_linear_one_lets_pass_what_its_slope_says(kind: type[nn.Module]) -> None:
-    affine = Affine(torch.tensor([2.0, -2.0]).double(), torch.ones(2).double())  # phi(b) = b, so that psi(0) = 0
+def test_where_g_is_zero_a_piecewise_linear_one_lets_pass_what_its_slope_says(kind: type[nn.Module]) -> None:
+    affine = Affine(torch.tensor([2.0, -2.0]).double(), torch.ones(2).double())  # phi(b) = b, so that g(0) = 0
     module, x = make(kind, 2), torch.zeros(1, 2, dtype=torch.float64)
     absorb(module, affine)
     assert torch.equal(module(x), x)

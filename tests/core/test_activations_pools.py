@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from canon_bridge import canonize, plan
+from canon_bridge.core.activations import MAX_POOLS, absorb_into_max_pool, find_absorber, wanted_rank
 from canon_bridge.core.affine import Affine
-from canon_bridge.core.modules.absorb import MAX_POOLS, find_absorber, wanted_rank
-from canon_bridge.core.modules.pooling import absorb_into_max_pool
 from canon_bridge.core.undo.edits import Edits
 from tests.conftest import randomize, relative_error
 from tests.core.pieces import BOTH, check
-from tests.core.test_psi import absorb, apply
+from tests.core.test_activations_general import absorb, apply
 
 SCALES = (1.0, -1.0, 0.7, -2.3, 1e-6, -1e-12, 1e-20, -1e-37, 0.0, -0.0)
 CHANNELS = len(SCALES)

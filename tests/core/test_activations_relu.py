@@ -10,10 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from canon_bridge.core.activations import LARGEST_THRESHOLD, SMALLEST_SCALE, absorb_into_relu, find_absorber, is_relu
 from canon_bridge.core.affine import Affine
-from canon_bridge.core.modules.absorb import find_absorber, is_relu
-from canon_bridge.core.modules.absorbed import LARGEST_THRESHOLD, SMALLEST_SCALE
-from canon_bridge.core.modules.activation import absorb_into_relu
 from canon_bridge.core.undo.edits import Edits
 from tests.conftest import relative_error
 

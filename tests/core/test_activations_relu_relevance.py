@@ -7,10 +7,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from canon_bridge.core.activations import absorb_into_relu
 from canon_bridge.core.affine import Affine
-from canon_bridge.core.modules.activation import absorb_into_relu
 from canon_bridge.core.undo.edits import Edits
-from tests.core.test_activation import MODES, ROUNDINGS, SCALES, TINY, absorb, affine_grid, apply, deviation, inputs
+from tests.core.test_activations_relu import (
+    MODES,
+    ROUNDINGS,
+    SCALES,
+    TINY,
+    absorb,
+    affine_grid,
+    apply,
+    deviation,
+    inputs,
+)
 
 
 @pytest.mark.parametrize("scales", [SCALES[:4], SCALES, SCALES + TINY])

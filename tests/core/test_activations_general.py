@@ -1,4 +1,4 @@
-"""Every activation of ``ACTIVATIONS`` behind an affine map: ``phi(s x + b) = e psi(x) + d``, value and gradient.
+"""Every activation of ``ACTIVATIONS`` behind an affine map: ``phi(s x + b) = e g(x) + d``, value and gradient.
 
 The reference is the activation of torch itself behind the map, differentiated by torch.
 """
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from canon_bridge.core.activations import ACTIVATIONS, find_absorber
 from canon_bridge.core.affine import Affine
-from canon_bridge.core.modules.absorb import ACTIVATIONS, find_absorber
 from canon_bridge.core.registry import TypeKey
 from canon_bridge.core.undo.edits import Edits
 
@@ -94,10 +94,10 @@ def test_every_scale_and_shift(rank: int, dtype: torch.dtype, kind: type[nn.Modu
     left = absorb(module, affine, clip)
     x = inputs(affine, SHAPES[rank])
     for values in (x, x.clone().requires_grad_()):
-        psi = module(values)
-        assert psi.dtype == left.scale.dtype == dtype
-        assert all(bool(tensor.isfinite().all()) for tensor in (psi, left.scale, left.shift, *module.buffers()))
-        assert error(apply(left, psi), reference(apply(affine, x)), x, affine) < ROUNDINGS
+        general = module(values)
+        assert general.dtype == left.scale.dtype == dtype
+        assert all(bool(tensor.isfinite().all()) for tensor in (general, left.scale, left.shift, *module.buffers()))
+        assert error(apply(left, general), reference(apply(affine, x)), x, affine) < ROUNDINGS
 
 
 @ACTIVATION
@@ -106,8 +106,8 @@ def test_the_tolerance_rejects_what_is_wrong(kind: type[nn.Module]) -> None:
     width = affine.scale.numel()
     module, x = make(kind, width), inputs(affine)
     expected = module(apply(affine, x))
-    psi = (expected - affine.shift) / affine.scale
-    assert error(apply(affine, psi), expected, x, affine) < ROUNDINGS
+    general = (expected - affine.shift) / affine.scale
+    assert error(apply(affine, general), expected, x, affine) < ROUNDINGS
     wrong = {
         "the activation itself": module(x),
         "no shift inside": (module(x * affine.scale) - affine.shift) / affine.scale,
