@@ -1,7 +1,7 @@
 """Weights that a module computes anew for each forward: parametrizations, weight_norm, spectral_norm, pruning.
 
-Values are those of evaluation mode, computed anew: what a hook has left
-behind may be old.
+Values are those of evaluation mode, computed anew: what a hook has
+left may be old.
 """
 
 from collections.abc import Callable
@@ -138,7 +138,7 @@ def _family(module: nn.Module, name: str) -> list[str]:
 
 
 def _tensors(module: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Return the parameters of the module, also those behind parametrizations, by the tensor that they belong to."""
+    """Return the parameters of the module, also those of parametrizations, by the tensor that they belong to."""
     found: dict[str, list[nn.Parameter]] = {}
     for path, tensor in module.named_parameters():
         found.setdefault(path.removeprefix("parametrizations.").partition(".")[0], []).append(tensor)
