@@ -6,8 +6,12 @@ the framework of that name.
 
 from canon_bridge.auditing.audit import audit
 from canon_bridge.auditing.report import Audit
+from canon_bridge.core.activations import register_activation
+from canon_bridge.core.affine import Affine
 from canon_bridge.core.canonization import Canonization
 from canon_bridge.core.canonize import canonize, canonized_copy, plan
+from canon_bridge.core.layers.linear import register_layer
+from canon_bridge.core.norms import register_norm
 from canon_bridge.core.planning.plan import Leftover, Merge, Plan, Refusal
 from canon_bridge.core.trace.flow import TracingError
 from canon_bridge.core.undo.alerts import LostChangeWarning, PrecisionWarning
@@ -15,6 +19,7 @@ from canon_bridge.core.undo.alerts import LostChangeWarning, PrecisionWarning
 __version__ = "0.1.0"
 
 __all__ = [
+    "Affine",
     "Audit",
     "Canonization",
     "Leftover",
@@ -28,4 +33,7 @@ __all__ = [
     "canonize",
     "canonized_copy",
     "plan",
+    "register_activation",
+    "register_layer",
+    "register_norm",
 ]

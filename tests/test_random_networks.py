@@ -125,7 +125,7 @@ def test_the_checks_reject(fault, monkeypatch):
 
 
 def test_the_oracle_rejects_relevance_that_passes_clipped_units(monkeypatch):
-    monkeypatch.setattr("canon_bridge.core.modules.activation.stop_at_clipped", lambda module, args: None)
+    monkeypatch.setattr("canon_bridge.core.activations.stop_at_clipped", lambda compares, module, args: None)
     with pytest.raises(AssertionError, match="not gradient times input"):
         _search(lambda network, prefer: _check_oracle(network, prefer, by_captum), plain=True)
 

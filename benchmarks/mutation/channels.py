@@ -86,7 +86,7 @@ FITTING = mutants(
 RIGHTWARD = mutants(
     "core/planning/rightward.py",
     "core/test_rightward.py core/test_rightward_branches.py core/test_reuse.py core/test_obstacles.py "
-    "core/test_planning.py core/test_layout.py core/test_pooling.py",
+    "core/test_planning.py core/test_layout.py core/test_activations_pools.py",
     ("other branches taken for the first channel", "else (-1,) * (size or 0)", "else (0,) * (size or 0)"),
     (
         "behind an activation the channels before it",

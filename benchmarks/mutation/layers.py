@@ -3,12 +3,13 @@
 from benchmarks.mutation.mutant import mutants
 
 _LINEAR_TESTS = (
-    "core/test_linear.py core/test_linear_state.py core/test_linear_kinds.py core/test_linear_padded.py "
-    "core/test_linear_geometry.py core/test_linear_named.py core/test_canonize.py"
+    "core/test_layers_linear.py core/test_layers_linear_state.py core/test_layers_linear_kinds.py "
+    "core/test_layers_linear_padded.py core/test_layers_linear_geometry.py "
+    "core/test_layers_linear_named.py core/test_canonize.py"
 )
 
 LINEAR = mutants(
-    "core/modules/linear.py",
+    "core/layers/linear.py",
     _LINEAR_TESTS,
     (
         "left: the axes of a transposed layer as of any other",
@@ -100,8 +101,8 @@ LINEAR = mutants(
     ("new parameters ask for no gradient", "(old if former is None else former).requires_grad", "False"),
 )
 
-LINEAR_TYPES = mutants(
-    "core/modules/linear_types.py",
+FORWARD = mutants(
+    "core/layers/linear.py",
     _LINEAR_TESTS,
     ("standardized by the unbiased variance", "correction=0", "correction=1"),
     ("standardized without the mean", "(filters - mean) *", "filters *"),
@@ -119,8 +120,8 @@ LINEAR_TYPES = mutants(
         "elif isinstance(padding, str):",
     ),
     ("the padding of the first axis on all", "int(padding[axis])", "int(padding[0])"),
-    ("own padding exchanged", "low, high = low + before, high + behind", "low, high = low + behind, high + before"),
-    ("own padding ignored", "low, high = low + before, high + behind", "low, high = low, high"),
+    ("own padding exchanged", "low, high = low + first, high + last", "low, high = low + last, high + first"),
+    ("own padding ignored", "low, high = low + first, high + last", "low, high = low, high"),
     ("own padding on the other axis", "return (top, bottom), (left, right)", "return (left, right), (top, bottom)"),
     ("output_padding ignored", "max(stride, dilation) - 1 if entry.transposed else 0", "0"),
     (
@@ -130,8 +131,8 @@ LINEAR_TYPES = mutants(
     ),
     (
         "a padding mode that the layer does not look at",
-        'module.padding_mode == "zeros" or not entry.looks_at_padding_mode()',
-        'module.padding_mode == "zeros"',
+        ' == "zeros" or not entry.looks_at_padding_mode()',
+        ' == "zeros"',
     ),
     ("a gathered bias widens an autocast output", "list(sizes)).to(output.dtype)", "list(sizes))"),
     (
@@ -141,7 +142,7 @@ LINEAR_TYPES = mutants(
     ),
     (
         "output_size ignored",
-        "padding, output_padding, module.groups, dilation)",
+        "padding, added, module.groups, dilation)",
         "padding, 0, module.groups, dilation)",
     ),
     (
@@ -153,8 +154,8 @@ LINEAR_TYPES = mutants(
 )
 
 WEIGHTS = mutants(
-    "core/modules/weights.py",
-    "core/test_weights.py core/test_weights_cases.py core/test_weights_named.py",
+    "core/layers/weights.py",
+    "core/test_layers_weights.py core/test_layers_weights_cases.py core/test_layers_weights_named.py",
     ("a weight that a hook left behind", "                hook(stand_in, ())\n", "                pass\n"),
     ("a power iteration more", "            if part.training:\n", "            if False:\n"),
     ("a bias computed by hooks forgotten", 'TENSORS: Final = ("weight", "bias")', 'TENSORS: Final = ("weight",)'),

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from canon_bridge.auditing.flows import Visit, total
-from canon_bridge.core.modules.absorb import stopped_at
-from canon_bridge.core.modules.affine import is_norm, normalized
+from canon_bridge.core.activations import stopped_at
+from canon_bridge.core.norms import is_norm, normalized
 from canon_bridge.core.explicit import Divide, Multiply, Product
 
 T = TypeVar("T")

@@ -5,13 +5,13 @@ from functools import cache
 from typing import Any, Final
 
 import torch
+from captum.attr import DeepLift
 from captum.attr._utils.custom_modules import Addition_Module
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
 from canon_bridge.captum.rules import Norm, Pass, SignalTakesAll
 from canon_bridge.core.canonization import Canonization
-from canon_bridge.core.modules.absorbed import has_reference
 from canon_bridge.core.explicit import (
     Add,
     BatchNorm,
@@ -70,9 +70,15 @@ def _ruled(module: nn.Module) -> nn.Module:
 
 def _own_inputs(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     # Captum hooks input tensors, one hook a tensor: a tensor that feeds two modules would mix up their relevance.
-    if _has_overlapping_windows(module) and has_reference(module):
+    if _has_overlapping_windows(module) and compares_with_reference(module):
         return args
     return tuple(value.clone() if isinstance(value, Tensor) else value for value in args)
+
+
+def compares_with_reference(module: nn.Module) -> bool:
+    """Return whether a hook on the module is one of Captum's DeepLift, or of a class made from it."""
+    hooks = vars(module)["_forward_hooks"].values()
+    return any(isinstance(getattr(hook, "__self__", None), DeepLift) for hook in hooks)
 
 
 def _has_overlapping_windows(module: nn.Module) -> bool:
@@ -97,7 +103,11 @@ def _is_of_captum(hook: object) -> bool:
 # What our own LRP needs, and what Captum's classes need besides; they leave these attributes on modules.
 BACKEND = Backend(_addition)
 PREPROCESSING = Backend(
-    _ruled, _own_inputs, ("rule", "activations", "activation", "input", "output"), leaves_hook=_is_of_captum
+    _ruled,
+    _own_inputs,
+    ("rule", "activations", "activation", "input", "output"),
+    leaves_hook=_is_of_captum,
+    compares_with_reference=compares_with_reference,
 )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from canon_bridge.captum.maps import LayerMap, NameMap, Preset, Types
 from canon_bridge.captum.rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, Pass, Rule, SignalTakesAll, ZBox, ZPlus
 from canon_bridge.captum.rules.base import Stabilizer
-from canon_bridge.core.modules.linear import LINEAR
+from canon_bridge.core.layers.linear import LINEAR
 from canon_bridge.core.operations import Kind
 
 __all__ = [
@@ -26,11 +26,17 @@ __all__ = [
     "layer_map_base",
 ]
 
-# Types of other packages, which the tables hold by name, are subclasses of these.
-CONVOLUTIONS: Types = tuple(kind for kind, entry in LINEAR.items() if entry.spatial and isinstance(kind, type))
-DENSE: Types = (nn.Linear,)
 
 Names = str | Sequence[str] | None
+
+
+# Read anew for each preset: a user may have registered more.
+def _convolutions() -> Types:
+    return tuple(kind for kind, entry in LINEAR.by_type().items() if entry.spatial)
+
+
+def _dense() -> Types:
+    return tuple(kind for kind, entry in LINEAR.by_type().items() if not entry.spatial)
 
 
 def layer_map_base(stabilizer: Stabilizer = 1e-6) -> list[tuple[Kind | Types, Rule]]:
@@ -62,7 +68,7 @@ def _preset(
     first_map: LayerMap = (),
     name_map: NameMap = (),
 ) -> Preset:
-    entries = [*layer_map, *layer_map_base(stabilizer), (CONVOLUTIONS, convolutions), (DENSE, dense)]
+    entries = [*layer_map, *layer_map_base(stabilizer), (_convolutions(), convolutions), (_dense(), dense)]
     return Preset(entries, first_map, name_map, name)
 
 
@@ -189,9 +195,9 @@ def epsilon_gamma_box(
         See :func:`epsilon_plus_flat`.
     """
     rule, dense = Gamma(gamma, stabilizer, zero_params), Epsilon(epsilon, zero_params)
-    first = (*first_map, (CONVOLUTIONS, ZBox(low, high, stabilizer, zero_params)))
+    first = (*first_map, (_convolutions(), ZBox(low, high, stabilizer, zero_params)))
     return _preset("epsilon_gamma_box", stabilizer, rule, dense, layer_map, first, name_map)
 
 
 def _flat(first_map: LayerMap, stabilizer: Stabilizer, zero_params: Names) -> LayerMap:
-    return (*first_map, ((*CONVOLUTIONS, *DENSE), Flat(stabilizer, zero_params)))
+    return (*first_map, ((*_convolutions(), *_dense()), Flat(stabilizer, zero_params)))

@@ -1,7 +1,4 @@
-"""The only place that knows the order of the steps: plan, apply, the block, undo.
-
-Floor 17: imports everything below it.
-"""
+"""The only place that knows the order of the steps: plan, apply, the block, undo."""
 
 import threading
 from types import TracebackType
@@ -10,9 +7,9 @@ from typing import Final
 from torch import Tensor, nn
 
 from canon_bridge.core.carry_out import carry_out
-from canon_bridge.core.modules.affine import check_norm, is_identity
-from canon_bridge.core.modules.obstacles import check_values, check_wrappers
-from canon_bridge.core.modules.parameters import keeping_graph
+from canon_bridge.core.layers.parameters import keeping_graph
+from canon_bridge.core.norms import check_norm, is_identity
+from canon_bridge.core.obstacles import check_values, check_wrappers
 from canon_bridge.core.planning.options import Backend, Options, Scope
 from canon_bridge.core.planning.plan import Plan
 from canon_bridge.core.planning.planner import IS_IDENTITY, make_plan

@@ -1,7 +1,4 @@
-"""The public functions of the core.
-
-Floor 18: imports ``canonization`` and the keywords.
-"""
+"""The public functions of the core."""
 
 import copy
 
@@ -9,9 +6,10 @@ import torch
 from torch import nn
 
 from canon_bridge.core.canonization import Canonization, check_module
+from canon_bridge.core.layers.linear import computes_weight, make_plain, why_not_foldable
 from canon_bridge.core.merge import replace_child
 from canon_bridge.core.explicit import OfRank
-from canon_bridge.core.modules.linear import computes_weight, make_plain, why_not_foldable
+from canon_bridge.core.layers.linear import computes_weight, make_plain, why_not_foldable
 from canon_bridge.core.planning.options import Clipped, ExampleInputs, Leftover, Options, Prefer
 from canon_bridge.core.planning.plan import Plan
 from canon_bridge.core.undo.edits import TRANSIENT, Edits
@@ -29,7 +27,7 @@ def canonize(
 
     Each BatchNorm in evaluation mode is the per-channel affine map :math:`y = s x + b`,
     :math:`s = \gamma / \sqrt{\sigma^2 + \epsilon}`, :math:`b = \beta - s \mu`. It is merged into the linear layer
-    before it or into the linear layers behind it, where a ReLU in between becomes the thresholded ReLU; the
+    before it or into the linear layers after it, where a ReLU in between becomes the thresholded ReLU; the
     BatchNorm then computes the exact identity.
 
     Parameters
@@ -37,7 +35,7 @@ def canonize(
     model : nn.Module
         Any model in evaluation mode, float16 to float64, on any device. It is changed in place and restored.
     prefer : {"left", "right"}, default "left"
-        Which merge to try first: into the linear layer before the BatchNorm, or into those behind it.
+        Which merge to try first: into the linear layer before the BatchNorm, or into those after it.
     clipped : {"absorb", "pass"}, default "absorb"
         What happens to relevance at units that a thresholded ReLU clips, whose value does not depend on the input:
         it is absorbed (as by a bias), or passes to the input all the same.
@@ -72,9 +70,9 @@ def canonize(
     -----
     Module objects, names and types stay. Inside the block ``state_dict`` holds the merged values, and merged layers
     without bias have one. Parameters of merged layers are new objects; a change to them is lost on exit, with a
-    ``LostChangeWarning`` that names them. Gradients are those of the function; ``clipped`` holds for what a rule hands
-    down, that is, for activations that carry a hook. The model is canonical for all threads, and another thread cannot
-    enter a block on it meanwhile.
+    ``LostChangeWarning`` that names them. Gradients are those of the function, whatever hooks look on; ``clipped``
+    holds for what a rule hands down, that is, puts in the place of an activation's gradient. The model is canonical
+    for all threads, and another thread cannot enter a block on it meanwhile.
 
     References
     ----------
@@ -125,7 +123,7 @@ def canonized_copy(
     edits = Edits()
     for merge in canonization.plan.merges:
         norm, ranks = twin.get_submodule(merge.norm), merge.chain.ranks
-        if not isinstance(norm, nn.Sequential):  # what a norm calls behind itself stays
+        if not isinstance(norm, nn.Sequential):  # what a norm calls after itself stays
             replace_child(edits, twin, norm, OfRank(ranks) if ranks else nn.Identity())
     for module in twin.modules():  # thresholds and signs belong to its state
         edits.set(module, "__dict__", TRANSIENT, transient.get(module, set()))

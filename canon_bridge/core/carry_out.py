@@ -1,21 +1,21 @@
 """Carry out a plan: all writes to a model, in their order.
 
-Floor 16: imports ``merge``, ``plan``, ``precision`` and below. Nothing is checked here; :class:`Canonization` does
-that.
+Nothing is checked here; :class:`Canonization` does that.
 """
 
 from torch import nn
 
 from canon_bridge.core.explicit import EXPANSIONS
-from canon_bridge.core.merge import expect_rank, make_linear, merge, replace_child, sequence_behind, share_hooks
-from canon_bridge.core.modules.affine import children_after
-from canon_bridge.core.modules.kinds import find_kind
-from canon_bridge.core.modules.linear import make_plain
-from canon_bridge.core.modules.parameters import make_live
+from canon_bridge.core.activations import Compares, compares_with_baselines
+from canon_bridge.core.layers.linear import make_plain
+from canon_bridge.core.layers.parameters import make_live
+from canon_bridge.core.merge import expect_rank, make_linear, merge, replace_child, sequence_after, share_hooks
+from canon_bridge.core.norms import children_after
 from canon_bridge.core.planning.chains import Chain
 from canon_bridge.core.planning.options import Backend
 from canon_bridge.core.planning.plan import Plan
 from canon_bridge.core.precision import imprecise
+from canon_bridge.core.registry import find_entry
 from canon_bridge.core.undo.edits import Edits
 from canon_bridge.core.undo.forwards import bind_forward
 from canon_bridge.core.undo.snapshot import drop_scratch
@@ -44,7 +44,7 @@ def carry_out(edits: Edits, model: nn.Module, plan: Plan, backend: Backend) -> d
         bind_forward(edits, container, rewrite.function)
     for path in plan.expanded:
         former = model.get_submodule(path)
-        make = find_kind(EXPANSIONS, former)
+        make = find_entry(EXPANSIONS, former)
         assert make is not None  # the plan has asked
         replace_child(edits, model, former, make(former).train(former.training))
     for path in plan.out_of_place:
@@ -52,20 +52,21 @@ def carry_out(edits: Edits, model: nn.Module, plan: Plan, backend: Backend) -> d
     for path in plan.plain:
         make_plain(edits, model.get_submodule(path))
     doubts = imprecise(model, plan)
+    compares = backend.compares_with_reference or compares_with_baselines
     for entry in plan.merges:
-        _merge(edits, model, entry.chain, plan.options.clipped == "absorb")
+        _merge(edits, model, entry.chain, plan.options.clipped == "absorb", compares)
     # All of them are looked up before the first is replaced, for one may be a part of another.
     for norm in [model.get_submodule(leftover.norm) for leftover in plan.leftovers]:
         make_linear(edits, model, norm)
     for norm in [model.get_submodule(entry.norm) for entry in plan.merges]:
         if children_after(norm):
-            replace_child(edits, model, norm, sequence_behind(norm))
+            replace_child(edits, model, norm, sequence_after(norm))
     _adapt(edits, model, backend)
     return doubts
 
 
-def _merge(edits: Edits, model: nn.Module, chain: Chain, clip_relevance: bool) -> None:
-    merge(edits, model.get_submodule, chain, clip_relevance)
+def _merge(edits: Edits, model: nn.Module, chain: Chain, clip_relevance: bool, compares: Compares) -> None:
+    merge(edits, model.get_submodule, chain, clip_relevance, compares)
     if chain.ranks:
         norm = model.get_submodule(chain.norm)
         expect_rank(edits, norm, chain.ranks, f"{chain.norm} and {chain.targets[0]}")

@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from canon_bridge.core.modules.parameters import parameter
+from canon_bridge.core.layers.parameters import parameter
 from canon_bridge.core.undo.forwards import bound_function, forward_slots
 
 MakeModule = Callable[..., nn.Module]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from canon_bridge.core.modules.affine import is_norm, norm_type, width
-from canon_bridge.core.modules.linear import in_channels, is_linear, linear_type, out_channels
+from canon_bridge.core.norms import is_norm, norm_type, width
+from canon_bridge.core.layers.linear import in_channels, is_linear, linear_type, out_channels
 from canon_bridge.core.operations import (
     STOPS,
     Kind,

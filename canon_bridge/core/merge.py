@@ -1,28 +1,34 @@
 """Carry out one merge: read the affine map, fold it into the layers of the chain, make the norm the identity.
 
-Floor 6: imports ``absorb``, ``linear``, ``parameters``, ``chains`` and below. Values are read anew at every call.
+Values are read anew at every call.
 """
 
 import math
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
+from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from canon_bridge.core.modules.absorb import find_absorber
-from canon_bridge.core.modules.affine import Affine, NormType, children_after, is_norm, norm_type, width
-from canon_bridge.core.modules.linear import fold_after, fold_before
-from canon_bridge.core.modules.parameters import gradients, parameter, tracked
+from canon_bridge.core.activations import Compares, compares_with_baselines, find_absorber
+from canon_bridge.core.layers.linear import fold_after, fold_before
+from canon_bridge.core.norms import NormType, as_convolution, children_after, compose, is_norm, norm_type, take
 from canon_bridge.core.planning.chains import Chain
 from canon_bridge.core.undo.edits import Edits
 from canon_bridge.core.undo.forwards import bind_forward, forward_slots
 from canon_bridge.core.undo.users import follow_mode
 
 
-def merge(edits: Edits, find: Callable[[str], nn.Module], chain: Chain, clip_relevance: bool) -> None:
+def merge(
+    edits: Edits,
+    find: Callable[[str], nn.Module],
+    chain: Chain,
+    clip_relevance: bool,
+    compares: Compares = compares_with_baselines,
+) -> None:
     """Merge a norm into the layers of its chain.
 
     Parameters
@@ -35,6 +41,8 @@ def merge(edits: Edits, find: Callable[[str], nn.Module], chain: Chain, clip_rel
         Where the map goes.
     clip_relevance : bool
         Whether relevance at clipped units stops; see :func:`absorb_into_relu`.
+    compares : callable, optional
+        For which modules it does not, because a method compares with a reference input there.
     """
     affine = take(edits, find(chain.norm))
     for step in chain.steps:
@@ -42,39 +50,13 @@ def merge(edits: Edits, find: Callable[[str], nn.Module], chain: Chain, clip_rel
         if step.absorbs:
             absorb = find_absorber(module, again=True)
             assert absorb is not None  # the plan has asked
-            affine = affine.joined(absorb(edits, module, arriving, clip_relevance))
+            affine = affine.joined(absorb(edits, module, arriving, clip_relevance, compares))
         elif is_norm(module):
-            _compose(edits, module, arriving, comes_before=chain.direction == "right")
+            compose(edits, module, arriving, comes_before=chain.direction == "right")
         elif chain.direction == "right":
             fold_before(edits, module, arriving)
         else:
             fold_after(edits, module, arriving)
-
-
-def take(edits: Edits, norm: nn.Module) -> Affine:
-    """Return the map of a norm, and make the norm the identity."""
-    entry = norm_type(norm)
-    with gradients():
-        affine = entry.read(norm)
-        for (table, name), value in entry.identity(norm).items():
-            edits.set(norm, table, name, value)
-    return affine
-
-
-def _compose(edits: Edits, norm: nn.Module, affine: Affine, comes_before: bool) -> None:
-    """Have a norm compute its own map together with one that comes before or behind it."""
-    affine = affine.repeat(width(norm) // affine.scale.numel())
-    own = take(edits, norm)
-    whole = own.after(affine) if comes_before else affine.after(own)
-    old = norm.running_mean
-    assert isinstance(old, Tensor)
-    for name, value in (("weight", whole.scale), ("bias", whole.shift)):
-        former, value = getattr(norm, name), tracked(value).to(old.dtype)
-        if name in vars(norm)["_buffers"]:
-            edits.set(norm, "_buffers", name, value)
-        else:
-            requires_grad = isinstance(former, Tensor) and former.requires_grad
-            edits.set(norm, "_parameters", name, parameter(value, requires_grad))
 
 
 def make_linear(edits: Edits, model: nn.Module, norm: nn.Module) -> None:
@@ -82,28 +64,23 @@ def make_linear(edits: Edits, model: nn.Module, norm: nn.Module) -> None:
 
     Everywhere in the model where the norm is registered.
     """
-    entry = norm_type(norm)
-    affine = entry.read(norm)
-    channels = affine.scale.numel()
-    old = norm.running_mean
-    assert isinstance(old, Tensor)
+    weight, bias = as_convolution(norm)
+    channels = bias.numel()
     layer = nn.Conv2d(channels, channels, 1, groups=channels, device="meta").eval()
-    requires_grad = isinstance(norm.weight, Tensor) and norm.weight.requires_grad
-    weight = affine.scale.to(old.dtype).view(-1, 1, 1, 1)
-    vars(layer)["_parameters"]["weight"] = parameter(tracked(weight).clone(), requires_grad)
-    vars(layer)["_parameters"]["bias"] = parameter(tracked(affine.shift).to(old.dtype), requires_grad)
-    vars(layer).update(forward_slots(layer, _per_channel_linear))
-    vars(layer)["_stands_for"] = entry
     # What a forward may look up on the norm besides calling it.
-    vars(layer).update({name: vars(norm)[name] for name in ("num_features", "eps", "affine") if name in vars(norm)})
+    plain = {name: value for name, value in vars(norm).items() if type(value) in _PLAIN and name not in vars(layer)}
+    vars(layer).update(plain)
+    vars(layer)["_parameters"].update(weight=weight, bias=bias)
+    vars(layer).update(forward_slots(layer, _per_channel_linear))
+    vars(layer)["_stands_for"] = norm_type(norm)
     if children_after(norm):
-        layer = sequence_behind(norm, ("linear", layer))
+        layer = sequence_after(norm, ("linear", layer))
     share_hooks(norm, layer)
     replace_child(edits, model, norm, layer)
 
 
-def sequence_behind(norm: nn.Module, *first: tuple[str, nn.Module]) -> nn.Sequential:
-    """Return the children that a norm calls behind itself, as a sequence with the names and hooks of the norm."""
+def sequence_after(norm: nn.Module, *first: tuple[str, nn.Module]) -> nn.Sequential:
+    """Return the children that a norm calls after itself, as a sequence with the names and hooks of the norm."""
     children = [(name, getattr(norm, name)) for name in children_after(norm)]
     sequence = nn.Sequential(OrderedDict([*first, *children])).eval()
     share_hooks(norm, sequence)
@@ -155,7 +132,8 @@ def _per_channel_linear(layer: nn.Module, input: Tensor) -> Tensor:
     return output if wide.dtype == input.dtype else output.to(input.dtype)
 
 
-_SHAPES = {2: "(N, C)", 3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
+_PLAIN: Final = (bool, int, float, str)
+_SHAPES: Final = {2: "(N, C)", 3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 
 
 def _of_rank(norm: nn.Module, ranks: tuple[int, ...], paths: str, input: Tensor) -> Tensor:

@@ -18,11 +18,10 @@ from torch.fx.node import map_arg
 
 from canon_bridge.core import explicit
 from canon_bridge.core.explicit import MakeModule
-from canon_bridge.core.modules.absorb import ACTIVATIONS, MAX_POOLS
-from canon_bridge.core.modules.affine import NORMS
-from canon_bridge.core.modules.kinds import Kind as TypeKey
-from canon_bridge.core.modules.kinds import find_kind
-from canon_bridge.core.modules.linear_types import LINEAR
+from canon_bridge.core.activations import ACTIVATIONS, MAX_POOLS
+from canon_bridge.core.norms import NORMS
+from canon_bridge.core.registry import TypeKey, find_entry
+from canon_bridge.core.layers.linear import LINEAR
 
 
 class Kind(Enum):
@@ -364,13 +363,13 @@ MODULES: Final[dict[TypeKey, Operation]] = {
 
 def operation_of_module(module: nn.Module) -> Operation | None:
     """Return what a module is, if it is one operation: by its type, whatever was set on the instance; else None."""
-    entry = find_kind(MODULES, module)
+    entry = find_entry(MODULES, module)
     if entry is not None:
         return entry
     for table, name in ((NORMS, "batch_norm"), (LINEAR, "linear"), (MAX_POOLS, "max_pool2d")):
-        if find_kind(table, module) is not None:
+        if table.find(module) is not None:
             return OPERATIONS[name]
-    if find_kind(ACTIVATIONS, module) is None:
+    if ACTIVATIONS.find(module) is None:
         return None
     own = OPERATIONS.get(type(module).__name__.lower().removesuffix("me"))
     return own if own is not None and own.kind is Kind.ELEMENTWISE else OPERATIONS["relu"]

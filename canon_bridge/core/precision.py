@@ -1,7 +1,4 @@
-"""What canonization costs in precision: estimated from statistics, and measured on example inputs.
-
-Floor 12: imports ``affine``, ``arguments`` and ``plan``.
-"""
+"""What canonization costs in precision: estimated from statistics, and measured on example inputs."""
 
 from typing import Any, Final
 
@@ -9,14 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from canon_bridge.core.modules.affine import mean_ratio, width
+from canon_bridge.core.norms import mean_ratio, width
 from canon_bridge.core.planning.plan import Merge, Plan
 from canon_bridge.core.trace.tracer import copied
 
 # Deviations of the function, relative to its largest value, that rounding does not account for.
 TOLERANCES: Final = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 
-# A merge to the right subtracts s * mean only behind the linear layer: its error is about 3 ratio eps, where a
+# A merge to the right subtracts s * mean only after the linear layer: its error is about 3 ratio eps, where a
 # BatchNorm subtracts exactly. In float32 1e3 standard deviations cost 3e-4, ten to twenty times the rounding of the
 # original.
 _RATIO: Final = 1e3 * torch.finfo(torch.float32).eps

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from canon_bridge.core import explicit
 from canon_bridge.core.explicit import Arithmetic, MakeModule, Slot
 from canon_bridge.core.facts import Aliases, carries, entry_of, has_data, is_tensor
-from canon_bridge.core.modules.affine import children_after
+from canon_bridge.core.norms import children_after
 from canon_bridge.core.operations import WANTS_MODULE, Kind, Operation, out_of_place, setitem_
 from canon_bridge.core.trace.flow import fits, is_proxy
 from canon_bridge.core.trace.flow import TracingError

@@ -15,9 +15,9 @@ from torch.fx.node import map_arg
 from canon_bridge.core.explicit import Arithmetic
 from canon_bridge.core.facts import Facts, call, carries, entry_of, has_data, reads_values
 from canon_bridge.core.labels import OUTSIDE, Labels, Mixed, Positions, encode
-from canon_bridge.core.modules.absorb import find_absorber, wanted_rank
-from canon_bridge.core.modules.affine import is_norm, norm_type, width
-from canon_bridge.core.modules.linear import in_channels, is_linear, linear_type, out_channels, why_not_foldable
+from canon_bridge.core.activations import find_absorber, wanted_rank
+from canon_bridge.core.norms import is_norm, norm_type, width
+from canon_bridge.core.layers.linear import in_channels, is_linear, linear_type, out_channels, why_not_before, why_not_foldable
 from canon_bridge.core.operations import Kind
 from canon_bridge.core.planning.chains import Chain, Obstacle, Step, Words, words
 from canon_bridge.core.rewrite import ExplicitFlow, ModuleCall
@@ -364,6 +364,9 @@ class _Right(_Search):
         if is_norm(operation.module) and not self.into_norms:
             raise _Blocked("{} after it is a norm", name_of(operation))
         self._check(operation)
+        reason = None if is_norm(operation.module) else why_not_before(operation.module)
+        if reason is not None:
+            raise _Blocked("{}: {}", name_of(operation), reason)
         module, rank = operation.module, labels.dimensions()
         spatial = 0 if is_norm(module) else linear_type(module).spatial
         takes = width(module) if is_norm(module) else in_channels(module)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from canon_bridge import Leftover, Merge, Plan, canonize, plan
 from canon_bridge.core import merge
-from canon_bridge.core.modules.affine import Affine, is_identity, is_norm
+from canon_bridge.core.affine import Affine
+from canon_bridge.core.norms import is_identity, is_norm
 from canon_bridge.core.planning.chains import Chain, Obstacle
 from canon_bridge.core.planning.leftward import find_left
 from canon_bridge.core.planning.network import Network

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import canonize, canonized_copy, plan
-from canon_bridge.core.modules.affine import NORMS, find_kind, is_identity, is_norm, norm_type, width
 from canon_bridge.core.modules.layers import BatchNorm
+from canon_bridge.core.norms import NORMS, is_identity, is_norm, norm_type, width
 from tests.conftest import Snapshot, relative_error
 from tests.core.named_norms import randomize_any
 from tests.core.pieces import BOTH, alive, check, conv, image
@@ -195,7 +195,7 @@ def test_the_explicit_module(affine: bool) -> None:
     norm = BatchNorm(torch.randn(4), torch.rand(4) + 0.5, weight, bias, EPS).double()
     assert is_norm(norm)
     assert width(norm) == 4
-    assert find_kind(NORMS, norm).frozen  # it normalizes by running statistics whatever its flag says
+    assert NORMS.find(norm).frozen  # it normalizes by running statistics whatever its flag says
     for rank, size in RANKS.items():
         assert rank in norm_type(norm).ranks
         x = image(3, 4, *size)

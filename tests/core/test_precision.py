@@ -15,11 +15,11 @@ from tests.core.pieces import conv, norm
 KINDS = {
     "right": lambda: nn.Sequential(nn.Identity(), norm(), conv()),
     "thresholded": lambda: nn.Sequential(nn.Identity(), norm(), nn.ReLU(), conv()),
-    "psi": lambda: nn.Sequential(nn.Identity(), norm(), nn.SiLU(), conv()),
+    "activation": lambda: nn.Sequential(nn.Identity(), norm(), nn.SiLU(), conv()),
     "left": lambda: nn.Sequential(conv(), norm(), nn.ReLU()),
     "leftover": lambda: nn.Sequential(nn.Identity(), norm(), nn.Softmax(1)),
 }
-LOSES = ("right", "thresholded", "psi")
+LOSES = ("right", "thresholded", "activation")
 
 
 def model_of(kind: str, ratio: float, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Tensor]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from canon_bridge.core.modules.absorb import ACTIVATIONS, MAX_POOLS
+from canon_bridge.core.activations import ACTIVATIONS, MAX_POOLS
 from tests.core.decisions import LINEAR, Case, check
 from tests.core.pieces import Written, conv, norm
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from canon_bridge import canonize, canonized_copy, plan
 from canon_bridge.captum import LRP, presets, rules
+from canon_bridge.core.layers.weights import make_tensors_plain
 from canon_bridge.core.modules import functional
 from canon_bridge.core.modules.arithmetic import Add
 from canon_bridge.core.modules.layers import OfRank
-from canon_bridge.core.modules.weights import make_tensors_plain
 from canon_bridge.core.tracing.arguments import DATA, fits, unpack
 from canon_bridge.core.undo.edits import Edits
 from tests.conftest import Snapshot, randomize, relative_error

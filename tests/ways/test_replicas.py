@@ -83,7 +83,14 @@ def test_every_kind_of_forward_is_among_them() -> None:
         for prefer in BOTH:
             with canonize(make(), prefer=prefer) as model:
                 kinds |= set(canonical(model))
-    ours = {"_of_rank", "_per_channel_linear", "_psi", "_signed_pool", "_thresholded_relu", "forward_from_slots"}
+    ours = {
+        "_of_rank",
+        "_per_channel_linear",
+        "_general_activation",
+        "_signed_pool",
+        "_thresholded_relu",
+        "forward_from_slots",
+    }
     assert kinds == {*ours, "forward"}  # and those that were written for containers
 
 

@@ -1,7 +1,4 @@
-"""The keywords of ``canonize``, checked, and what an attribution framework adds to them.
-
-Floor 0: imports torch alone.
-"""
+"""The keywords of ``canonize``, checked, and what an attribution framework adds to them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,6 +68,9 @@ class Backend:
     differentiable : bool
         Whether all parameters that require gradients are computed from those of the model, so that gradients of
         whatever the framework makes of them reach the model's own; see :class:`LiveParameter`.
+    compares_with_reference : callable or None
+        Whether hooks on a module are those of a method that compares with a reference input, for which a clipped unit
+        is no constant. None for the core's own guess, :func:`compares_with_baselines`.
     """
 
     adapt: Callable[[nn.Module], nn.Module] = _as_it_is
@@ -78,6 +78,7 @@ class Backend:
     scratch: tuple[str, ...] = ()
     leaves_hook: Callable[[object], bool] | None = None
     differentiable: bool = False
+    compares_with_reference: Callable[[nn.Module], bool] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,4 @@
-"""Decide what becomes of each normalization layer.
-
-Floor 16: imports ``leftward``, ``rightward``, ``plan`` and below. Nothing is written to the model.
+"""Decide what becomes of each normalization layer; nothing is written to the model.
 """
 
 from collections.abc import Iterator
@@ -9,13 +7,13 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from canon_bridge.core.modules.affine import check_norm, is_identity, is_norm
 from canon_bridge.core.explicit import EXPANSIONS
-from canon_bridge.core.modules.kinds import find_kind
-from canon_bridge.core.modules.linear import computes_weight, is_linear, why_not_foldable
+from canon_bridge.core.layers.linear import computes_weight, is_linear, why_not_foldable
+from canon_bridge.core.norms import check_norm, is_identity, is_norm
 from canon_bridge.core.planning.chains import Obstacle, Words, words
 from canon_bridge.core.planning.options import Options, Scope
 from canon_bridge.core.planning.plan import Entry, Leftover, Merge, Plan, Refusal
+from canon_bridge.core.registry import find_entry
 from canon_bridge.core.rewrite import ExplicitFlow, ModuleCall, make_explicit
 from canon_bridge.core.search import Network, find_left, find_right, name_of
 from canon_bridge.core.trace.trace import trace
@@ -128,7 +126,7 @@ class _Planner:
     def expanded(self) -> tuple[str, ...]:
         """Return the modules that are several operations in one, which become modules of their own."""
         calls = self.network.operations.values()
-        return tuple(dict.fromkeys(call.path for call in calls if find_kind(EXPANSIONS, call.module) is not None))
+        return tuple(dict.fromkeys(call.path for call in calls if find_entry(EXPANSIONS, call.module) is not None))
 
     def computed_weights(self) -> tuple[str, ...]:
         """Return the linear layers whose weight becomes a plain parameter."""

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 
 from canon_bridge.core.explicit import Arithmetic, Explicit, Gated
 from canon_bridge.core.facts import UNKNOWN, Facts, entry_of, is_tensor, note_data
-from canon_bridge.core.modules.affine import children_after, normalized
+from canon_bridge.core.norms import children_after, normalized
 from canon_bridge.core.operations import Kind, operation_of_module, overwritten, setitem_
 from canon_bridge.core.trace.flow import DATA, Flow, Frame, Inputs, Site, is_proxy, kept, pattern, unpack
 
