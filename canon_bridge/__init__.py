@@ -8,11 +8,10 @@ from canon_bridge.auditing.audit import audit
 from canon_bridge.auditing.report import Audit
 from canon_bridge.core.activations import register_activation
 from canon_bridge.core.affine import Affine
-from canon_bridge.core.canonization import Canonization
-from canon_bridge.core.canonize import canonize, canonized_copy, plan
+from canon_bridge.core.canonize import Canonization, canonize, canonized_copy, plan
 from canon_bridge.core.layers.linear import register_layer
 from canon_bridge.core.norms import register_norm
-from canon_bridge.core.planning.plan import Leftover, Merge, Plan, Refusal
+from canon_bridge.core.plan import Leftover, Merge, Plan, Refusal
 from canon_bridge.core.trace.flow import TracingError
 from canon_bridge.core.undo.alerts import LostChangeWarning, PrecisionWarning
 

@@ -14,8 +14,8 @@ import canon_bridge.captum
 from canon_bridge import canonize
 from canon_bridge.captum import preprocess
 from canon_bridge.core.activations import compares_with_baselines
-from canon_bridge.core.canonization import Canonization
-from canon_bridge.core.planning.options import Options
+from canon_bridge.core.canonize import Canonization
+from canon_bridge.core.options import Options
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.models import TARGET, images, network, small_densenet
 

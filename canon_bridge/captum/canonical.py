@@ -15,8 +15,8 @@ from canon_bridge.captum import presets
 from canon_bridge.captum.attach import attached
 from canon_bridge.captum.preprocess import BACKEND
 from canon_bridge.captum.taps import Tap
-from canon_bridge.core.canonization import Canonization
-from canon_bridge.core.planning.options import Options
+from canon_bridge.core.canonize import Canonization
+from canon_bridge.core.options import Options
 
 
 class OnCanonicalModel:

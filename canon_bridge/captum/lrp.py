@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from canon_bridge.captum import presets
 from canon_bridge.captum.canonical import OnCanonicalModel
 from canon_bridge.captum.taps import Tap
-from canon_bridge.core.canonization import check_module
-from canon_bridge.core.planning.options import Clipped, ExampleInputs, Leftover, Options, Prefer
+from canon_bridge.core.canonize import check_module
+from canon_bridge.core.options import Clipped, ExampleInputs, Leftover, Options, Prefer
 
 Relevance = Tensor | tuple[Tensor, ...]
 

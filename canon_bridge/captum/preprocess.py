@@ -11,7 +11,7 @@ from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
 from canon_bridge.captum.rules import Norm, Pass, SignalTakesAll
-from canon_bridge.core.canonization import Canonization
+from canon_bridge.core.canonize import Canonization
 from canon_bridge.core.explicit import (
     Add,
     BatchNorm,
@@ -25,7 +25,7 @@ from canon_bridge.core.explicit import (
     Subtract,
     stand_in,
 )
-from canon_bridge.core.planning.options import Backend, Clipped, ExampleInputs, Leftover, Options, Prefer
+from canon_bridge.core.options import Backend, Clipped, ExampleInputs, Leftover, Options, Prefer
 
 # Captum looks rules up by exact type, and knows none of the modules that canonization puts in: they bring their own.
 _RULES: Final[Mapping[type[nn.Module], Callable[[], PropagationRule]]] = {

@@ -7,7 +7,7 @@ it to their signal, and max pooling to the winner. With :class:`Preset` you writ
 from collections.abc import Sequence
 
 from captum.attr._utils.custom_modules import Addition_Module
-from torch import Tensor, nn
+from torch import Tensor
 
 from canon_bridge.captum.maps import LayerMap, NameMap, Preset, Types
 from canon_bridge.captum.rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, Pass, Rule, SignalTakesAll, ZBox, ZPlus

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from canon_bridge.core.norms import is_norm, norm_type, width
 from canon_bridge.core.layers.linear import in_channels, is_linear, linear_type, out_channels
+from canon_bridge.core.norms import is_norm, norm_type, width
 from canon_bridge.core.operations import (
     STOPS,
     Kind,
@@ -30,8 +30,7 @@ WORLDS: Final = range(3)
 _READS_NOTHING: Final = frozenset({Kind.SIZE, Kind.CREATION})
 # Results that are several tensors.
 _SEVERAL: Final = frozenset(
-    "chunk split split_with_sizes tensor_split hsplit vsplit dsplit unbind unsafe_split unsafe_chunk topk sort aminmax "
-    "meshgrid broadcast_tensors kthvalue mode cummax cummin unsafe_split_with_sizes".split()
+    ["chunk", "split", "split_with_sizes", "tensor_split", "hsplit", "vsplit", "dsplit", "unbind", "unsafe_split", "unsafe_chunk", "topk", "sort", "aminmax", "meshgrid", "broadcast_tensors", "kthvalue", "mode", "cummax", "cummin", "unsafe_split_with_sizes"]
 )
 
 

@@ -17,11 +17,11 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from canon_bridge.core import explicit
-from canon_bridge.core.explicit import MakeModule
 from canon_bridge.core.activations import ACTIVATIONS, MAX_POOLS
+from canon_bridge.core.explicit import MakeModule
+from canon_bridge.core.layers.linear import LINEAR
 from canon_bridge.core.norms import NORMS
 from canon_bridge.core.registry import TypeKey, find_entry
-from canon_bridge.core.layers.linear import LINEAR
 
 
 class Kind(Enum):
@@ -274,9 +274,7 @@ _LAYER_MAKERS: Final[Mapping[str, MakeModule]] = {
 
 # Results that may be an argument itself, which no schema of ATen says.
 _SHARING: Final = frozenset(
-    "type_as float double half bfloat16 type dropout alpha_dropout feature_alpha_dropout getitem identity setitem "
-    "broadcast_tensors atleast_1d atleast_2d atleast_3d meshgrid data real requires_grad cpu cuda pad numpy_T mT H "
-    "copy fill zero".split()
+    ["type_as", "float", "double", "half", "bfloat16", "type", "dropout", "alpha_dropout", "feature_alpha_dropout", "getitem", "identity", "setitem", "broadcast_tensors", "atleast_1d", "atleast_2d", "atleast_3d", "meshgrid", "data", "real", "requires_grad", "cpu", "cuda", "pad", "numpy_T", "mT", "H", "copy", "fill", "zero"]
 )
 
 
@@ -298,6 +296,7 @@ def _entries() -> Iterator[Operation]:
 
 
 OPERATIONS: Final[dict[str, Operation]] = {entry.name: entry for entry in _entries()}
+
 
 def setitem_(target: Any, index: Any, value: Any) -> Any:
     """Compute ``target[index] = value`` and return the target: what a forward reads of it later comes from here."""
@@ -356,9 +355,7 @@ _MODULES: Final[Mapping[str, Iterable[TypeKey]]] = {
     "relu": (explicit.ElementWise,),
     "batch_norm": (explicit.BatchNorm,),
 }
-MODULES: Final[dict[TypeKey, Operation]] = {
-    key: OPERATIONS[name] for name, keys in _MODULES.items() for key in keys
-}
+MODULES: Final[dict[TypeKey, Operation]] = {key: OPERATIONS[name] for name, keys in _MODULES.items() for key in keys}
 
 
 def operation_of_module(module: nn.Module) -> Operation | None:

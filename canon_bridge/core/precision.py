@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from canon_bridge.core.norms import mean_ratio, width
-from canon_bridge.core.planning.plan import Merge, Plan
+from canon_bridge.core.plan import Merge, Plan
 from canon_bridge.core.trace.tracer import copied
 
 # Deviations of the function, relative to its largest value, that rounding does not account for.

@@ -9,22 +9,19 @@ import operator
 import types
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
-import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
 from canon_bridge.core import explicit
-from canon_bridge.core.explicit import Arithmetic, MakeModule, Slot
+from canon_bridge.core.explicit import MakeModule, Slot
 from canon_bridge.core.facts import Aliases, carries, entry_of, has_data, is_tensor
 from canon_bridge.core.norms import children_after
 from canon_bridge.core.operations import WANTS_MODULE, Kind, Operation, out_of_place, setitem_
-from canon_bridge.core.trace.flow import fits, is_proxy
-from canon_bridge.core.trace.flow import TracingError
-from canon_bridge.core.trace.flow import Flow, Site
+from canon_bridge.core.trace.flow import Flow, Site, TracingError, fits, is_proxy
 from canon_bridge.core.trace.trace import trace_locally
 
 
@@ -162,9 +159,7 @@ class _Survey:
         self.failures: dict[fx.Node, str] = {}
         self.made: dict[Site, _Wanted] = {}
         self.written: set[str] = set()  # the containers that have a new forward
-        self.modules = {
-            node: model.get_submodule(str(node.target)) for node in flow.sites if node.op == "call_module"
-        }
+        self.modules = {node: model.get_submodule(str(node.target)) for node in flow.sites if node.op == "call_module"}
         self.aliases = Aliases(flow.graph, self.modules)
         self.nodes: dict[str, list[fx.Node]] = defaultdict(list)
         for node, site in flow.sites.items():
@@ -202,8 +197,11 @@ class _Survey:
 
     def relies(self, owner: str) -> bool:
         """Return whether a forward calls a module in place and reads its input as overwritten, which it alone does."""
-        return any(node.op == "call_module" and self._may_be_out_of_place(node) for node in self.nodes[owner]
-                   if node in self.flow.reread)
+        return any(
+            node.op == "call_module" and self._may_be_out_of_place(node)
+            for node in self.nodes[owner]
+            if node in self.flow.reread
+        )
 
     def is_written_for(self, node: fx.Node) -> bool:
         """Return whether a new forward hands the result of a call in place to all who read the overwritten tensor."""
@@ -253,9 +251,7 @@ class _Survey:
                 operations[node] = ModuleCall(self.resolved(self.flow.places[node]), self.modules[node])
         return operations
 
-    def _function(
-        self, node: fx.Node, container: nn.Module, taken: set[str]
-    ) -> Callable[[Site], _Wanted] | None:
+    def _function(self, node: fx.Node, container: nn.Module, taken: set[str]) -> Callable[[Site], _Wanted] | None:
         entry = entry_of(node)
         if entry is None or not _wants_module(node, entry):
             return None
@@ -269,7 +265,6 @@ class _Survey:
                 self.failures[node] = str(error)
             return None
         name = _free_name(container, made.name, taken)
-
 
         def make(container: nn.Module) -> nn.Module:
             return made.make().train(container.training)
@@ -427,7 +422,7 @@ def _gated(node: fx.Node) -> _Made:
 
 # Which argument carries the signal, where the operation tells.
 _SIGNALS: Final = {"grid_sample": 0, "grid_sampler": 0, "scaled_dot_product_attention": 2, "linear": 0, "conv": 0}
-_WITH_TERM: Final = frozenset("addmm addmv addbmm baddbmm addr addcmul".split())
+_WITH_TERM: Final = frozenset(["addmm", "addmv", "addbmm", "baddbmm", "addr", "addcmul"])
 
 
 def _product(
@@ -437,7 +432,7 @@ def _product(
     count = sum(flags)
     if entry.name in _WITH_TERM and flags[1:3] != (True, True):
         return explicit.LinearMap, {}
-    if entry.name in _WITH_TERM or entry.name in ("addcdiv", "chain_matmul", "multi_dot") and count > 1:
+    if entry.name in _WITH_TERM or (entry.name in ("addcdiv", "chain_matmul", "multi_dot") and count > 1):
         raise ValueError("it has several factors with data besides a term")
     if count == 1:
         return explicit.LinearMap, {}

@@ -4,22 +4,27 @@ Nothing here writes to a model or reads the values of its parameters.
 """
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from canon_bridge.core.explicit import Arithmetic
-from canon_bridge.core.facts import Facts, call, carries, entry_of, has_data, reads_values
-from canon_bridge.core.labels import OUTSIDE, Labels, Mixed, Positions, encode
 from canon_bridge.core.activations import find_absorber, wanted_rank
+from canon_bridge.core.facts import Facts, call, entry_of, has_data, reads_values
+from canon_bridge.core.labels import OUTSIDE, Labels, Mixed, Positions, encode
+from canon_bridge.core.layers.linear import (
+    in_channels,
+    is_linear,
+    linear_type,
+    out_channels,
+    why_not_before,
+    why_not_foldable,
+)
 from canon_bridge.core.norms import is_norm, norm_type, width
-from canon_bridge.core.layers.linear import in_channels, is_linear, linear_type, out_channels, why_not_before, why_not_foldable
 from canon_bridge.core.operations import Kind
-from canon_bridge.core.planning.chains import Chain, Obstacle, Step, Words, words
+from canon_bridge.core.plan import Chain, Obstacle, Step, Words, words
 from canon_bridge.core.rewrite import ExplicitFlow, ModuleCall
 
 # What a map may pass, if running it on channel numbers shows that it does.
@@ -222,7 +227,9 @@ class _Search:
             raise _Blocked("{}: {}", self.network.name(node), str(mixed)) from mixed
         self.through[entry.name] = None
 
-    def _arrive(self, node: fx.Node, operation: ModuleCall, positions: Positions, absorbs: bool, first: int) -> _Reached:
+    def _arrive(
+        self, node: fx.Node, operation: ModuleCall, positions: Positions, absorbs: bool, first: int
+    ) -> _Reached:
         step = Step(operation.path, positions.channels, absorbs)
         reached = self.reached.setdefault(operation.path, _Reached(step, positions.repeats, first))
         if (reached.step, reached.repeats) != (step, positions.repeats):

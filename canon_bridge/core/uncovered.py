@@ -5,7 +5,7 @@ from torch import fx, nn
 from canon_bridge.core.explicit import Explicit
 from canon_bridge.core.facts import carries, entry_of
 from canon_bridge.core.operations import WANTS_MODULE, Kind
-from canon_bridge.core.planning.plan import Uncovered
+from canon_bridge.core.plan import Uncovered
 from canon_bridge.core.rewrite import ExplicitFlow
 
 _MEANS = "relevance follows its gradient here, which is no rule"

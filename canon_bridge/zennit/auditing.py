@@ -10,7 +10,7 @@ from zennit.core import BasicHook, Composite, Hook, ParamMod
 
 from canon_bridge.auditing.books import Term, owner
 from canon_bridge.auditing.flows import Visit
-from canon_bridge.zennit.arithmetic import ProductOfMaps, Passed, SignalTimesGate, StackedSum, SumOfParts
+from canon_bridge.zennit.arithmetic import Passed, SignalTimesGate, StackedSum
 
 
 class Keeper:

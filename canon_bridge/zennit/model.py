@@ -6,8 +6,8 @@ from typing import ClassVar, Self
 from torch import nn
 from zennit.canonizers import Canonizer
 
-from canon_bridge.core.canonization import Canonization
-from canon_bridge.core.planning.options import Backend, Clipped, ExampleInputs, Leftover, Options, Prefer, Scope
+from canon_bridge.core.canonize import Canonization
+from canon_bridge.core.options import Backend, Clipped, ExampleInputs, Leftover, Options, Prefer, Scope
 from canon_bridge.zennit.arithmetic import adapt
 
 BACKEND = Backend(adapt)

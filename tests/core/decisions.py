@@ -12,7 +12,7 @@ from canon_bridge import Leftover, Merge, Plan, canonize, plan
 from canon_bridge.core import merge
 from canon_bridge.core.affine import Affine
 from canon_bridge.core.norms import is_identity, is_norm
-from canon_bridge.core.planning.chains import Chain, Obstacle
+from canon_bridge.core.plan import Chain, Obstacle
 from canon_bridge.core.planning.leftward import find_left
 from canon_bridge.core.planning.network import Network
 from canon_bridge.core.planning.rightward import find_right

@@ -160,7 +160,7 @@ def test_an_output_with_nan_is_no_agreement(value: float, monkeypatch: pytest.Mo
     model, x = small(), image()
     outputs = iter([torch.ones(2), torch.tensor([1.0, value])])
     canonization = canonize(model, example_inputs=x)
-    monkeypatch.setattr("canon_bridge.core.canonization.outputs", lambda *_: [next(outputs)])
+    monkeypatch.setattr("canon_bridge.core.canonize.outputs", lambda *_: [next(outputs)])
     with pytest.warns(UserWarning, match="changed the output"), canonization:
         pass
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import canonize, plan
-from canon_bridge.core.planning.chains import Chain, Step
+from canon_bridge.core.plan import Chain, Step
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.decisions import LINEAR, Case, check, search
 from tests.core.pieces import BOTH, Written, conv, image, norm

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from canon_bridge import canonize
-from canon_bridge.core.planning.chains import Obstacle
+from canon_bridge.core.plan import Obstacle
 from tests.conftest import Snapshot, alive, randomize, relative_error
 from tests.core.decisions import search
 from tests.core.pieces import BOTH, Written, conv, image, norm

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from canon_bridge import Leftover, Merge, Refusal, canonize, plan
-from canon_bridge.core.planning.chains import kind_of
+from canon_bridge.core.plan import kind_of
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import BOTH, NETWORKS, Written, conv, image, norm
 

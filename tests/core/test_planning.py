@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from canon_bridge import Canonization, Leftover, LostChangeWarning, Merge, Plan, Refusal, canonize, plan
-from canon_bridge.core.planning.options import Options, Scope
-from canon_bridge.core.planning.planner import make_plan
+from canon_bridge.core.options import Options, Scope
+from canon_bridge.core.planner import make_plan
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.decisions import LINEAR, STAYS, WRONG, Case, check, decided
 from tests.core.pieces import BOTH, Written, conv, image, norm

@@ -45,7 +45,6 @@ class SignalTakesAll(Rule):
         by_operand = zip((left, right), shares, strict=True)
         return tuple((share * relevance).sum_to_size(a.shape) for a, share in by_operand if isinstance(a, Tensor))
 
-
     def _of_map(self, call: Call, inputs: Tensors, relevance: Tensor, signal: int | None) -> Tensors:
         """Return the relevance by the epsilon rule of the map that the other factors make of the signal."""
         leaves = tuple(value.detach().requires_grad_() for value in inputs)

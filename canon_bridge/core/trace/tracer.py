@@ -99,7 +99,7 @@ class InPlaceProxy(fx.Proxy):
             return None
         names = ("chunks", "sections", "split_size", "split_sizes", "split_size_or_sections")
         given: Any = (*self.node.args[1:2], *(self.node.kwargs[name] for name in names if name in self.node.kwargs))
-        if not given or entry.name == "split" and isinstance(given[0], int):
+        if not given or (entry.name == "split" and isinstance(given[0], int)):
             return None
         if isinstance(given[0], list | tuple):
             return len(given[0]) + (entry.name == "tensor_split")
@@ -309,7 +309,7 @@ class SymbolicTracer(fx.Tracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **names: Any) -> Any:
         """Record an operation; a tensor that forward has made and writes data to is made anew in each forward."""
-        made = args[0] if args and target is setitem_ or _is_method_in_place(kind, target) else None
+        made = args[0] if (args and target is setitem_) or _is_method_in_place(kind, target) else None
         if isinstance(made, Tensor) and id(made) not in self._made and not self._is_attribute(made):
             self._made[id(made)] = made, self.create_node("call_method", "clone", (self.create_arg(made),), {})
         return super().create_proxy(kind, target, args, kwargs, *more, **names)
@@ -345,9 +345,9 @@ class SymbolicTracer(fx.Tracer):
             return self._decisions[site]
         modules = {n: self.root.get_submodule(str(n.target)) for n in self.graph.nodes if n.op == "call_module"}
         worlds = Facts(self.graph, modules, {}, self.root).of(node) if self.inline else UNKNOWN
-        if worlds is UNKNOWN or type(worlds[0]) not in (bool, int, torch.Size):
+        if worlds is UNKNOWN or not isinstance(worlds[0], bool | int | tuple | list):
             return None
-        values = {len(world) if isinstance(world, torch.Size) else world for world in worlds}
+        values = {len(world) if isinstance(world, tuple | list) else world for world in worlds}
         if len(values) != 1 or site is None:
             return None
         return self.flow.decisions.setdefault(site, values.pop())
@@ -526,7 +526,7 @@ class ValueTracer(SymbolicTracer):
 
 
 # Operations that may return values and indices.
-_PAIRS: Final = frozenset("max min median nanmedian topk sort kthvalue mode cummax cummin aminmax".split())
+_PAIRS: Final = frozenset(["max", "min", "median", "nanmedian", "topk", "sort", "kthvalue", "mode", "cummax", "cummin", "aminmax"])
 
 
 def _is_pair(node: fx.Node) -> bool:

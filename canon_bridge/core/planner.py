@@ -1,5 +1,4 @@
-"""Decide what becomes of each normalization layer; nothing is written to the model.
-"""
+"""Decide what becomes of each normalization layer; nothing is written to the model."""
 
 from collections.abc import Iterator
 
@@ -10,9 +9,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from canon_bridge.core.explicit import EXPANSIONS
 from canon_bridge.core.layers.linear import computes_weight, is_linear, why_not_foldable
 from canon_bridge.core.norms import check_norm, is_identity, is_norm
-from canon_bridge.core.planning.chains import Obstacle, Words, words
-from canon_bridge.core.planning.options import Options, Scope
-from canon_bridge.core.planning.plan import Entry, Leftover, Merge, Plan, Refusal
+from canon_bridge.core.options import Options, Scope
+from canon_bridge.core.plan import Entry, Leftover, Merge, Obstacle, Plan, Refusal, Words, words
 from canon_bridge.core.registry import find_entry
 from canon_bridge.core.rewrite import ExplicitFlow, ModuleCall, make_explicit
 from canon_bridge.core.search import Network, find_left, find_right, name_of

@@ -1,16 +1,141 @@
-"""What would be done to a model and what not, and why: the record, and how it is printed.
-
-Floor 11: imports ``chains``, ``rewrite`` and ``options``.
-"""
+"""What would be done to a model and what not, and why: chains, what becomes of each norm, and the plan in print."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from canon_bridge.core.planning.chains import Chain, kind_of
-from canon_bridge.core.planning.options import Options
-from canon_bridge.core.planning.table import format_table
+from canon_bridge.core.options import Options
 from canon_bridge.core.rewrite import Rewrite
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield the lines of a table with left-aligned columns, a rule under the header and no trailing spaces."""
+    rule = ["-" * max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    yield from align((header, rule, *rows))
+
+
+def align(rows: Sequence[Sequence[str]], left: int | None = None) -> Iterator[str]:
+    """Yield lines of aligned columns, the first ``left`` of them (by default all) to the left, others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    to_left = len(widths) if left is None else left
+    for row in rows:
+        cells = zip(row, widths, strict=True)
+        aligned = (cell.ljust(w) if column < to_left else cell.rjust(w) for column, (cell, w) in enumerate(cells))
+        yield "  ".join(aligned).rstrip()
+
+
+class Words(str):
+    """Words that name modules.
+
+    Attributes
+    ----------
+    kind : str
+        The same without names: with the types of the modules, and letters for numbers. It is what cases that are
+        alike have in common.
+    """
+
+    kind: str
+
+    def __new__(cls, words: str, kind: str) -> "Words":
+        """Make the words."""
+        made = super().__new__(cls, words)
+        made.kind = kind
+        return made
+
+    def __reduce__(self) -> tuple[type["Words"], tuple[str, str]]:
+        """Return what copies and pickles are made from."""
+        return Words, (str(self), self.kind)
+
+
+def kind_of(words: str) -> str:
+    """Return the words without the names in them."""
+    return words.kind if isinstance(words, Words) else words
+
+
+def words(template: str, *parts: str) -> Words:
+    """Return a template with its braces filled in, once with the parts and once with their kinds."""
+    return Words(template.format(*parts), template.format(*map(kind_of, parts)))
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why a chain does not exist; ``reason`` may be :class:`Words`."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One module that takes a map in, or that absorbs the map before it and hands another one on.
+
+    Attributes
+    ----------
+    module : str
+        Path of the module.
+    channels : tuple of int
+        Which channel of the maps arrives at each channel of the module, -1 for none. Numbers run through the
+        channels of the normalization layer, then through those behind each absorbing module, in the order of steps.
+    absorbs : bool
+        Whether it is an activation or a pooling that the map passes; else it is a linear (or normalization) layer.
+    """
+
+    module: str
+    channels: tuple[int, ...]
+    absorbs: bool = False
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A normalization layer and all the modules that together can take its affine map.
+
+    Attributes
+    ----------
+    norm : str
+        Path of the normalization layer.
+    width : int
+        Its number of channels.
+    direction : {"left", "right"}
+        Whether the linear layers stand before it or behind it.
+    steps : tuple of Step
+        In the order of the data flow.
+    through : tuple of str
+        What lies in between, in order; :class:`Words` where it names a module.
+    ranks : tuple of int
+        The numbers of dimensions of the input that the merge holds for, where the layer's type accepts others, too;
+        empty where it holds for all.
+    """
+
+    norm: str
+    width: int
+    direction: str
+    steps: tuple[Step, ...]
+    through: tuple[str, ...]
+    ranks: tuple[int, ...] = ()
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The paths of the layers that take the map."""
+        return tuple(dict.fromkeys(step.module for step in self.steps if not step.absorbs))
+
+    @property
+    def absorbers(self) -> tuple[str, ...]:
+        """The paths of the activations and pools on the way."""
+        return tuple(dict.fromkeys(step.module for step in self.steps if step.absorbs))
+
+    @property
+    def kind(self) -> str:
+        """``"left"``, ``"right"`` or ``"activation"`` (one on the way to all targets), ``"mixed"`` for all others."""
+        own = tuple(range(self.width))
+        if not all(step.channels == own for step in self.steps if step.absorbs):
+            return "mixed"
+        behind = tuple(range(self.width, 2 * self.width))
+        wanted = behind if self.absorbers else own
+        if len(self.absorbers) > 1 or not all(step.channels == wanted for step in self.steps if not step.absorbs):
+            return "mixed"
+        if self.direction == "left":
+            return "left"
+        return "activation" if self.absorbers else "right"
+
 
 ORDER = (
     "BatchNorms are resolved in the order of the data flow, each after those before it: the preferred direction, then "
