@@ -182,18 +182,18 @@ class _Survey:
 
     def wanted(self, owner: str) -> list[_Wanted]:
         """Return the calls of one forward that need a module of their own."""
-        entries: list[_Wanted] = []
         container = self.model.get_submodule(self.original(owner))
         if children_after(container):  # not a forward that could be written anew
             return []
-        names = {place.rpartition(".")[2] for site, place in self.flow.stand_ins.items() if site.owner == owner}
+        entries = [self._further_call(site, place) for site, place in self._further_calls(owner)]
         for node in self.nodes[owner]:
-            site = self.flow.sites[node]
-            taken = names | {entry.name for entry in entries}
-            found = self._further_call(node) if node.op == "call_module" else self._function(node, container, taken)
-            if found is not None:
-                entries.append(found(site))
+            if node.op != "call_module":
+                taken = {entry.name for entry in entries}
+                entries += self._function(node, self.flow.sites[node], container, taken)
         return entries
+
+    def _further_calls(self, owner: str) -> list[tuple[Site, str]]:
+        return [(site, place) for site, place in self.flow.stand_ins.items() if site.owner == owner]
 
     def relies(self, owner: str) -> bool:
         """Return whether a forward calls a module in place and reads its input as overwritten, which it alone does."""
@@ -223,13 +223,15 @@ class _Survey:
         return list(sites)
 
     def give_up(self, owner: str, reason: str) -> None:
-        """Note that a forward cannot be written anew."""
-        for node in self.nodes[owner]:
-            site, entry = self.flow.sites[node], entry_of(node)
-            if site in self.flow.stand_ins:
-                self._shared[self.flow.stand_ins[site]] = self.original(self.flow.stand_ins[site])
+        """Note that a forward cannot be written anew: its functions stay, and further calls are of the same modules."""
+        places = tuple(place for _, place in self._further_calls(owner))
+        self._shared.update({place: self.original(place) for place in places})
+        for node, place in self.flow.places.items():
+            if place.startswith(tuple(f"{path}." for path in places)) or place in places:
                 self.failures[node] = reason
-            elif node.op != "call_module" and entry is not None and _wants_module(node, entry):
+        for node in self.nodes[owner]:
+            entry = entry_of(node)
+            if node.op != "call_module" and entry is not None and _wants_module(node, entry):
                 self.failures.setdefault(node, reason)
 
     def give_up_all(self) -> None:
@@ -251,31 +253,31 @@ class _Survey:
                 operations[node] = ModuleCall(self.resolved(self.flow.places[node]), self.modules[node])
         return operations
 
-    def _function(self, node: fx.Node, container: nn.Module, taken: set[str]) -> Callable[[Site], _Wanted] | None:
+    def _function(self, node: fx.Node, site: Site, container: nn.Module, taken: set[str]) -> list[_Wanted]:
+        """Return what is wanted for a call of a function: one module, or none."""
         entry = entry_of(node)
         if entry is None or not _wants_module(node, entry):
-            return None
+            return []
         if not self._may_be_out_of_place(node):
             self.failures[node] = "it overwrites a tensor that is read under another name"
-            return None
+            return []
         try:
             made = _make(node, entry, self.model, self.modules.get)
         except ValueError as error:
             if entry.kind is not Kind.SELECTION:
                 self.failures[node] = str(error)
-            return None
-        name = _free_name(container, made.name, taken)
+            return []
 
         def make(container: nn.Module) -> nn.Module:
             return made.make().train(container.training)
 
-        return lambda site: _Wanted(site, name, make, made.make(), made.arguments, made.holds_tensors)
+        name = _free_name(container, made.name, taken)
+        return [_Wanted(site, name, make, made.make(), made.arguments, made.holds_tensors)]
 
-    def _further_call(self, node: fx.Node) -> Callable[[Site], _Wanted] | None:
-        place = self.flow.stand_ins.get(self.flow.sites[node])
-        if place is None:
-            return None
-        module, in_place = self.modules[node], not self._may_be_out_of_place(node)
+    def _further_call(self, site: Site, place: str) -> _Wanted:
+        module = self.model.get_submodule(self.original(place))
+        nodes = [node for node, called in self.flow.places.items() if called == place]
+        in_place = any(not self._may_be_out_of_place(node) for node in nodes)
 
         def make(container: nn.Module) -> nn.Module:
             twin = explicit.stand_in(module)
@@ -283,7 +285,7 @@ class _Survey:
                 vars(twin)["inplace"] = in_place
             return twin
 
-        return lambda site: _Wanted(site, place.rpartition(".")[2], make, module, None)
+        return _Wanted(site, place.rpartition(".")[2], make, module, None)
 
     def _may_be_out_of_place(self, node: fx.Node) -> bool:
         """Return whether a new forward can hand the result to all who read the overwritten tensor later.

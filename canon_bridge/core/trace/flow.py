@@ -72,7 +72,8 @@ class Flow:
         The containers whose course depended on such values, or on whether a gradient is wanted, and those that pass
         a module its input by name: they get a new forward.
     decisions : dict
-        What the course depended on and is known without values (the number of dimensions, of channels), by site.
+        What the course depended on and is known without values (the number of dimensions, of channels), by site and
+        by what was asked, ``len``, ``bool`` or ``int``.
     reread : dict
         For each call in place the containers that read, by its former name, the tensor that it has overwritten.
     written : dict
@@ -92,7 +93,7 @@ class Flow:
     returns: dict[Site, Any] = field(default_factory=dict[Site, Any])
     values: dict[fx.Node, Any] = field(default_factory=dict[fx.Node, Any])
     decided: set[str] = field(default_factory=set[str])
-    decisions: dict[Site, Any] = field(default_factory=dict[Site, Any])
+    decisions: dict[Any, Any] = field(default_factory=dict[Any, Any])
     reread: dict[fx.Node, set[str]] = field(default_factory=dict[fx.Node, set[str]])
     written: dict[str, Any] = field(default_factory=dict[str, Any])
 

@@ -85,7 +85,7 @@ class InPlaceProxy(fx.Proxy):
     def _decided(self, check: Callable[..., None]) -> int:
         """Return a number that is known without values, and have the new forward check it."""
         tracer: Any = self.tracer
-        value = tracer.known(self.node)
+        value = tracer.known(self.node, len if check is same_length else int)
         if value is None:
             raise TypeError("a size or a value of the input is asked for, which is not known")
         return tracer.decide(self.node, check, value)
@@ -149,7 +149,7 @@ class SymbolicTracer(fx.Tracer):
         inputs: Inputs | None = None,
         returns: dict[Site, Any] | None = None,
         fixed_numbers: bool = True,
-        decisions: dict[Site, Any] | None = None,
+        decisions: dict[Any, Any] | None = None,
     ) -> None:
         super().__init__()
         self._decisions = decisions or {}
@@ -338,23 +338,30 @@ class SymbolicTracer(fx.Tracer):
             self.flow.reread.setdefault(node, set()).add(self.frames[-1].owner)
         return node
 
-    def known(self, node: fx.Node) -> Any:
-        """Return a value that is the same whatever the input is (a number of dimensions or channels), or None."""
+    def known(self, node: fx.Node, measure: Callable[[Any], Any]) -> Any:
+        """Return a number that is the same whatever the input is (of dimensions or channels), or None.
+
+        Parameters
+        ----------
+        node : fx.Node
+            What it is asked of.
+        measure : callable
+            ``len`` for how long a value is, ``bool`` or ``int`` for the value itself.
+        """
         site = self.flow.sites.get(node)
-        if site in self._decisions:
-            return self._decisions[site]
+        if (site, measure) in self._decisions:
+            return self._decisions[site, measure]
         modules = {n: self.root.get_submodule(str(n.target)) for n in self.graph.nodes if n.op == "call_module"}
         worlds = Facts(self.graph, modules, {}, self.root).of(node) if self.inline else UNKNOWN
-        if worlds is UNKNOWN or not isinstance(worlds[0], bool | int | tuple | list):
+        kinds = (tuple, list) if measure is len else (bool, int)
+        if worlds is UNKNOWN or site is None or not isinstance(worlds[0], kinds):
             return None
-        values = {len(world) if isinstance(world, tuple | list) else world for world in worlds}
-        if len(values) != 1 or site is None:
-            return None
-        return self.flow.decisions.setdefault(site, values.pop())
+        values = {measure(world) for world in worlds}
+        return self.flow.decisions.setdefault((site, measure), values.pop()) if len(values) == 1 else None
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Return a condition that is known."""
-        value = self.known(obj.node)
+        value = self.known(obj.node, bool)
         return super().to_bool(obj) if value is None else self.decide(obj.node, same_truth, bool(value))
 
     def decide(self, node: fx.Node, check: Callable[..., None], value: Any) -> Any:
