@@ -121,7 +121,7 @@ _KINDS: Final[Mapping[Kind, str]] = {
         conj resolve_conj resolve_neg real lift_fresh requires_grad _to_copy cpu cuda data view_as_real
         view_as_complex embedding""",
     Kind.SELECTION: """max min amax amin aminmax median nanmedian mode kthvalue topk sort msort maximum minimum fmax fmin
-        max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d
+        max_pool1d max_pool2d max_pool3d  adaptive_max_pool1d
         adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d cummax cummin""",
     Kind.LINEAR: """sum nansum mean nanmean cumsum trace diff avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
         adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d interpolate
@@ -173,6 +173,8 @@ _WITHOUT_RULE: Final[Mapping[str, str]] = {
     "scatter_reduce index_reduce": "it may reduce by a product or a mean of what is there",
 }
 
+_WITH_INDICES: Final = ("max_pool", "adaptive_max_pool", "fractional_max_pool")
+
 # Names that mean the same operation; only those that torch's schemas do not tell.
 _ALIASES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("multiply", "imul"), "mul"),
@@ -209,6 +211,7 @@ _ALIASES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("arctan",), "atan"),
     **dict.fromkeys(("arctanh",), "atanh"),
     **dict.fromkeys(("special_expit",), "sigmoid"),
+    **{f"{pool}{dim}d_with_indices": f"{pool}{dim}d" for pool in _WITH_INDICES for dim in (1, 2, 3)},
     **dict.fromkeys(("upsample", "upsample_nearest", "upsample_bilinear"), "interpolate"),
     **dict.fromkeys(("dropout1d", "dropout2d", "dropout3d", "feature_dropout"), "dropout"),
     **dict.fromkeys(("scatter_value", "scatter_src"), "scatter"),
@@ -408,8 +411,8 @@ def is_elementwise(function: Callable[[Tensor], Any]) -> bool:
         shorter = function(values[:1].clone())
         return bool(
             result.shape == values.shape
-            and torch.equal(result.flatten()[order], moved.flatten())
-            and torch.equal(result[:1], shorter)
+            and torch.allclose(result.flatten()[order], moved.flatten(), rtol=1e-9)
+            and torch.allclose(result[:1], shorter, rtol=1e-9)
         )
     except Exception:  # whatever it raises on such a tensor
         return False

@@ -424,7 +424,7 @@ def _gated(node: fx.Node) -> _Made:
 
 # Which argument carries the signal, where the operation tells.
 _SIGNALS: Final = {"grid_sample": 0, "grid_sampler": 0, "scaled_dot_product_attention": 2, "linear": 0, "conv": 0}
-_WITH_TERM: Final = frozenset(["addmm", "addmv", "addbmm", "baddbmm", "addr", "addcmul"])
+_WITH_TERM: Final = frozenset(["addmm", "addmv", "addbmm", "baddbmm", "addr", "addcmul", "addcdiv"])
 
 
 def _product(
@@ -432,10 +432,11 @@ def _product(
 ) -> tuple[type[explicit.Explicit], dict[str, Any]]:
     """Return the module for a product of values of which one or several carry data."""
     count = sum(flags)
-    if entry.name in _WITH_TERM and flags[1:3] != (True, True):
+    if entry.name in _WITH_TERM:
+        is_divisor = entry.name == "addcdiv" and flags[2:3] == (True,)
+        if flags[1:3] == (True, True) or is_divisor:
+            raise ValueError("it has several factors with data besides a term")
         return explicit.LinearMap, {}
-    if entry.name in _WITH_TERM or (entry.name in ("addcdiv", "chain_matmul", "multi_dot") and count > 1):
-        raise ValueError("it has several factors with data besides a term")
     if count == 1:
         return explicit.LinearMap, {}
     leaves = [leaf for leaf, flag in zip(_occurrences(node), flags, strict=True) if flag]

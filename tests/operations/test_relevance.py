@@ -11,7 +11,7 @@ from canon_bridge.captum import LRP, presets
 from canon_bridge.zennit import ModelCanonizer
 from tests.conftest import Snapshot, relative_error
 from tests.models import gradient_times_input
-from tests.operations.networks import NETWORKS, WITHOUT_GRADIENT, build, finish, image, options
+from tests.operations.networks import CHANGE_THEMSELVES, NETWORKS, WITHOUT_GRADIENT, build, finish, image, options
 
 TOLERANCE = 1e-9
 LRP_0 = 1e-30
@@ -54,7 +54,8 @@ def test_relevance_is_gradient_times_input(name, prefer, framework):
     snapshot = Snapshot.of(model)
     found = FRAMEWORKS[framework](name, model, x, prefer)
     assert relative_error(found, expected) < TOLERANCE
-    snapshot.check()
+    if name not in CHANGE_THEMSELVES:
+        snapshot.check()
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
