@@ -316,7 +316,7 @@ _BY_FUNCTION: Final[dict[Any, Operation]] = {
 
 # Modules without tensors that are one operation; layers, norms, activations and pools have tables of their own.
 _MODULES: Final[Mapping[str, Iterable[TypeKey]]] = {
-    "identity": (nn.Identity, nn.Unflatten, explicit.OfRank),
+    "identity": (nn.Identity, nn.Unflatten),
     "dropout": (
         *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
         *("timm.layers.drop.DropPath", "torchvision.ops.stochastic_depth.StochasticDepth"),
@@ -344,7 +344,7 @@ _MODULES: Final[Mapping[str, Iterable[TypeKey]]] = {
         *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d),
         *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
         *("timm.layers.norm.LayerNorm", "timm.layers.norm.LayerNorm2d", "timm.layers.norm.GroupNorm"),
-        *("torchvision.models.convnext.LayerNorm2d", "timm.layers.norm.GroupNorm1", explicit.Normaliser),
+        *("torchvision.models.convnext.LayerNorm2d", "timm.layers.norm.GroupNorm1"),
     ),
     "glu": (nn.GLU,),
     "embedding": (nn.Embedding,),
@@ -352,18 +352,14 @@ _MODULES: Final[Mapping[str, Iterable[TypeKey]]] = {
     "lstm": (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell, nn.MultiheadAttention, nn.EmbeddingBag),
     "bilinear_layer": (nn.Bilinear,),
     "cosine_similarity": (nn.CosineSimilarity, nn.PairwiseDistance),
-    "add": (explicit.Add, explicit.Subtract),
-    "mul": (explicit.Multiply, explicit.Divide, explicit.Product),
-    "sum": (explicit.LinearMap,),
-    "relu": (explicit.ElementWise,),
-    "batch_norm": (explicit.BatchNorm,),
 }
 MODULES: Final[dict[TypeKey, Operation]] = {key: OPERATIONS[name] for name, keys in _MODULES.items() for key in keys}
 
 
 def operation_of_module(module: nn.Module) -> Operation | None:
     """Return what a module is, if it is one operation: by its type, whatever was set on the instance; else None."""
-    entry = find_entry(MODULES, module)
+    name = getattr(module, "canonical_operation", None)  # explicit modules, ours and those of the adapters, say it
+    entry = find_entry(MODULES, module) if name is None else OPERATIONS[name]
     if entry is not None:
         return entry
     for table, name in ((NORMS, "batch_norm"), (LINEAR, "linear"), (MAX_POOLS, "max_pool2d")):

@@ -20,7 +20,6 @@ from torch.fx.node import map_arg
 from torch.fx.proxy import Attribute
 from torch.utils._pytree import tree_map
 
-from canon_bridge.core.explicit import Arithmetic, Explicit, Gated
 from canon_bridge.core.facts import UNKNOWN, Facts, entry_of, is_tensor, note_data
 from canon_bridge.core.norms import children_after, normalized
 from canon_bridge.core.operations import Kind, operation_of_module, overwritten, setitem_
@@ -217,7 +216,7 @@ class SymbolicTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether a call of the module is one operation of the graph."""
-        if not self.inline or isinstance(m, Arithmetic | Explicit | Gated) or operation_of_module(m) is not None:
+        if not self.inline or operation_of_module(m) is not None:
             return True
         if super().is_leaf_module(m, module_qualified_name):
             return True
