@@ -24,13 +24,35 @@ from canon_bridge.core.operations import (
 )
 
 UNKNOWN: Final = object()
+_CALLS: Final = ("call_module", "call_function", "call_method")
 WORLDS: Final = range(3)
 
 # What reads no value of its arguments.
 _READS_NOTHING: Final = frozenset({Kind.SIZE, Kind.CREATION})
 # Results that are several tensors.
 _SEVERAL: Final = frozenset(
-    ["chunk", "split", "split_with_sizes", "tensor_split", "hsplit", "vsplit", "dsplit", "unbind", "unsafe_split", "unsafe_chunk", "topk", "sort", "aminmax", "meshgrid", "broadcast_tensors", "kthvalue", "mode", "cummax", "cummin", "unsafe_split_with_sizes"]
+    [
+        "chunk",
+        "split",
+        "split_with_sizes",
+        "tensor_split",
+        "hsplit",
+        "vsplit",
+        "dsplit",
+        "unbind",
+        "unsafe_split",
+        "unsafe_chunk",
+        "topk",
+        "sort",
+        "aminmax",
+        "meshgrid",
+        "broadcast_tensors",
+        "kthvalue",
+        "mode",
+        "cummax",
+        "cummin",
+        "unsafe_split_with_sizes",
+    ]
 )
 
 
@@ -108,6 +130,7 @@ class Aliases:
     def __init__(self, graph: fx.Graph, modules: dict[fx.Node, nn.Module]) -> None:
         self.modules = modules
         self.order = {node: index for index, node in enumerate(graph.nodes)}
+        self._targets = {node: overwritten(node, modules.get(node)) for node in graph.nodes if node.op in _CALLS}
         self._origins: dict[fx.Node, frozenset[fx.Node]] = {}
         self._readers: dict[fx.Node, list[tuple[fx.Node, fx.Node]]] = {}
         for node in graph.nodes:
@@ -125,7 +148,7 @@ class Aliases:
             for mark in ("has_data", "carries"):
                 if node.op.startswith("call") and not node.meta.get(mark, True) and self._reads(node, dirty, mark):
                     node.meta[mark] = True
-            target = self.overwritten(node) if node.op.startswith("call") else None
+            target = self.overwritten(node)
             if target is not None and carries(node) and not all(map(carries, self._origins[target])):
                 dirty |= self._origins[target]
 
@@ -137,7 +160,7 @@ class Aliases:
 
     def overwritten(self, node: fx.Node) -> fx.Node | None:
         """Return the argument that the call overwrites, or None."""
-        return overwritten(node, self.modules.get(node))
+        return self._targets.get(node)
 
     def origins(self, node: fx.Node) -> frozenset[fx.Node]:
         """Return the nodes whose memory the value of a node may be."""

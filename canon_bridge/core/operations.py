@@ -277,7 +277,37 @@ _LAYER_MAKERS: Final[Mapping[str, MakeModule]] = {
 
 # Results that may be an argument itself, which no schema of ATen says.
 _SHARING: Final = frozenset(
-    ["type_as", "float", "double", "half", "bfloat16", "type", "dropout", "alpha_dropout", "feature_alpha_dropout", "getitem", "identity", "setitem", "broadcast_tensors", "atleast_1d", "atleast_2d", "atleast_3d", "meshgrid", "data", "real", "requires_grad", "cpu", "cuda", "pad", "numpy_T", "mT", "H", "copy", "fill", "zero"]
+    [
+        "type_as",
+        "float",
+        "double",
+        "half",
+        "bfloat16",
+        "type",
+        "dropout",
+        "alpha_dropout",
+        "feature_alpha_dropout",
+        "getitem",
+        "identity",
+        "setitem",
+        "broadcast_tensors",
+        "atleast_1d",
+        "atleast_2d",
+        "atleast_3d",
+        "meshgrid",
+        "data",
+        "real",
+        "requires_grad",
+        "cpu",
+        "cuda",
+        "pad",
+        "numpy_T",
+        "mT",
+        "H",
+        "copy",
+        "fill",
+        "zero",
+    ]
 )
 
 

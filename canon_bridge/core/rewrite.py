@@ -211,6 +211,12 @@ class _Survey:
 
         Rules hold on to the result of a module, which has to be another tensor then.
         """
+        origins = self._overwritten_origins
+        sites = (self.flow.sites[node] for node in self.nodes[owner] if node in origins and _becomes_module(node))
+        return list(sites)
+
+    @functools.cached_property
+    def _overwritten_origins(self) -> set[fx.Node]:
         origins: set[fx.Node] = set()
         for node in self.flow.sites:
             target = self.aliases.overwritten(node)
@@ -218,8 +224,7 @@ class _Survey:
             stays = node.op == "call_module" or entry is None or not _wants_module(node, entry)
             if target is not None and (not self._may_be_out_of_place(node) or (stays and node.op != "call_module")):
                 origins |= self.aliases.origins(target)
-        sites = (self.flow.sites[node] for node in self.nodes[owner] if node in origins and _becomes_module(node))
-        return list(sites)
+        return origins
 
     def give_up(self, owner: str, reason: str) -> None:
         """Note that a forward cannot be written anew: its functions stay, and further calls are of the same modules."""

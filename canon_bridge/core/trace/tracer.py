@@ -532,7 +532,9 @@ class ValueTracer(SymbolicTracer):
 
 
 # Operations that may return values and indices.
-_PAIRS: Final = frozenset(["max", "min", "median", "nanmedian", "topk", "sort", "kthvalue", "mode", "cummax", "cummin", "aminmax"])
+_PAIRS: Final = frozenset(
+    ["max", "min", "median", "nanmedian", "topk", "sort", "kthvalue", "mode", "cummax", "cummin", "aminmax"]
+)
 
 
 def _is_pair(node: fx.Node) -> bool:
