@@ -188,6 +188,7 @@ _ALIASES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("row_stack",), "vstack"),
     **dict.fromkeys(("moveaxis",), "movedim"),
     **dict.fromkeys(("swapdims", "transpose_"), "swapaxes"),
+    **dict.fromkeys(("_native_batch_norm_legit", "_native_batch_norm_legit_no_training"), "native_batch_norm"),
     **dict.fromkeys(("greater",), "gt"),
     **dict.fromkeys(("less",), "lt"),
     **dict.fromkeys(("greater_equal",), "ge"),
