@@ -55,8 +55,8 @@ def passes(entry: Operation) -> tuple[str, str]:
         module = entry.make() if entry.make is not None else None
     except (TypeError, ValueError):  # it wants arguments
         module = None
-    is_pool = "max_pool" in entry.name and entry.make is not None
-    absorbs = is_pool or entry.name in ("prelu", "clamp", "clamp_min", "threshold") or (module is not None and find_absorber(module) is not None)
+    wants_arguments = "max_pool" in entry.name or entry.name in ("prelu", "clamp", "clamp_min", "threshold")
+    absorbs = entry.make is not None and (wants_arguments or (module is not None and find_absorber(module) is not None))
     return left, ABSORBS if absorbs else right
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge.core.layers.parameters import parameter
+from canon_bridge.core.registry import TypeKey
 from canon_bridge.core.undo.forwards import bound_function, forward_slots
 
 MakeModule = Callable[..., nn.Module]
@@ -296,7 +297,7 @@ def stand_in(module: nn.Module, known: dict[nn.Module, nn.Module] | None = None)
 
 
 # Modules of torch that are several operations in one, and what makes of one of them a module of single ones.
-EXPANSIONS: Final[Mapping[type[nn.Module], Callable[[Any], nn.Module]]] = {nn.GLU: lambda glu: Gated(glu.dim)}
+EXPANSIONS: Final[Mapping[TypeKey, Callable[[Any], nn.Module]]] = {nn.GLU: lambda glu: Gated(glu.dim)}
 
 
 # Builders: modules of torch.nn from the arguments of functions, where the two differ. Each raises ``ValueError`` for

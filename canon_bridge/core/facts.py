@@ -23,7 +23,7 @@ from canon_bridge.core.operations import (
     overwritten,
 )
 
-UNKNOWN: Final = object()
+UNKNOWN: Final[Any] = object()
 _CALLS: Final = ("call_module", "call_function", "call_method")
 WORLDS: Final = range(3)
 

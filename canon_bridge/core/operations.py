@@ -120,8 +120,8 @@ _KINDS: Final[Mapping[Kind, str]] = {
         feature_dropout native_dropout copy fill zero setitem max_unpool1d max_unpool2d max_unpool3d unsafe_view
         conj resolve_conj resolve_neg real lift_fresh requires_grad _to_copy cpu cuda data view_as_real
         view_as_complex embedding""",
-    Kind.SELECTION: """max min amax amin aminmax median nanmedian mode kthvalue topk sort msort maximum minimum fmax fmin
-        max_pool1d max_pool2d max_pool3d  adaptive_max_pool1d
+    Kind.SELECTION: """max min amax amin aminmax median nanmedian mode kthvalue topk sort msort maximum minimum
+        fmax fmin max_pool1d max_pool2d max_pool3d adaptive_max_pool1d
         adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d cummax cummin""",
     Kind.LINEAR: """sum nansum mean nanmean cumsum trace diff avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
         adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d interpolate
@@ -428,7 +428,7 @@ def _learned(node: fx.Node) -> Operation | None:
 
 @torch.no_grad()
 def is_elementwise(function: Callable[[Tensor], Any]) -> bool:
-    """Return whether a function computes each element of its output from the element at the same place, by running it."""
+    """Return whether each element of the result comes from the element at the same place, by running the function."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64)
     order = torch.randperm(values.numel(), generator=generator)
@@ -461,16 +461,17 @@ def operation_of_function(function: Any) -> Operation | None:
 def _spellings() -> Mapping[Any, str]:
     """Return the name of every function that torch and Python have, by the function itself."""
     homes = (
-        *(operator, F, torch.special, torch.linalg, torch.fft, torch._C._nn, torch._C._special, torch._C._linalg),
-        *(torch._C._VariableFunctions, torch),
+        *(operator, F, torch.special, torch.linalg, torch.fft),
+        *(getattr(torch._C, name) for name in ("_nn", "_special", "_linalg", "_VariableFunctions")),
+        torch,
     )
     found: dict[Any, str] = {len: "len", isinstance: "isinstance"}
     for home in homes:
         for name in dir(home):
             value = getattr(home, name, None)
-            if callable(value) and not isinstance(value, type) and getattr(value, "__hash__", None):
-                if value not in found or _named(found[value]) is None:  # some have several names
-                    found[value] = name
+            is_function = callable(value) and not isinstance(value, type) and getattr(value, "__hash__", None)
+            if is_function and (value not in found or _named(found[value]) is None):  # some have several names
+                found[value] = name
     return found
 
 

@@ -145,14 +145,17 @@ def find_left(network: Network, norm: ModuleCall, *, into_norms: bool = True) ->
 def _of_any_rank(network: Network, norm: ModuleCall, search: Callable[[int], Chain | Obstacle]) -> Chain | Obstacle:
     """Return the chain of a norm whose type accepts several numbers of dimensions, and for which of them it holds."""
     ranks = norm_type(norm.module).ranks
-    known = [network.facts.rank(call.args[0]) for call in network.calls(norm.path)] if len(ranks) > 1 else [ranks[0]]
+    if len(ranks) > 1:
+        known = [network.facts.rank(call.args[0]) for call in network.calls(norm.path)]
+    else:
+        known = [*ranks]
     certain = [rank for rank in ranks if rank in known]
     found = [(search(rank), rank) for rank in (certain if all(rank in ranks for rank in known) else ranks)]
     chains = [(chain, rank) for chain, rank in found if isinstance(chain, Chain)]
     for chain, rank in found:
         if isinstance(chain, Obstacle) and (rank in certain or not chains):
             return chain
-    first = chains[0][0]
+    (first, _), *_ = chains
     if any(chain != first for chain, _ in chains):
         return Obstacle("how many dimensions its input has is not known, and the chain depends on it")
     holds = tuple(rank for _, rank in chains)
@@ -351,7 +354,7 @@ class _Right(_Search):
         network, operation = self.network, self.network.operations.get(node)
         if network.aliases.overwritten(node) is not None and network.aliases.read_after(node):
             raise _Blocked("{} overwrites a tensor that is read again later", network.name(node))
-        source = node.args[0] if node.args else None
+        source: Any = node.args[0] if node.args else None
         others = [name for name in node.all_input_nodes if name is not source and has_data(name)]
         is_alone = isinstance(source, fx.Node) and source in self.labels and not others
         if operation is not None and operation.path == self.norm.path:
@@ -399,7 +402,10 @@ class _Right(_Search):
         first = self._arrive(node, operation, positions, True, self.numbers).first
         self.numbers += 0 if known else len(positions.channels)
         is_pool = wanted_rank(module) is not None
-        pool = (lambda value: type(module).forward(module, value)) if is_pool else lambda value: value
+
+        def pool(value: Tensor) -> Tensor:
+            return type(module).forward(module, value) if is_pool else value
+
         try:
             self.labels[node] = labels.renumbered(first, positions, pool)
         except Mixed as mixed:
@@ -415,8 +421,6 @@ class _Left(_Search):
     """
 
     def _find(self) -> Chain:
-        steps: dict[str, tuple[int, ...]] = {}
-        counts: dict[str, int] = {}
         for node in self.network.calls(self.norm.path):
             self.labels, between, producers = {}, [], {}
             self._back(node.args[0] if node.args else None, node, between, producers)

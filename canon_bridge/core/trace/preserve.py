@@ -33,12 +33,13 @@ class Kept:
 
     def attributes(self) -> dict[nn.Module, set[str]]:
         """Return the names of the attributes that are other objects now, or new, or gone, by module."""
-        found = {
-            module: {name for name in {*now, *former} if now.get(name, Kept) is not former.get(name, Kept)}
-            for module, former in self._attributes
-            if (now := vars(module)) is not None
-        }
-        return {module: names for module, names in found.items() if names}
+        found: dict[nn.Module, set[str]] = {}
+        for module, former in self._attributes:
+            now = vars(module)
+            names = {name for name in {*now, *former} if now.get(name, Kept) is not former.get(name, Kept)}
+            if names:
+                found[module] = names
+        return found
 
     def contents_changed(self) -> bool:
         """Return whether a list, dictionary or set has another content."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.fx.proxy import Attribute
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
 from canon_bridge.core.facts import UNKNOWN, Facts, entry_of, is_tensor, note_data
 from canon_bridge.core.norms import children_after, normalized
@@ -65,7 +65,8 @@ class InPlaceProxy(fx.Proxy):
         parts = self._parts()
         if parts is None:
             parts = _unpacked(sys._getframe(1))
-        return iter([self[index] for index in range(len(self) if parts is None else parts)])
+        whole: Any = self
+        return iter([whole[index] for index in range(len(self) if parts is None else parts)])
 
     def __len__(self) -> int:
         parts = self._parts()
@@ -552,7 +553,7 @@ def _unpacked(frame: Any) -> int | None:
 
 def copied(structure: Any) -> Any:
     """Return the structure with copies of its tensors: forward may overwrite what it is given."""
-    return tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, structure)
+    return tree_map_only(Tensor, Tensor.clone, structure)
 
 
 def same_truth(value: Any, expected: bool, path: str) -> None:
