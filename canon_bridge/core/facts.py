@@ -262,6 +262,8 @@ class Facts:
             return first if entry is not None and overwritten(node, module) is not None else UNKNOWN
         if entry.kind in (Kind.ELEMENTWISE, Kind.NORMALISER):
             return first if _are_tensors(first) else UNKNOWN
+        if entry.name in ("add", "sub", "rsub", "mul", "div", "maximum", "minimum"):
+            return self._broadcast([self.of(value) for value in node.args[:2]])
         if node.op == "call_module" and (any(True for _ in module.parameters()) if module is not None else True):
             return UNKNOWN
         return self._run(node, module)
@@ -276,6 +278,20 @@ class Facts:
             except Exception:  # whatever an operation raises on sizes that it cannot have
                 return self._after_pool(node)
         return results if len({_structure(result) for result in results}) == 1 else UNKNOWN
+
+    def _broadcast(self, operands: list[Any]) -> Any:
+        """Return the shape of two operands together: an unknown size is the other's, if that is known and not one."""
+        tensors = [found for found in operands if _are_tensors(found)]
+        if not tensors or any(found is UNKNOWN for found in operands):
+            return UNKNOWN
+        rank = max(found[0].dim() for found in tensors)
+        padded = [[(1,) * (rank - tensor.dim()) + tuple(tensor.shape) for tensor in found] for found in tensors]
+        sizes: list[tuple[int, ...]] = []
+        for axis in range(rank):
+            found = {tuple(shape[axis] for shape in shapes) for shapes in padded} - {(1,) * len(WORLDS)}
+            known = [size for size in found if len(set(size)) == 1]
+            sizes.append(known[0] if known else found.pop() if len(found) == 1 else self._new() if found else (1, 1, 1))
+        return [_meta(tuple(size[w] for size in sizes)) for w in WORLDS]
 
     def _after_pool(self, node: fx.Node) -> Any:
         """Return what a pool puts out whose window is larger than the sizes here: other sizes, the same channels."""

@@ -5,6 +5,7 @@ Tracing, making explicit, planning, both adapters and the audit read it. A new o
 """
 
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -342,6 +343,7 @@ def setitem_(target: Any, index: Any, value: Any) -> Any:
 _BY_FUNCTION: Final[dict[Any, Operation]] = {
     torch.batch_norm: Operation("batch_norm", Kind.NORM, explicit.raw_batch_norm, _TENSORS),
     setitem_: OPERATIONS["setitem"],
+    OrderedDict: OPERATIONS["identity"],  # a dictionary of values
 }
 
 
