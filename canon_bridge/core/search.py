@@ -3,6 +3,7 @@
 Nothing here writes to a model or reads the values of its parameters.
 """
 
+import functools
 import heapq
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -250,13 +251,18 @@ class _World:
     def __init__(self, search: _Search, world: int, source: fx.Node) -> None:
         self.search, self.world = search, world
         self.facts = search.network.facts
-        self.sizes: dict[tuple[int, ...], int] = {}
-        for node, labels in search.labels.items():
-            shapes = self.facts.shapes(node)
-            value = labels.value(world) if shapes else None
-            if shapes and isinstance(value, Tensor) and value.dim() == len(shapes[0]):
-                self.sizes.update(zip(zip(*shapes, strict=True), value.shape, strict=True))
         self.source = source
+
+    @functools.cached_property
+    def sizes(self) -> dict[tuple[int, ...], int]:
+        """The sizes of this world for those that are not known, as far as the numbered tensors tell."""
+        sizes: dict[tuple[int, ...], int] = {}
+        for node, labels in self.search.labels.items():
+            shapes = self.facts.shapes(node)
+            value = labels.value(self.world) if shapes else None
+            if shapes and isinstance(value, Tensor) and value.dim() == len(shapes[0]):
+                sizes.update(zip(zip(*shapes, strict=True), value.shape, strict=True))
+        return sizes
 
     def value(self, node: fx.Node, joined: list[fx.Node], reader: fx.Node) -> Any:
         """Return what a node is in this world, for an operation that reads it.
