@@ -18,11 +18,17 @@ from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import Written, conv, image, norm
 
 OBSTACLES: dict[str, tuple[Callable[..., Any], str]] = {
-    "parts that are stacked": (lambda m, x: m.last(torch.stack(m.norm(x).chunk(2, 1)).sum(0)), "stack behind it"),
-    "rows and not channels": (lambda m, x: m.last(m.norm(x).chunk(2, 2)[0][:, :2]), "a division of other dimensions"),
+    "parts that are stacked": (
+        lambda m, x: m.last(torch.stack(m.norm(x).chunk(2, 1)).sum(0)),
+        "last acts on another dimension than the channels",
+    ),
+    "rows and not channels": (
+        lambda m, x: m.last(m.norm(x).transpose(1, 2).chunk(3, 1)[0]),
+        "last acts on another dimension than the channels",
+    ),
     "channels on different axes": (
-        lambda m, x: m.last(torch.cat([y := m.norm(x)[:, :, :4, :4], y.transpose(1, 2)], 1)[:, :2]),
-        "hold channels on different axes",
+        lambda m, x: m.last(torch.cat([y := m.norm(x)[:, :, :4, :4], y.transpose(1, 2)], 1)[:, 3:5]),
+        "last acts on another dimension than the channels",
     ),
 }
 
