@@ -11,21 +11,26 @@ from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
 from canon_bridge.captum.rules import Norm, Pass, SignalTakesAll
-from canon_bridge.core.canonize import Canonization
-from canon_bridge.core.explicit import (
+from canon_bridge.core import (
     Add,
+    Backend,
     BatchNorm,
+    Canonization,
+    Clipped,
     Divide,
     ElementWise,
+    ExampleInputs,
+    LeftoverOption,
     LinearMap,
     Multiply,
     Normaliser,
     OfRank,
+    Options,
+    Prefer,
     Product,
     Subtract,
     stand_in,
 )
-from canon_bridge.core.options import Backend, Clipped, ExampleInputs, Leftover, Options, Prefer
 
 # Captum looks rules up by exact type, and knows none of the modules that canonization puts in: they bring their own.
 _RULES: Final[Mapping[type[nn.Module], Callable[[], PropagationRule]]] = {
@@ -116,7 +121,7 @@ def canonize(
     *,
     prefer: Prefer = "left",
     clipped: Clipped = "absorb",
-    leftover: Leftover = "linear",
+    leftover: LeftoverOption = "linear",
     example_inputs: ExampleInputs | None = None,
 ) -> Canonization:
     """Make a model canonical for Captum's own classes, for the length of a ``with`` block.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 Prefer = Literal["left", "right"]
 Clipped = Literal["absorb", "pass"]
-Leftover = Literal["linear", "keep"]
+LeftoverOption = Literal["linear", "keep"]
 ExampleInputs = Tensor | tuple[Any, ...]
 
 
@@ -26,11 +26,11 @@ class Options:
 
     prefer: Prefer = "left"
     clipped: Clipped = "absorb"
-    leftover: Leftover = "linear"
+    leftover: LeftoverOption = "linear"
     example_inputs: ExampleInputs | None = None
 
     def __post_init__(self) -> None:
-        for name, kind in (("prefer", Prefer), ("clipped", Clipped), ("leftover", Leftover)):
+        for name, kind in (("prefer", Prefer), ("clipped", Clipped), ("leftover", LeftoverOption)):
             value, allowed = getattr(self, name), get_args(kind)
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")

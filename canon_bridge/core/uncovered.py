@@ -5,8 +5,9 @@ from torch import fx, nn
 from canon_bridge.core.explicit import Explicit
 from canon_bridge.core.facts import carries, entry_of
 from canon_bridge.core.operations import WANTS_MODULE, Kind
-from canon_bridge.core.plan import Uncovered
+from canon_bridge.core.plan import Plan, Uncovered
 from canon_bridge.core.rewrite import ExplicitFlow
+from canon_bridge.core.undo.alerts import UncoveredOperationWarning, alert
 
 _MEANS = "relevance follows its gradient here, which is no rule"
 _TEACH = "teach it with canon_bridge.register_operation, or write it with operations that have a rule"
@@ -22,6 +23,16 @@ def find_uncovered(explicit: ExplicitFlow) -> tuple[Uncovered, ...]:
     found = dict.fromkeys(_describe(explicit, node, reason) for node in on_the_way if (reason := _why(explicit, node)))
     ends = dict.fromkeys(_describe(explicit, node, _SOFTMAX) for node in _softmax_at_the_end(explicit.flow.graph))
     return (*found, *ends)
+
+
+def warn_uncovered(plan: Plan) -> None:
+    """Give one warning that names all operations of a plan that no rule covers; to be called when a map is made."""
+    if plan.uncovered:
+        entries = "".join(f"\n- {entry}" for entry in plan.uncovered)
+        alert(
+            f"the map of {plan.model} is not right where no rule covers an operation:{entries}",
+            UncoveredOperationWarning,
+        )
 
 
 def _on_the_way(graph: fx.Graph) -> list[fx.Node]:
