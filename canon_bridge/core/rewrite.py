@@ -127,7 +127,7 @@ def make_explicit(model: nn.Module, flow: Flow, rewrite: bool = True) -> Explici
     """
     survey = _Survey(model, flow)
     rewrites: list[Rewrite] = []
-    for owner in survey.owners if rewrite else ():
+    for owner in flow.owners if rewrite else ():
         if survey.resolved(owner) != owner:
             continue
         wanted, overwritten_later = survey.wanted(owner), survey.overwritten_later(owner)
@@ -164,7 +164,6 @@ class _Survey:
         self.nodes: dict[str, list[fx.Node]] = defaultdict(list)
         for node, site in flow.sites.items():
             self.nodes[site.owner].append(node)
-        self.owners = [owner for owner in flow.owners if owner in self.nodes or owner in flow.decided]
         self._shared: dict[str, str] = {}  # stand-ins that cannot be, and what is called in their place
 
     def original(self, place: str) -> str:
@@ -236,7 +235,7 @@ class _Survey:
 
     def give_up_all(self) -> None:
         """Note that no forward is written anew."""
-        for owner in self.owners:
+        for owner in self.flow.owners:
             self.give_up(owner, "functions stay functions here")
 
     def operations(self) -> dict[fx.Node, ModuleCall]:
