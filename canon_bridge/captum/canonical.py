@@ -101,9 +101,6 @@ class OnCanonicalModel:
         self, leaves: tuple[Tensor, ...], arguments: Values, target: Any, verbose: bool, taps: list[Tap] | None
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         canonization = self.canonical(arguments)
-        if not self._has_warned:
-            warn_uncovered(canonization.plan)
-            self._has_warned = True
         for tap in taps or ():
             tap.begin(canonization.plan)
         is_known = self._is_checked and self._traced_with is None
@@ -125,6 +122,9 @@ class OnCanonicalModel:
         if before is not None:
             canonization.check_function(before, tensors_in(output))
             self._is_checked = True
+        if not self._has_warned:
+            warn_uncovered(canonization.plan)
+            self._has_warned = True
         relevance = [found.get(leaf) for leaf in leaves]
         pairs = zip(leaves, relevance, strict=True)
         return tuple(torch.zeros_like(leaf) if r is None else r.detach() for leaf, r in pairs), score.detach()

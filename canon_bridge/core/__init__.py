@@ -3,7 +3,7 @@
 ``canonize``, ``plan`` and ``canonized_copy`` are names of ``canon_bridge`` itself: two of them are modules here.
 """
 
-from canon_bridge.core.activations import is_relu, register_activation, stopped_at
+from canon_bridge.core.activations import is_relu, pool_sign, register_activation, stopped_at
 from canon_bridge.core.affine import Affine
 from canon_bridge.core.apply import merge
 from canon_bridge.core.canonize import Canonization, check_module
@@ -39,6 +39,7 @@ from canon_bridge.core.undo.alerts import (
     UncoveredOperationWarning,
 )
 from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.undo.forwards import bind_forward
 
 __all__ = [
     "LINEAR",
@@ -79,6 +80,7 @@ __all__ = [
     "Uncovered",
     "UncoveredOperationWarning",
     "align",
+    "bind_forward",
     "check_module",
     "check_norm",
     "is_linear",
@@ -87,6 +89,7 @@ __all__ = [
     "merge",
     "normalized",
     "operation_of_module",
+    "pool_sign",
     "register_activation",
     "register_layer",
     "register_norm",

@@ -161,9 +161,9 @@ class Canonization:
         with _ONE_AT_A_TIME:
             step = first_change(self.model, self.plan, before)
         return FunctionChangedError(
-            f"{error}, which precision does not account for. It differs first {step}. Please report it; until it is "
-            "mended, no map of this model is right. A model that returns something else at every call (random "
-            "numbers, a counter) cannot be compared: fix what it draws."
+            f"{error}, which precision does not account for. It differs first {step}. No map of this model would be "
+            "right: please report it, unless the model draws random numbers or counts its calls, which has to end "
+            "first."
         )
 
     def _enter(self, edits: Edits) -> dict[str, float]:

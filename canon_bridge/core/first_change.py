@@ -2,15 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from typing import Any, Final
 
-from torch import nn
+from torch import Tensor, nn
 
 from canon_bridge.core.apply import carry_out
 from canon_bridge.core.options import Backend
 from canon_bridge.core.plan import Leftover, Merge, Plan
-from canon_bridge.core.precision import Reference, function_error, outputs
+from canon_bridge.core.precision import Reference, function_error, outputs, tensors_in
 from canon_bridge.core.rewrite import Rewrite
 from canon_bridge.core.undo.edits import Edits
+
+_KEY: Final = -1  # of a hook; torch counts from 0
 
 
 def first_change(model: nn.Module, plan: Plan, reference: Reference) -> str:
@@ -27,6 +31,8 @@ def first_change(model: nn.Module, plan: Plan, reference: Reference) -> str:
     """
     beginnings = list(_beginnings(plan))
     unchanged, changed = 0, len(beginnings) - 1
+    if _differs(model, beginnings[0][1], reference):
+        return f"in {_unlike_itself(model, reference)}, without any change: the model is another function at every call"
     if not _differs(model, beginnings[changed][1], reference):
         return "in the modules of the framework"
     while changed - unchanged > 1:
@@ -35,8 +41,7 @@ def first_change(model: nn.Module, plan: Plan, reference: Reference) -> str:
             changed = middle
         else:
             unchanged = middle
-    is_random = _differs(model, beginnings[0][1], reference)
-    return beginnings[changed][0] + (", and the model itself returns something else at every call" if is_random else "")
+    return beginnings[changed][0]
 
 
 def _differs(model: nn.Module, plan: Plan, reference: Reference) -> bool:
@@ -48,6 +53,31 @@ def _differs(model: nn.Module, plan: Plan, reference: Reference) -> bool:
         return True
     finally:
         edits.undo()
+
+
+def _unlike_itself(model: nn.Module, reference: Reference) -> str:
+    """Return the first module whose output differs between two calls of the model, by its path."""
+    first, second = (_outputs_of_modules(model, reference) for _ in range(2))
+    pairs = zip(first, second, strict=False)
+    unlike = (path for (path, old), (_, new) in pairs if not function_error(old, new)[0] <= reference.allowed)
+    return next(unlike, "") or "the model itself"
+
+
+def _outputs_of_modules(model: nn.Module, reference: Reference) -> list[tuple[str, list[Tensor]]]:
+    found: list[tuple[str, list[Tensor]]] = []
+    edits = Edits()
+    try:
+        for path, module in model.named_modules():
+            hook = partial(_keep, found, path)
+            edits.set(module, "_forward_hooks", _KEY, hook)
+        outputs(model, reference.arguments)
+    finally:
+        edits.undo()
+    return found
+
+
+def _keep(found: list[tuple[str, list[Tensor]]], path: str, module: nn.Module, args: Any, output: Any) -> None:
+    found.append((path, tensors_in(output)))
 
 
 def _beginnings(plan: Plan) -> Iterator[tuple[str, Plan]]:

@@ -6,6 +6,8 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
+from canon_bridge.core.undo.edits import Edits
+
 Prefer = Literal["left", "right"]
 Clipped = Literal["absorb", "pass"]
 LeftoverOption = Literal["linear", "keep"]
@@ -51,6 +53,10 @@ def _as_it_is(module: nn.Module) -> nn.Module:
     return module
 
 
+def _leave(edits: Edits, module: nn.Module) -> None:
+    """Do nothing to a module."""
+
+
 @dataclass(frozen=True)
 class Backend:
     """What a framework wants to see inside the block; the core's own has no wishes.
@@ -59,6 +65,8 @@ class Backend:
     ----------
     adapt : callable
         From a module of the canonical model to the one that the framework wants in its place, or the module itself.
+    prepare : callable
+        From the journal and a module of the canonical model, after ``adapt``: changes that module.
     leaf_hook : callable or None
         A forward pre-hook for every module without children.
     scratch : tuple of str
@@ -74,6 +82,7 @@ class Backend:
     """
 
     adapt: Callable[[nn.Module], nn.Module] = _as_it_is
+    prepare: Callable[[Edits, nn.Module], None] = _leave
     leaf_hook: Callable[[nn.Module, Any], Any] | None = None
     scratch: tuple[str, ...] = ()
     leaves_hook: Callable[[object], bool] | None = None
