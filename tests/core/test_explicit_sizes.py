@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import canonize, plan
-from canon_bridge.core.modules.layers import Mean
+from canon_bridge.core.explicit import LinearMap
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import BOTH, Function, Written, check, conv, image, norm
 
@@ -45,23 +45,23 @@ COMPUTED: dict[str, tuple[Function, type[nn.Module]]] = {
         lambda x: F.adaptive_max_pool2d(x, x.shape[2] // 2),
         nn.AdaptiveMaxPool2d,
     ),
-    "F.interpolate(x, scale_factor=2)": (lambda x: F.interpolate(x, scale_factor=2), nn.Upsample),
-    "F.interpolate(x, 11)": (lambda x: F.interpolate(x, 11), nn.Upsample),
-    "F.interpolate(x, (x.shape[2] * 2, 5))": (lambda x: F.interpolate(x, (x.shape[2] * 2, 5)), nn.Upsample),
+    "F.interpolate(x, scale_factor=2)": (lambda x: F.interpolate(x, scale_factor=2), LinearMap),
+    "F.interpolate(x, 11)": (lambda x: F.interpolate(x, 11), LinearMap),
+    "F.interpolate(x, (x.shape[2] * 2, 5))": (lambda x: F.interpolate(x, (x.shape[2] * 2, 5)), LinearMap),
     "F.interpolate, bilinear": (
         lambda x: F.interpolate(x, x.shape[3], mode="bilinear", align_corners=True),
-        nn.Upsample,
+        LinearMap,
     ),
-    "F.interpolate, computed factor": (lambda x: F.interpolate(x, scale_factor=x.shape[2] / 3), nn.Upsample),
+    "F.interpolate, computed factor": (lambda x: F.interpolate(x, scale_factor=x.shape[2] / 3), LinearMap),
     "F.interpolate, recomputed factor": (
         lambda x: F.interpolate(x, None, 1.7, "bilinear", False, recompute_scale_factor=True),
-        nn.Upsample,
+        LinearMap,
     ),
-    "x.mean((2, 3), keepdim=True)": (lambda x: x.mean((2, 3), keepdim=True), Mean),
-    "x.mean([-1, -2], True)": (lambda x: x.mean([-1, -2], True), Mean),
-    "x.mean(-1, keepdim=True)": (lambda x: x.mean(-1, keepdim=True), Mean),
-    "torch.mean(x, dim=(2, 3), keepdim=True)": (lambda x: torch.mean(x, dim=(2, 3), keepdim=True), Mean),
-    "torch.mean(x, 3, True)": (lambda x: torch.mean(x, 3, True), Mean),
+    "x.mean((2, 3), keepdim=True)": (lambda x: x.mean((2, 3), keepdim=True), LinearMap),
+    "x.mean([-1, -2], True)": (lambda x: x.mean([-1, -2], True), LinearMap),
+    "x.mean(-1, keepdim=True)": (lambda x: x.mean(-1, keepdim=True), LinearMap),
+    "torch.mean(x, dim=(2, 3), keepdim=True)": (lambda x: torch.mean(x, dim=(2, 3), keepdim=True), LinearMap),
+    "torch.mean(x, 3, True)": (lambda x: torch.mean(x, 3, True), LinearMap),
 }
 WITHOUT_DIMENSIONS: dict[str, Function] = {
     "x.mean((2, 3))": lambda x: x.mean((2, 3)),

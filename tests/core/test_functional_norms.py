@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import canonize, canonized_copy, plan
-from canon_bridge.core.modules.layers import BatchNorm
+from canon_bridge.core.explicit import BatchNorm
 from canon_bridge.core.norms import NORMS, is_identity, is_norm, norm_type, width
 from tests.conftest import Snapshot, relative_error
 from tests.core.named_norms import randomize_any

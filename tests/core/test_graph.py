@@ -10,8 +10,8 @@ import torchvision
 from torch import Tensor, nn
 
 from canon_bridge import TracingError, canonize, plan
-from canon_bridge.core.tracing.flow import Flow, Site
-from canon_bridge.core.tracing.trace import trace, trace_locally
+from canon_bridge.core.trace.flow import Flow, Site
+from canon_bridge.core.trace.trace import trace, trace_locally
 from tests.conftest import Snapshot
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from canon_bridge import TracingError, canonize, plan
-from canon_bridge.core.tracing.recorded import FACTORIES
+from canon_bridge.core.trace.patches import _FACTORIES as FACTORIES
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import BOTH, Written, conv, image, norm
 

@@ -10,11 +10,9 @@ from torch import Tensor, nn
 
 from canon_bridge import canonize, canonized_copy, plan
 from canon_bridge.captum import LRP, presets, rules
+from canon_bridge.core.explicit import Add, OfRank, adaptive_max_pool, max_pool
 from canon_bridge.core.layers.weights import make_tensors_plain
-from canon_bridge.core.modules import functional
-from canon_bridge.core.modules.arithmetic import Add
-from canon_bridge.core.modules.layers import OfRank
-from canon_bridge.core.tracing.arguments import DATA, fits, unpack
+from canon_bridge.core.trace.flow import DATA, fits, unpack
 from canon_bridge.core.undo.edits import Edits
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import Written, conv, image, norm
@@ -93,9 +91,7 @@ def test_a_copy_for_one_number_of_dimensions_refuses_another() -> None:
         OfRank((2, 3))(torch.ones(1, 2, 3, 4))
 
 
-@pytest.mark.parametrize(
-    "build", [functional.max_pool(nn.MaxPool2d), functional.adaptive_max_pool(nn.AdaptiveMaxPool2d)]
-)
+@pytest.mark.parametrize("build", [max_pool(nn.MaxPool2d), adaptive_max_pool(nn.AdaptiveMaxPool2d)])
 def test_a_pool_with_two_outputs_has_no_module(build: Callable[..., nn.Module]) -> None:
     assert build(2) is not None
     with pytest.raises(ValueError, match="two outputs"):
