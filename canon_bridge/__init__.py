@@ -6,14 +6,26 @@ the framework of that name.
 
 from canon_bridge.auditing.audit import audit
 from canon_bridge.auditing.report import Audit
-from canon_bridge.core.activations import register_activation
-from canon_bridge.core.affine import Affine
-from canon_bridge.core.canonize import Canonization, canonize, canonized_copy, plan
-from canon_bridge.core.layers.linear import register_layer
-from canon_bridge.core.norms import register_norm
-from canon_bridge.core.plan import Leftover, Merge, Plan, Refusal
-from canon_bridge.core.trace.flow import TracingError
-from canon_bridge.core.undo.alerts import LostChangeWarning, PrecisionWarning
+from canon_bridge.core import (
+    Affine,
+    Canonization,
+    FunctionChangedError,
+    Kind,
+    Leftover,
+    LostChangeWarning,
+    Merge,
+    Plan,
+    PrecisionWarning,
+    Refusal,
+    TracingError,
+    Uncovered,
+    UncoveredOperationWarning,
+    register_activation,
+    register_layer,
+    register_norm,
+    register_operation,
+)
+from canon_bridge.core.canonize import canonize, canonized_copy, plan
 
 __version__ = "0.1.0"
 
@@ -21,6 +33,8 @@ __all__ = [
     "Affine",
     "Audit",
     "Canonization",
+    "FunctionChangedError",
+    "Kind",
     "Leftover",
     "LostChangeWarning",
     "Merge",
@@ -28,6 +42,8 @@ __all__ = [
     "PrecisionWarning",
     "Refusal",
     "TracingError",
+    "Uncovered",
+    "UncoveredOperationWarning",
     "audit",
     "canonize",
     "canonized_copy",
@@ -35,4 +51,5 @@ __all__ = [
     "register_activation",
     "register_layer",
     "register_norm",
+    "register_operation",
 ]

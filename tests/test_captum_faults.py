@@ -16,7 +16,7 @@ import canon_bridge.captum
 from benchmarks.with_zennit import attribute
 from canon_bridge import audit
 from canon_bridge.captum import LRP, presets
-from canon_bridge.core.explicit import Divide, Multiply
+from canon_bridge.core import Divide, Multiply
 from canon_bridge.zennit import ModelCanonizer
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.models import TARGET, Products, gradient_times_input, images, small_densenet

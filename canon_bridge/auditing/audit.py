@@ -13,7 +13,7 @@ from canon_bridge.auditing.books import CAUSES, Bookkeeper, cause_of, shares
 from canon_bridge.auditing.flows import Visit, recorded, total
 from canon_bridge.auditing.report import Audit, Entry
 from canon_bridge.auditing.target import Target, select
-from canon_bridge.core.canonize import check_module
+from canon_bridge.core import check_module
 
 ADAPTERS: Final = {
     "zennit.core.Composite": "canon_bridge.zennit.auditing",

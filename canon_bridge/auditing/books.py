@@ -19,9 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from canon_bridge.auditing.flows import Visit, total
-from canon_bridge.core.activations import stopped_at
-from canon_bridge.core.explicit import Divide, Multiply, Product
-from canon_bridge.core.norms import is_norm, normalized
+from canon_bridge.core import Divide, Multiply, Product, is_norm, normalized, stopped_at
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from canon_bridge.auditing.books import CAUSES, LOST
-from canon_bridge.core.plan import align
+from canon_bridge.core import align
 
 
 @dataclass(frozen=True)

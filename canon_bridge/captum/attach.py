@@ -9,8 +9,7 @@ from torch import nn
 
 from canon_bridge.captum import rules
 from canon_bridge.captum.maps import Preset
-from canon_bridge.core.operations import Kind, operation_of_module
-from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core import Edits, Kind, operation_of_module
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from canon_bridge.captum.rules import Rule
-from canon_bridge.core.operations import Kind, operation_of_module
+from canon_bridge.core import Kind, operation_of_module
 
 Types = tuple[type[nn.Module], ...]
 MakeRule = Rule | Callable[[], Rule]

@@ -11,21 +11,29 @@ from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
 from canon_bridge.captum.rules import Norm, Pass, SignalTakesAll
-from canon_bridge.core.canonize import Canonization
-from canon_bridge.core.explicit import (
+from canon_bridge.core import (
     Add,
+    Backend,
     BatchNorm,
+    Canonization,
+    Clipped,
     Divide,
+    Edits,
     ElementWise,
+    ExampleInputs,
+    LeftoverOption,
     LinearMap,
     Multiply,
     Normaliser,
     OfRank,
+    Options,
+    Prefer,
     Product,
     Subtract,
+    bind_forward,
+    pool_sign,
     stand_in,
 )
-from canon_bridge.core.options import Backend, Clipped, ExampleInputs, Leftover, Options, Prefer
 
 # Captum looks rules up by exact type, and knows none of the modules that canonization puts in: they bring their own.
 _RULES: Final[Mapping[type[nn.Module], Callable[[], PropagationRule]]] = {
@@ -91,6 +99,47 @@ def _has_overlapping_windows(module: nn.Module) -> bool:
     return bool((kernel > stride).any())
 
 
+# DeepLift's rule for max pools computes the maximum anew, from what its hooks have seen of the module. So where a pool
+# takes the minimum of some channels, the signs that make it one are outside of those hooks.
+_LAST: Final = -1  # the key of a hook; torch counts from 0
+
+
+def _is_seen_as_maximum(module: nn.Module) -> bool:
+    return _LAST in vars(module)["_forward_hooks"] and compares_with_reference(module)
+
+
+def _sign_outside(edits: Edits, module: nn.Module) -> None:
+    """Have a pooling that has absorbed a map compute the maximum for DeepLift, between signs that it does not see."""
+    if "pool_sign" not in vars(module)["_buffers"] or _has_overlapping_windows(module):
+        return
+    signed = vars(module)["forward"].func
+    if signed is not _pool:
+        bind_forward(edits, module, _pool, signed)
+    if _LAST not in vars(module)["_forward_hooks"]:  # by another block
+        edits.set(module, "_forward_hooks", _LAST, _sign_output)
+        edits.add_pre_hook(module, _sign_input)
+
+
+def _pool(module: nn.Module, signed: Callable[[nn.Module, Tensor], Tensor], input: Tensor) -> Tensor:
+    return type(module).forward(module, input) if _is_seen_as_maximum(module) else signed(module, input)
+
+
+def _sign_input(module: nn.Module, args: tuple[Tensor]) -> Tensor | None:
+    if not _is_seen_as_maximum(module):
+        return None
+    vars(module)["_forward_hooks"].move_to_end(_LAST)  # behind those that have been registered since
+    return _signed(module, args[0])
+
+
+def _sign_output(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+    return _signed(module, output) if _is_seen_as_maximum(module) else None
+
+
+def _signed(module: nn.Module, value: Tensor) -> Tensor:
+    sign = pool_sign(module, value)
+    return value if sign is None else value * sign
+
+
 def _addition(module: nn.Module) -> nn.Module:
     is_sum = type(module) is Add and module.signal is None  # Captum knows sums of two tensors alone
     return Addition_Module().train(module.training) if is_sum else module
@@ -104,6 +153,7 @@ def _is_of_captum(hook: object) -> bool:
 BACKEND = Backend(_addition)
 PREPROCESSING = Backend(
     _ruled,
+    _sign_outside,
     _own_inputs,
     ("rule", "activations", "activation", "input", "output"),
     leaves_hook=_is_of_captum,
@@ -116,7 +166,7 @@ def canonize(
     *,
     prefer: Prefer = "left",
     clipped: Clipped = "absorb",
-    leftover: Leftover = "linear",
+    leftover: LeftoverOption = "linear",
     example_inputs: ExampleInputs | None = None,
 ) -> Canonization:
     """Make a model canonical for Captum's own classes, for the length of a ``with`` block.

@@ -12,8 +12,7 @@ from torch import Tensor
 from canon_bridge.captum.maps import LayerMap, NameMap, Preset, Types
 from canon_bridge.captum.rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, Pass, Rule, SignalTakesAll, ZBox, ZPlus
 from canon_bridge.captum.rules.base import Stabilizer
-from canon_bridge.core.layers.linear import LINEAR
-from canon_bridge.core.operations import Kind
+from canon_bridge.core import LINEAR, Kind
 
 __all__ = [
     "Preset",

@@ -457,8 +457,23 @@ def absorb_into_max_pool(
 
 
 def _signed_pool(module: nn.Module, input: Tensor) -> Tensor:
-    sign = _per_channel(vars(module)["_buffers"]["pool_sign"], input)
+    sign = pool_sign(module, input)
+    assert sign is not None  # it was written with this forward
     return type(module).forward(module, input * sign) * sign
+
+
+def pool_sign(module: nn.Module, value: Tensor) -> Tensor | None:
+    """Return the sign of each channel of a max pooling that has absorbed a map, to multiply a value with, else None.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The pooling, which computes ``sign * max_pool(sign * x)``.
+    value : Tensor
+        Its input or output; the sign broadcasts against it.
+    """
+    sign = vars(module)["_buffers"].get("pool_sign")
+    return None if sign is None else _per_channel(sign, value)
 
 
 # From the journal, the module, the map before it, whether relevance at clipped units stops and for which methods it

@@ -84,6 +84,8 @@ def _adapt(edits: Edits, model: nn.Module, backend: Backend) -> None:
             share_hooks(module, adapted.train(module.training))
             replace_child(edits, model, module, adapted)
     modules = list(model.modules())
+    for module in modules:
+        backend.prepare(edits, module)
     if backend.differentiable:
         make_live(edits, modules)
     if backend.leaf_hook is not None:

@@ -3,23 +3,24 @@
 import copy
 import threading
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from canon_bridge.core.apply import carry_out, replace_child
 from canon_bridge.core.explicit import OfRank
+from canon_bridge.core.first_change import first_change
 from canon_bridge.core.layers.linear import computes_weight, make_plain, why_not_foldable
 from canon_bridge.core.layers.parameters import keeping_graph
 from canon_bridge.core.norms import check_norm, is_identity
 from canon_bridge.core.obstacles import check_values, check_wrappers
-from canon_bridge.core.options import Backend, Clipped, ExampleInputs, Leftover, Options, Prefer, Scope
+from canon_bridge.core.options import Backend, Clipped, ExampleInputs, LeftoverOption, Options, Prefer, Scope
 from canon_bridge.core.plan import Plan
 from canon_bridge.core.planner import IS_IDENTITY, make_plan
-from canon_bridge.core.precision import describe, function_error, outputs
+from canon_bridge.core.precision import Reference, describe, function_error, outputs, reference
 from canon_bridge.core.trace.flow import CONSTANTS
-from canon_bridge.core.undo.alerts import LostChangeWarning, PrecisionWarning, alert
+from canon_bridge.core.undo.alerts import FunctionChangedError, LostChangeWarning, PrecisionWarning, alert
 from canon_bridge.core.undo.edits import TRANSIENT, Edits
 from canon_bridge.core.undo.guard import Guard, convert
 from canon_bridge.core.undo.register import other_writer, writes_in_force
@@ -43,6 +44,9 @@ class Canonization:
         The model.
     plan : Plan
         What is done to it.
+    function_error : float or None
+        How far the output of the canonical model was from that of the model itself, relative to its largest value,
+        where there were inputs to measure it on.
     """
 
     def __init__(
@@ -51,16 +55,22 @@ class Canonization:
         options: Options,
         backend: Backend | None = None,
         scope: Scope | None = None,
+        arguments: tuple[Any, ...] | None = None,
     ) -> None:
         check_module(model)
         self.model = model
         self.options = options
         self.backend = backend or Backend()
-        self.plan: Plan = make_plan(model, options, scope or Scope())
-        self._planned_on = self._state()
+        self.scope = scope or Scope()
+        self.function_error: float | None = None
         self._edits: Edits | None = None
         self._watch: Watch | None = None
-        self.function_error: float | None = None
+        self._make_plan(arguments)
+
+    def _make_plan(self, arguments: tuple[Any, ...] | None = None) -> None:
+        self.plan: Plan = make_plan(self.model, self.options, self.scope, arguments)
+        self._planned_on = self._state()
+        self._planned_inside = writes_in_force(self.model)  # of other blocks
 
     def apply(self) -> nn.Module:
         """Make the model canonical, in place, and return it; nothing has changed if this raises.
@@ -72,6 +82,8 @@ class Canonization:
             plan was made.
         ValueError
             If a BatchNorm is in training mode.
+        FunctionChangedError
+            If the model computes another function on ``example_inputs``, by more than precision accounts for.
 
         Warns
         -----
@@ -81,19 +93,78 @@ class Canonization:
         before = None
         if self.options.arguments is not None:
             self._check()  # before the model runs
-            before = outputs(self.model, self.options.arguments)
+            before = self.reference(self.options.arguments)
         edits = Edits()
         try:
             with _ONE_AT_A_TIME:
                 self._check()
                 doubts = self._enter(edits)
-            self._judge(before, doubts)
+            messages = [describe(doubts)] if doubts else []
+            if before is not None:
+                messages = self._measure(before, outputs(self.model, before.arguments), messages)
+            if messages:
+                alert(": ".join(messages), PrecisionWarning)
             return self.model
-        except BaseException:
+        except BaseException as error:
             if self._edits is edits:  # not that of another thread, which has it canonical
                 self._edits = self._watch = None
             edits.undo()
+            if isinstance(error, FunctionChangedError) and before is not None:
+                raise self._named(error, before) from None
             raise
+
+    def reference(self, arguments: tuple[Any, ...]) -> Reference:
+        """Run the model, which is not canonical, to compare it later; see :meth:`check_function`."""
+        return reference(self.model, self.plan, arguments)
+
+    def check_function(self, before: Reference, after: list[Tensor]) -> None:
+        """Compare what the canonical model has returned with what the model itself returns; outside the block.
+
+        Parameters
+        ----------
+        before : Reference
+            Of the model itself.
+        after : list of Tensor
+            All tensors in the output of the canonical model.
+
+        Raises
+        ------
+        FunctionChangedError
+            If they differ by more than precision accounts for; it names the first step of the plan that makes them.
+
+        Warns
+        -----
+        PrecisionWarning
+            If they differ by more than rounding.
+        """
+        try:
+            messages = self._measure(before, after, [])
+        except FunctionChangedError as error:
+            raise self._named(error, before) from None
+        if messages:
+            alert(": ".join(messages), PrecisionWarning)
+
+    def _measure(self, before: Reference, after: list[Tensor], doubts: list[str]) -> list[str]:
+        """Return what to warn of, given the doubts that there were before."""
+        self.function_error, is_rounding = function_error(before.outputs, after)
+        measured = (
+            f"canonization changed the output of {self.plan.model} by {self.function_error:.1e} relative to its "
+            "largest value"
+        )
+        if not is_rounding and not self.function_error <= before.allowed:
+            raise FunctionChangedError(measured)
+        if not is_rounding and not doubts:
+            doubts = ["more than rounding accounts for; use model.double() for attribution."]
+        return [measured, *doubts] if doubts else []
+
+    def _named(self, error: FunctionChangedError, before: Reference) -> FunctionChangedError:
+        with _ONE_AT_A_TIME:
+            step = first_change(self.model, self.plan, before)
+        return FunctionChangedError(
+            f"{error}, which precision does not account for. It differs first {step}. No map of this model would be "
+            "right: please report it, unless the model draws random numbers or counts its calls, which has to end "
+            "first."
+        )
 
     def _enter(self, edits: Edits) -> dict[str, float]:
         guard = Guard(self.model)
@@ -105,22 +176,6 @@ class Canonization:
         watch = Watch(self.model, guard)
         self._edits, self._watch = edits, watch
         return doubts
-
-    def _judge(self, before: list[Tensor] | None, doubts: dict[str, float]) -> None:
-        """Measure the function error, and warn where precision is lost."""
-        messages = [describe(doubts)] if doubts else []
-        if before is not None and self.options.arguments is not None:
-            self.function_error, is_rounding = function_error(before, outputs(self.model, self.options.arguments))
-            if doubts or not is_rounding:
-                messages.insert(
-                    0,
-                    f"canonization changed the output of {self.plan.model} on example_inputs by "
-                    f"{self.function_error:.1e} relative to its largest value",
-                )
-            if not is_rounding and not doubts:
-                messages.append("more than rounding accounts for; use model.double() for attribution.")
-        if messages:
-            alert(": ".join(messages), PrecisionWarning)
 
     def undo(self) -> None:
         """Make the model itself again: same objects, storages, keys and outputs; a second call does nothing.
@@ -208,17 +263,19 @@ class Canonization:
         return self._state() == self._planned_on
 
     def _state(self) -> tuple[object, ...]:
-        modules = tuple((id(module), type(module)) for module in self.model.modules())
+        named = dict(self.model.named_modules())
+        modules = tuple((module, type(module)) for module in self.model.modules())
         # What a forward reads as plain attributes has been written into its new forward.
         flags = tuple(
             (name, value)
             for rewrite in self.plan.rewrites
-            for name, value in vars(self.model.get_submodule(rewrite.original)).items()
+            if rewrite.original in named
+            for name, value in vars(named[rewrite.original]).items()
             if type(value) in CONSTANTS
         )
         # Other norms were searched through because they were the identity.
         passed = {entry.norm for entry in self.plan.refusals if entry.reason is IS_IDENTITY}
-        ready = tuple(is_identity(norm) for path, norm in self.model.named_modules() if path in passed)
+        ready = tuple(is_identity(norm) for path, norm in named.items() if path in passed)
         return modules, flags, ready, writes_in_force(self.model)
 
     def _check(self) -> None:
@@ -230,6 +287,8 @@ class Canonization:
                 f"the model, or a part of it, is canonical in another thread ({other.name}), and two threads cannot "
                 "have it in two states: put a lock around the block, or give each thread a canonized_copy(model)."
             )
+        if self._planned_inside - writes_in_force(self.model) and not self.is_current():
+            self._make_plan()  # the block that the plan was made in has ended
         if not self.is_current():
             raise RuntimeError(
                 "the model has other modules or flags than when this plan was made, or another canonization of it "
@@ -255,7 +314,7 @@ def canonize(
     *,
     prefer: Prefer = "left",
     clipped: Clipped = "absorb",
-    leftover: Leftover = "linear",
+    leftover: LeftoverOption = "linear",
     example_inputs: ExampleInputs | None = None,
 ) -> Canonization:
     r"""Make a model canonical for the length of a ``with`` block: same function, no BatchNorm, explicit modules.
@@ -278,7 +337,8 @@ def canonize(
         What becomes of a BatchNorm that nothing can take: an explicit per-channel linear layer, or nothing.
     example_inputs : Tensor or tuple, optional
         Positional arguments of the model. On entry the function is compared before and after on them
-        (``Canonization.function_error``), with a warning where float32 loses precision.
+        (``Canonization.function_error``), with a warning where float32 loses precision, and an error where it is
+        another function.
 
     Returns
     -------
@@ -293,6 +353,8 @@ def canonize(
         If a BatchNorm is in training mode or has no running statistics, or a keyword has an unknown value.
     TracingError
         If the data flow of the model cannot be found (a ``RuntimeError``).
+    FunctionChangedError
+        On entry, if the canonical model computes something else on ``example_inputs`` (a ``RuntimeError``).
 
     Warns
     -----
@@ -328,7 +390,7 @@ def plan(
     *,
     prefer: Prefer = "left",
     clipped: Clipped = "absorb",
-    leftover: Leftover = "linear",
+    leftover: LeftoverOption = "linear",
     example_inputs: ExampleInputs | None = None,
 ) -> Plan:
     """Return what :func:`canonize` would do with the same arguments, as a table for ``print``; change nothing."""
@@ -340,7 +402,7 @@ def canonized_copy(
     *,
     prefer: Prefer = "left",
     clipped: Clipped = "absorb",
-    leftover: Leftover = "linear",
+    leftover: LeftoverOption = "linear",
     example_inputs: ExampleInputs | None = None,
 ) -> nn.Module:
     """Return a permanent, independent, canonical copy of a model, in which merged BatchNorms are ``nn.Identity``.

@@ -6,9 +6,11 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
+from canon_bridge.core.undo.edits import Edits
+
 Prefer = Literal["left", "right"]
 Clipped = Literal["absorb", "pass"]
-Leftover = Literal["linear", "keep"]
+LeftoverOption = Literal["linear", "keep"]
 ExampleInputs = Tensor | tuple[Any, ...]
 
 
@@ -26,11 +28,11 @@ class Options:
 
     prefer: Prefer = "left"
     clipped: Clipped = "absorb"
-    leftover: Leftover = "linear"
+    leftover: LeftoverOption = "linear"
     example_inputs: ExampleInputs | None = None
 
     def __post_init__(self) -> None:
-        for name, kind in (("prefer", Prefer), ("clipped", Clipped), ("leftover", Leftover)):
+        for name, kind in (("prefer", Prefer), ("clipped", Clipped), ("leftover", LeftoverOption)):
             value, allowed = getattr(self, name), get_args(kind)
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
@@ -51,6 +53,10 @@ def _as_it_is(module: nn.Module) -> nn.Module:
     return module
 
 
+def _leave(edits: Edits, module: nn.Module) -> None:
+    """Do nothing to a module."""
+
+
 @dataclass(frozen=True)
 class Backend:
     """What a framework wants to see inside the block; the core's own has no wishes.
@@ -59,6 +65,8 @@ class Backend:
     ----------
     adapt : callable
         From a module of the canonical model to the one that the framework wants in its place, or the module itself.
+    prepare : callable
+        From the journal and a module of the canonical model, after ``adapt``: changes that module.
     leaf_hook : callable or None
         A forward pre-hook for every module without children.
     scratch : tuple of str
@@ -74,6 +82,7 @@ class Backend:
     """
 
     adapt: Callable[[nn.Module], nn.Module] = _as_it_is
+    prepare: Callable[[Edits, nn.Module], None] = _leave
     leaf_hook: Callable[[nn.Module, Any], Any] | None = None
     scratch: tuple[str, ...] = ()
     leaves_hook: Callable[[object], bool] | None = None

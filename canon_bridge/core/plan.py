@@ -1,8 +1,8 @@
 """What would be done to a model and what not, and why: chains, what becomes of each norm, and the plan in print."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from canon_bridge.core.options import Options
 from canon_bridge.core.rewrite import Rewrite
@@ -269,6 +269,8 @@ class Plan:
         Linear layers whose weight is computed (a parametrization, a standardization) and becomes a parameter.
     expanded : tuple of str
         Modules of several operations in one, which become modules of their own.
+    stand_ins : dict
+        By the path of what stands in the canonical model for a further call of a module, the path of that module.
     """
 
     model: str
@@ -279,6 +281,11 @@ class Plan:
     out_of_place: tuple[str, ...]
     plain: tuple[str, ...] = ()
     expanded: tuple[str, ...] = ()
+    stand_ins: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def calls(self, path: str) -> int:
+        """Return how many times the module at a path of the model runs in one forward pass, if it runs at all."""
+        return 1 + list(self.stand_ins.values()).count(path)
 
     @property
     def merges(self) -> tuple[Merge, ...]:

@@ -1,6 +1,7 @@
 """Decide what becomes of each normalization layer; nothing is written to the model."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ IS_IDENTITY = "it is the identity already"
 _READ = "a forward reads its tensors by itself"
 
 
-def make_plan(model: nn.Module, options: Options, scope: Scope) -> Plan:
+def make_plan(model: nn.Module, options: Options, scope: Scope, arguments: tuple[Any, ...] | None = None) -> Plan:
     """Decide what becomes of each BatchNorm of the model.
 
     The order of resolution: BatchNorms in the order of the data flow; for each, the preferred direction, then the
@@ -35,6 +36,8 @@ def make_plan(model: nn.Module, options: Options, scope: Scope) -> Plan:
         The keywords of ``canonize``.
     scope : Scope
         Which part of it to plan.
+    arguments : tuple, optional
+        What to trace the model with, besides the example inputs of the options.
 
     Raises
     ------
@@ -47,7 +50,9 @@ def make_plan(model: nn.Module, options: Options, scope: Scope) -> Plan:
     for path, module in model.named_modules():
         if is_norm(module):
             check_norm(module, path or "the model")
-    explicit = make_explicit(model, trace(model, options.arguments), scope.explicit)
+    explicit = make_explicit(
+        model, trace(model, arguments if options.arguments is None else options.arguments), scope.explicit
+    )
     planner = _Planner(explicit, model, options, scope)
     entries = [*planner.entries(), *planner.others(model)]
     everything = scope.explicit
@@ -60,6 +65,7 @@ def make_plan(model: nn.Module, options: Options, scope: Scope) -> Plan:
         planner.network.in_place_modules() if everything else (),
         planner.computed_weights() if everything else (),
         planner.expanded() if everything else (),
+        dict(explicit.flow.originals),
     )
 
 

@@ -1,5 +1,7 @@
-"""What canonization costs in precision: estimated from statistics, and measured on example inputs."""
+"""What canonization costs in precision: estimated from statistics, and measured on inputs."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -18,6 +20,7 @@ TOLERANCES: Final = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.
 # original.
 _RATIO: Final = 1e3 * torch.finfo(torch.float32).eps
 _SMALLEST_RATIO: Final = 10.0
+_LOSS: Final = 3.0
 _LISTED: Final = 5
 
 
@@ -26,22 +29,26 @@ def imprecise(model: nn.Module, plan: Plan) -> dict[str, float]:
 
     Merges to the left are as precise as the BatchNorm; so is a per-channel linear layer in float32 and above.
     """
-    found: dict[str, float] = {}
+    ratios = _ratios(model, plan)
+    found = {norm: ratio for norm, ratio, eps in ratios if ratio >= max(_SMALLEST_RATIO, _RATIO / eps)}
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _ratios(model: nn.Module, plan: Plan) -> Iterator[tuple[str, float, float]]:
+    """Yield the BatchNorms that are merged with a loss, each with its ratio and the machine epsilon of its merge."""
     for entry in (*plan.merges, *plan.leftovers):
         norm = model.get_submodule(entry.norm)
         layers = entry.chain.targets if isinstance(entry, Merge) else ()
         dtype = _coarsest_dtype([norm, *map(model.get_submodule, layers)])
         is_exact = entry.chain.direction == "left" if isinstance(entry, Merge) else dtype.itemsize > 2
-        ratio = mean_ratio(norm) if width(norm) and not is_exact else 0.0
-        if ratio >= max(_SMALLEST_RATIO, _RATIO / torch.finfo(dtype).eps):
-            found[entry.norm] = ratio
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+        if width(norm) and not is_exact:
+            yield entry.norm, mean_ratio(norm), torch.finfo(dtype).eps
 
 
 def _coarsest_dtype(modules: list[nn.Module]) -> torch.dtype:
     tensors = (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
     dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
-    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64)
 
 
 def describe(found: dict[str, float]) -> str:
@@ -55,23 +62,81 @@ def describe(found: dict[str, float]) -> str:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What a model computes before it is canonical, and how far from it the canonical one may be.
+
+    Attributes
+    ----------
+    arguments : tuple
+        The positional arguments of the model.
+    outputs : list of Tensor
+        All tensors in the output.
+    allowed : float
+        The largest deviation, relative to the largest value, that rounding and the merges together account for.
+    """
+
+    arguments: tuple[Any, ...]
+    outputs: list[Tensor]
+    allowed: float
+
+
+def reference(model: nn.Module, plan: Plan, arguments: tuple[Any, ...]) -> Reference:
+    """Run a model that is not canonical yet.
+
+    Merges may cost ten times what their statistics say: the estimate is that of one layer, not of what comes after it.
+    """
+    before = outputs(model, arguments)
+    loss = sum(_LOSS * ratio * eps for _, ratio, eps in _ratios(model, plan))
+    return Reference(arguments, before, max(_rounding(model, before), 10 * loss))
+
+
+def _rounding(model: nn.Module, values: list[Tensor]) -> float:
+    """Return the tolerance for the coarsest type that the model computes with."""
+    found = [tensor.dtype for tensor in (*model.parameters(), *model.buffers(), *values)]
+    for kind in {tensor.device.type for tensor in values}:
+        if torch.is_autocast_enabled(kind):
+            found.append(torch.get_autocast_dtype(kind))
+        if kind == "cuda" and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32):
+            found.append(torch.float16)  # TF32 has as many digits
+    return max((TOLERANCES.get(dtype, 0.0) for dtype in found), default=0.0)
+
+
 def outputs(model: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor]:
-    """Return copies of all tensors in the output, from copies of the arguments, which a model may overwrite."""
+    """Return copies of all tensors in the output, from copies of the arguments, which a model may overwrite.
+
+    Random numbers are drawn as they will be drawn again, by whatever comes next.
+    """
     own = copied(arguments)
-    with torch.no_grad():
-        return [leaf.clone() for leaf in tree_leaves(model(*own)) if isinstance(leaf, Tensor)]
+    devices = {t.device.index for t in (*model.parameters(), *tree_leaves(own)) if isinstance(t, Tensor) and t.is_cuda}
+    with torch.no_grad(), torch.random.fork_rng(sorted(index for index in devices if index is not None)):
+        return tensors_in(model(*own))
+
+
+def tensors_in(output: Any) -> list[Tensor]:
+    """Return copies of all tensors in an output."""
+    return [leaf.detach().clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def function_error(before: list[Tensor], after: list[Tensor]) -> tuple[float, bool]:
     """Return the largest deviation relative to the largest value, and whether rounding accounts for it."""
+    if len(before) != len(after):
+        return float("inf"), False
     errors = [(deviation(old, new), old.dtype) for old, new in zip(before, after, strict=True) if old.numel()]
-    is_rounding = all(error <= TOLERANCES.get(dtype, 0.0) for error, dtype in errors)  # not for NaN
+    is_rounding = all(error <= TOLERANCES.get(dtype, 0.0) for error, dtype in errors)
     return max((error for error, _ in errors), default=0.0), is_rounding
 
 
 def deviation(old: Tensor, new: Tensor) -> float:
-    """Return the largest deviation relative to the largest value (or one); infinite where only one of them is NaN."""
-    if not bool(torch.equal(old.isnan(), new.isnan())):
+    """Return the largest deviation relative to the largest value (or one).
+
+    It is infinite where the shapes differ, where only one of the two is NaN, and for integers that are not equal.
+    """
+    if old.shape != new.shape or not bool(torch.equal(old.isnan(), new.isnan())):
         return float("inf")
+    if old.is_complex():
+        return deviation(torch.view_as_real(old), torch.view_as_real(new))
+    if not old.is_floating_point():
+        return 0.0 if torch.equal(old, new) else float("inf")
     scale = float(old.nan_to_num().abs().max())
     return float((new - old).nan_to_num().abs().max()) / (scale or 1.0)

@@ -14,22 +14,23 @@ from torch import Tensor, nn
 from zennit.layer import Sum
 from zennit.types import Activation, AvgPool
 
-from canon_bridge.core.explicit import (
+from canon_bridge.core import (
     Add,
     Arithmetic,
     Divide,
     ElementWise,
     Explicit,
+    Kind,
     LinearMap,
     Multiply,
     Normaliser,
     Operand,
     Product,
     Subtract,
+    operation_of_module,
     signal_of,
     stand_in,
 )
-from canon_bridge.core.operations import Kind, operation_of_module
 
 
 class _OneInput(nn.Module):

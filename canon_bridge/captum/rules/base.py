@@ -15,7 +15,7 @@ import torch
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
-from canon_bridge.core.explicit import Explicit
+from canon_bridge.core import Explicit
 
 Tensors = tuple[Tensor, ...]
 Stabilizer = float | Callable[[Tensor], Tensor]

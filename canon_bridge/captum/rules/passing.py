@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from canon_bridge.captum.rules.base import Call, Rule, Stabilizer, Tensors
-from canon_bridge.core.explicit import Arithmetic, Product, signal_of
+from canon_bridge.core import Arithmetic, Product, signal_of
 
 
 class Pass(Rule):
