@@ -128,7 +128,6 @@ OBSTACLES: dict[str, tuple[Model, str, str, str]] = {
         *("norm", "left", "a channel of a comes to several of the norm"),
     ),
     "unread part": (written(unread, a=lambda: conv(2)), "norm", "right", "nothing reads its output"),
-    "index": (written(lambda m, x: m.a(m.norm(x)[0:1, ..., 1:]), a=conv), "norm", "right", OTHER),
     "subclass": (behind(lambda: Squared(4, 4, 1)), "1", "right", r"2 \(Squared\) after it is not linear"),
     "own forward": (behind(own_forward), "1", "right", r"2 \(Conv2d\) after it is not linear"),
     "computed by a hook": (behind(half_computed), "1", "right", "its weight is neither a Parameter nor computed"),

@@ -44,7 +44,8 @@ total: 5 BatchNorms: 1 merged left, 2 merged right, 2 to explicit linear layers,
 count  what happens                     through, or why                                                          first
 1      merged left                      -                                                                        stem.1
 1      merged right                     -                                                                        before
-1      made a per-channel linear layer  left: Add before it is not linear; right: softmax (Normaliser) after it is not linear  alone
+1      made a per-channel linear layer  left: Add before it is not linear; \
+right: Normaliser after it is not linear  alone
 1      merged right                     ReLU, adaptive_avg_pool2d, flatten                                  last
 1      made a per-channel linear layer  it is not called in forward                                              unused
 

@@ -70,11 +70,15 @@ def total(parts: list[Tensor]) -> Tensor:
     return parts[0] + parts[1]
 
 
+def doubled(x: Tensor) -> Tensor:
+    return x * 2
+
+
 OPAQUE: dict[str, Callable[[], Callable[..., Any]]] = {
     "an autograd function": lambda: Clip.apply,
     "an autograd function that forward looks up": lambda: lambda x: Clip.apply(x),
     "a scripted function": lambda: torch.jit.script(total),
-    "a traced function": lambda: torch.jit.trace(lambda x: x * 2, torch.ones(2, 4, 3, 3)),
+    "a traced function": lambda: torch.jit.trace(doubled, torch.ones(2, 4, 3, 3)),
 }
 
 

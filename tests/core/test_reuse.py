@@ -11,6 +11,7 @@ from tests.core.decisions import LINEAR, STAYS, Case, check
 from tests.core.pieces import Written, conv, norm
 from tests.core.test_rightward import SIZES, wide, written
 
+EACH = {"norm": "right a", "norm_2": "right a_2"}
 PRELU = lambda: nn.PReLU(4)  # noqa: E731
 
 
@@ -49,7 +50,7 @@ REUSED: dict[str, Case] = {
     ),
     "norm and convolution twice": Case(
         written(lambda m, x: m.a(m.norm(x)) + m.a(m.norm(x * 2)), a=conv),
-        {"norm": "right a", "norm_2": "right a_2"},
+        EACH,
         SIZES,
     ),
     "a convolution that takes something else, too": Case(
@@ -78,7 +79,7 @@ REUSED: dict[str, Case] = {
     ),
     "an activation with parameters behind one norm": Case(
         written(lambda m, x: m.a(m.act(m.norm(x))) + m.a(m.act(m.norm(x * 2))), a=conv, act=PRELU),
-        *({"norm": "right a", "norm_2": "right a_2"}, SIZES),
+        *(EACH, SIZES),
     ),
     "an activation with parameters behind two norms": Case(
         written(lambda m, x: m.a(m.act(m.norm(x))) + m.b(m.act(m.other(x))), a=conv, b=conv, act=PRELU, other=norm),
@@ -107,12 +108,12 @@ REUSED: dict[str, Case] = {
     ),
     "images of one size and of any": Case(
         written(lambda m, x: m.a(m.norm(x)) + m.a(m.norm(x).mean((2, 3), True)), a=conv),
-        {"norm": "right a", "norm_2": "right a_2"},
+        EACH,
         SIZES,
     ),
     "an activation without parameters at two places, in front of one convolution": Case(
         written(lambda m, x: m.a(F.relu(m.norm(x))) + m.a(F.relu(m.norm(x * 2))), a=conv),
-        *({"norm": "right a", "norm_2": "right a_2"}, SIZES),
+        *(EACH, SIZES),
     ),
     "a norm of itself": Case(
         written(lambda m, x: m.a(m.norm(m.norm(x))), a=conv), {"norm": "right norm_2", "norm_2": "right a"}, SIZES
@@ -126,7 +127,7 @@ REUSED: dict[str, Case] = {
             lambda m, x: m.a(m.norm(x).permute(0, 2, 3, 1)).mean((1, 2)) + m.a(m.norm(x).mean((2, 3))),
             a=lambda: nn.Linear(4, 3),
         ),
-        *({"norm": "right a", "norm_2": "right a_2"}, SIZES),
+        *(EACH, SIZES),
     ),
 }
 

@@ -122,6 +122,7 @@ DIVISIONS: dict[str, Case] = {
     "every other channel": Case(
         written(lambda m, x: m.a(m.norm(x)[:, ::2, 1:-1]), a=wide(2)), to("a"), ((2, 4, 6, 6), (1, 4, 3, 5))
     ),
+    "a part of each axis": Case(written(lambda m, x: m.a(m.norm(x)[0:1, ..., 1:]), a=conv), to("a")),
     "the same layer for other channels": Case(
         written(lambda m, x: (y := m.norm(x), m.a(y[:, :2]) + m.a(y[:, 2:]))[1], a=wide(2)), to("a", "a_2")
     ),

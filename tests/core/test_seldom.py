@@ -17,18 +17,19 @@ from canon_bridge.core.undo.edits import Edits
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import Written, conv, image, norm
 
+OTHER = "last acts on another dimension than the channels"
 OBSTACLES: dict[str, tuple[Callable[..., Any], str]] = {
     "parts that are stacked": (
         lambda m, x: m.last(torch.stack(m.norm(x).chunk(2, 1)).sum(0)),
-        "last acts on another dimension than the channels",
+        OTHER,
     ),
     "rows and not channels": (
         lambda m, x: m.last(m.norm(x).transpose(1, 2).chunk(3, 1)[0]),
-        "last acts on another dimension than the channels",
+        OTHER,
     ),
     "channels on different axes": (
         lambda m, x: m.last(torch.cat([y := m.norm(x)[:, :, :4, :4], y.transpose(1, 2)], 1)[:, 3:5]),
-        "last acts on another dimension than the channels",
+        OTHER,
     ),
 }
 
