@@ -236,8 +236,9 @@ def accepted(target: Any, name: str) -> list[Way]:
     for way in WAYS[name]:
         model = Tensors(lambda m, x, y, way=way: way(call, m, x, y), rank)
         try:
-            model(*inputs(name))
+            result = model(*inputs(name))
         except (TypeError, RuntimeError):
             continue
-        found.append(model.function)
+        if isinstance(result, Tensor):  # some put out indices, too
+            found.append(model.function)
     return found

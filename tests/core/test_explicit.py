@@ -51,7 +51,7 @@ def check(model: nn.Module, *inputs: Tensor, **options: Any) -> dict[str, nn.Mod
     return new
 
 
-SPELLINGS = [(name, title, target) for name in WAYS for title, target in spellings(name)]
+SPELLINGS = [(n, title, target) for n in WAYS for title, target in spellings(n) if accepted(target, n)]
 # Whose result is not as large as the input.
 SIZED = ("linear", "mean", "interpolate")
 SHAPED = [entry for entry in SPELLINGS if entry[0] not in SIZED and "pool" not in entry[0] and "conv" not in entry[0]]
