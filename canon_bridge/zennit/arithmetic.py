@@ -96,6 +96,7 @@ class OneOf(nn.Module):
     def __init__(self, kind: Callable[..., Any], module: Explicit) -> None:
         super().__init__()
         self.inner = kind(module.forward)
+        self.canonical_operation = module.canonical_operation
 
     def forward(self, *values: Any) -> Any:
         """Return what the explicit module makes of the values."""
@@ -113,15 +114,16 @@ class SumOfParts(nn.Module):
 
     def __init__(self, module: LinearMap) -> None:
         super().__init__()
-        self.count = module.data
-        self.parts = nn.ModuleList(Distributed(partial(self._part, module, index)) for index in range(module.data))
+        self.count = module.data_count
+        self.canonical_operation = module.canonical_operation
+        self.parts = nn.ModuleList(Distributed(partial(self._part, module, index)) for index in range(module.data_count))
         self.sum = Sum(dim=-1)
 
     @staticmethod
     def _part(module: LinearMap, index: int, input: Tensor, *values: Any) -> Any:
-        zeros = (torch.zeros_like(value) for value in values[: module.data])
+        zeros = (torch.zeros_like(value) for value in values[: module.data_count])
         data = [input if place == index else zero for place, zero in enumerate(zeros)]
-        return module.forward(*data, *values[module.data :])
+        return module.forward(*data, *values[module.data_count :])
 
     def forward(self, *values: Any) -> Any:
         """Return the sum."""
@@ -140,7 +142,8 @@ class ProductOfMaps(nn.Module):
 
     def __init__(self, module: Product) -> None:
         super().__init__()
-        self.signals = tuple(range(module.data)) if module.signal is None else (module.signal,)
+        self.canonical_operation = module.canonical_operation
+        self.signals = tuple(range(module.data_count)) if module.signal is None else (module.signal,)
         self.maps = nn.ModuleList(Distributed(partial(self._map, module, index)) for index in self.signals)
 
     @staticmethod
@@ -162,6 +165,8 @@ class StackedSum(nn.Module):
     minus : bool, default False
         Whether the second operand is subtracted.
     """
+
+    canonical_operation = "add"
 
     def __init__(self, minus: bool = False) -> None:
         super().__init__()
@@ -189,6 +194,8 @@ class SignalTimesGate(Arithmetic):
     signal : {0, 1} or None
         Which one carries the signal; None: the one with more elements, or both.
     """
+
+    canonical_operation = "mul"
 
     def __init__(self, function: Callable[[Any, Any], Any], signal: int | None) -> None:
         super().__init__(signal)
@@ -219,7 +226,7 @@ _EXPLICIT: Final[Mapping[type[nn.Module], Callable[[Any], nn.Module]]] = {
     Divide: lambda divide: SignalTimesGate(operator.truediv, divide.signal),
     ElementWise: partial(OneOf, Passed),
     Normaliser: partial(OneOf, Passed),
-    LinearMap: lambda linear: OneOf(Distributed, linear) if linear.data == 1 else SumOfParts(linear),
+    LinearMap: lambda linear: OneOf(Distributed, linear) if linear.data_count == 1 else SumOfParts(linear),
     Product: ProductOfMaps,
 }
 _TYPES: Final[Mapping[Kind, tuple[Any, type[nn.Module]]]] = {
