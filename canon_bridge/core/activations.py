@@ -326,7 +326,7 @@ def _is_recorded(value: Tensor) -> bool:
     """Return whether gradients of the value are recorded call by call, as they have to be for rules."""
     if not (torch.is_grad_enabled() and value.requires_grad) or torch.compiler.is_compiling():
         return False
-    return not (torch.jit.is_tracing() or torch._C._are_functorch_transforms_active())
+    return not (bool(torch._C._get_tracing_state()) or torch._C._are_functorch_transforms_active())
 
 
 def _as_own_gradient(input: Tensor) -> Tensor:
@@ -386,8 +386,8 @@ class _Share(torch.autograd.Function):
         ctx.share, ctx.call = inputs[1], object()
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
-        return tangent.view_as(tangent)
+    def jvp(ctx: Any, *grad_inputs: Any) -> Tensor:
+        return grad_inputs[0].view_as(grad_inputs[0])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -411,8 +411,8 @@ class _OwnGradient(torch.autograd.Function):
         ctx.own = inputs[1]
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
-        return tangent.view_as(tangent)
+    def jvp(ctx: Any, *grad_inputs: Any) -> Tensor:
+        return grad_inputs[0].view_as(grad_inputs[0])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge.core.layers.parameters import parameter
+from canon_bridge.core.registry import TypeKey
 from canon_bridge.core.undo.forwards import bound_function, forward_slots
 
 MakeModule = Callable[..., nn.Module]
@@ -69,6 +70,8 @@ class Explicit(nn.Module):
 class ElementWise(Explicit):
     r"""An element-wise function of one input, :math:`y_i = \phi(x_i)`: relevance passes as through an activation."""
 
+    canonical_operation = "relu"
+
 
 class LinearMap(Explicit):
     r"""A function that is linear in its data, :math:`y = A x`.
@@ -77,9 +80,13 @@ class LinearMap(Explicit):
     al. 2015, eq. 58).
     """
 
+    canonical_operation = "sum"
+
 
 class Normaliser(Explicit):
     """A normalisation by statistics of the input itself: relevance passes as if these were constants."""
+
+    canonical_operation = "layer_norm"
 
 
 class Arithmetic(nn.Module):
@@ -104,6 +111,8 @@ class Arithmetic(nn.Module):
 class Add(Arithmetic):
     """Add two operands, ``y = a + b``, as a module of its own, so that rules and hooks can see the sum."""
 
+    canonical_operation = "add"
+
     def forward(self, left: Operand, right: Operand) -> Any:
         """Return ``left + right``; shapes broadcast as in :func:`torch.add`."""
         return left + right
@@ -111,6 +120,8 @@ class Add(Arithmetic):
 
 class Subtract(Arithmetic):
     """Subtract two operands, ``y = a - b``: for rules the sum of ``a`` and ``-b``."""
+
+    canonical_operation = "sub"
 
     def forward(self, left: Operand, right: Operand) -> Any:
         """Return ``left - right``; shapes broadcast as in :func:`torch.sub`."""
@@ -120,6 +131,8 @@ class Subtract(Arithmetic):
 class Multiply(Arithmetic):
     """Multiply two operands, ``y = a * b``: one of the two usually is a gate, or a factor."""
 
+    canonical_operation = "mul"
+
     def forward(self, left: Operand, right: Operand) -> Any:
         """Return ``left * right``; shapes broadcast as in :func:`torch.mul`."""
         return left * right
@@ -127,6 +140,8 @@ class Multiply(Arithmetic):
 
 class Divide(Arithmetic):
     """Divide two operands, ``y = a / b``; the signal is in the numerator."""
+
+    canonical_operation = "div"
 
     def forward(self, left: Operand, right: Operand) -> Any:
         """Return ``left / right``; shapes broadcast as in :func:`torch.div`."""
@@ -146,6 +161,8 @@ class Product(Explicit):
     signal : int or None
         Which of the values with data is the signal.
     """
+
+    canonical_operation = "matmul"
 
     def __init__(
         self,
@@ -171,6 +188,8 @@ class Gated(nn.Module):
     ----------
     Dauphin et al. 2017, "Language Modeling with Gated Convolutional Networks".
     """
+
+    canonical_operation = "glu"
 
     def __init__(self, dim: int = -1) -> None:
         super().__init__()
@@ -207,6 +226,8 @@ class BatchNorm(nn.Module):
         Added to the variance.
     """
 
+    canonical_operation = "batch_norm"
+
     running_mean: Tensor
     running_var: Tensor
     weight: Tensor | None
@@ -239,6 +260,8 @@ class OfRank(nn.Identity):
     ranks : tuple of int
         Numbers of dimensions, the batch and the channels included.
     """
+
+    canonical_operation = "identity"
 
     def __init__(self, ranks: tuple[int, ...]) -> None:
         super().__init__()
@@ -274,7 +297,7 @@ def stand_in(module: nn.Module, known: dict[nn.Module, nn.Module] | None = None)
 
 
 # Modules of torch that are several operations in one, and what makes of one of them a module of single ones.
-EXPANSIONS: Final[Mapping[type[nn.Module], Callable[[Any], nn.Module]]] = {nn.GLU: lambda glu: Gated(glu.dim)}
+EXPANSIONS: Final[Mapping[TypeKey, Callable[[Any], nn.Module]]] = {nn.GLU: lambda glu: Gated(glu.dim)}
 
 
 # Builders: modules of torch.nn from the arguments of functions, where the two differ. Each raises ``ValueError`` for

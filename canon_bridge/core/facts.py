@@ -23,14 +23,36 @@ from canon_bridge.core.operations import (
     overwritten,
 )
 
-UNKNOWN: Final = object()
+UNKNOWN: Final[Any] = object()
+_CALLS: Final = ("call_module", "call_function", "call_method")
 WORLDS: Final = range(3)
 
 # What reads no value of its arguments.
 _READS_NOTHING: Final = frozenset({Kind.SIZE, Kind.CREATION})
 # Results that are several tensors.
 _SEVERAL: Final = frozenset(
-    ["chunk", "split", "split_with_sizes", "tensor_split", "hsplit", "vsplit", "dsplit", "unbind", "unsafe_split", "unsafe_chunk", "topk", "sort", "aminmax", "meshgrid", "broadcast_tensors", "kthvalue", "mode", "cummax", "cummin", "unsafe_split_with_sizes"]
+    [
+        "chunk",
+        "split",
+        "split_with_sizes",
+        "tensor_split",
+        "hsplit",
+        "vsplit",
+        "dsplit",
+        "unbind",
+        "unsafe_split",
+        "unsafe_chunk",
+        "topk",
+        "sort",
+        "aminmax",
+        "meshgrid",
+        "broadcast_tensors",
+        "kthvalue",
+        "mode",
+        "cummax",
+        "cummin",
+        "unsafe_split_with_sizes",
+    ]
 )
 
 
@@ -108,6 +130,7 @@ class Aliases:
     def __init__(self, graph: fx.Graph, modules: dict[fx.Node, nn.Module]) -> None:
         self.modules = modules
         self.order = {node: index for index, node in enumerate(graph.nodes)}
+        self._targets = {node: overwritten(node, modules.get(node)) for node in graph.nodes if node.op in _CALLS}
         self._origins: dict[fx.Node, frozenset[fx.Node]] = {}
         self._readers: dict[fx.Node, list[tuple[fx.Node, fx.Node]]] = {}
         for node in graph.nodes:
@@ -125,7 +148,7 @@ class Aliases:
             for mark in ("has_data", "carries"):
                 if node.op.startswith("call") and not node.meta.get(mark, True) and self._reads(node, dirty, mark):
                     node.meta[mark] = True
-            target = self.overwritten(node) if node.op.startswith("call") else None
+            target = self.overwritten(node)
             if target is not None and carries(node) and not all(map(carries, self._origins[target])):
                 dirty |= self._origins[target]
 
@@ -137,7 +160,7 @@ class Aliases:
 
     def overwritten(self, node: fx.Node) -> fx.Node | None:
         """Return the argument that the call overwrites, or None."""
-        return overwritten(node, self.modules.get(node))
+        return self._targets.get(node)
 
     def origins(self, node: fx.Node) -> frozenset[fx.Node]:
         """Return the nodes whose memory the value of a node may be."""
@@ -239,6 +262,8 @@ class Facts:
             return first if entry is not None and overwritten(node, module) is not None else UNKNOWN
         if entry.kind in (Kind.ELEMENTWISE, Kind.NORMALISER):
             return first if _are_tensors(first) else UNKNOWN
+        if entry.name in ("add", "sub", "rsub", "mul", "div", "maximum", "minimum"):
+            return self._broadcast([self.of(value) for value in node.args[:2]])
         if node.op == "call_module" and (any(True for _ in module.parameters()) if module is not None else True):
             return UNKNOWN
         return self._run(node, module)
@@ -253,6 +278,20 @@ class Facts:
             except Exception:  # whatever an operation raises on sizes that it cannot have
                 return self._after_pool(node)
         return results if len({_structure(result) for result in results}) == 1 else UNKNOWN
+
+    def _broadcast(self, operands: list[Any]) -> Any:
+        """Return the shape of two operands together: an unknown size is the other's, if that is known and not one."""
+        tensors = [found for found in operands if _are_tensors(found)]
+        if not tensors or any(found is UNKNOWN for found in operands):
+            return UNKNOWN
+        rank = max(found[0].dim() for found in tensors)
+        padded = [[(1,) * (rank - tensor.dim()) + tuple(tensor.shape) for tensor in found] for found in tensors]
+        sizes: list[tuple[int, ...]] = []
+        for axis in range(rank):
+            found = {tuple(shape[axis] for shape in shapes) for shapes in padded} - {(1,) * len(WORLDS)}
+            known = [size for size in found if len(set(size)) == 1]
+            sizes.append(known[0] if known else found.pop() if len(found) == 1 else self._new() if found else (1, 1, 1))
+        return [_meta(tuple(size[w] for size in sizes)) for w in WORLDS]
 
     def _after_pool(self, node: fx.Node) -> Any:
         """Return what a pool puts out whose window is larger than the sizes here: other sizes, the same channels."""

@@ -180,7 +180,8 @@ def _codes() -> tuple[Tensor, Tensor, Tensor]:
         generator = torch.Generator().manual_seed(0)
         places = torch.randperm(_COUNT, generator=generator)
         codes = 1 + (places + 0.6 * torch.rand(_COUNT, generator=generator, dtype=torch.float64)) / _COUNT
-        return codes, *codes.sort()
+        ordered, numbers = codes.sort()
+        return codes, ordered, numbers
 
 
 def _line(value: Tensor, axis: int) -> tuple[int, ...] | None:

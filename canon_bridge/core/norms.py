@@ -75,7 +75,11 @@ def _read_batch_norm(module: Any) -> Affine:
 def _write_batch_norm(module: Any, affine: Affine) -> dict[str, object]:
     # eps 0 too: with running_var 1 and eps 1e-5 the layer would still scale by 1 - 5e-6.
     mean, variance = module.running_mean, module.running_var
-    written = {"eps": 0.0, "running_mean": torch.zeros_like(mean), "running_var": torch.ones_like(variance)}
+    written: dict[str, object] = {
+        "eps": 0.0,
+        "running_mean": torch.zeros_like(mean),
+        "running_var": torch.ones_like(variance),
+    }
     for name, value, neutral in (("weight", affine.scale, 1), ("bias", affine.shift, 0)):
         if isinstance(getattr(module, name), Tensor) or value.requires_grad or not bool((value == neutral).all()):
             written[name] = value.to(mean.dtype)

@@ -5,6 +5,7 @@ Tracing, making explicit, planning, both adapters and the audit read it. A new o
 """
 
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -120,8 +121,8 @@ _KINDS: Final[Mapping[Kind, str]] = {
         feature_dropout native_dropout copy fill zero setitem max_unpool1d max_unpool2d max_unpool3d unsafe_view
         conj resolve_conj resolve_neg real lift_fresh requires_grad _to_copy cpu cuda data view_as_real
         view_as_complex embedding""",
-    Kind.SELECTION: """max min amax amin aminmax median nanmedian mode kthvalue topk sort msort maximum minimum fmax fmin
-        max_pool1d max_pool2d max_pool3d  adaptive_max_pool1d
+    Kind.SELECTION: """max min amax amin aminmax median nanmedian mode kthvalue topk sort msort maximum minimum
+        fmax fmin max_pool1d max_pool2d max_pool3d adaptive_max_pool1d
         adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d cummax cummin""",
     Kind.LINEAR: """sum nansum mean nanmean cumsum trace diff avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
         adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d interpolate
@@ -188,6 +189,7 @@ _ALIASES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("row_stack",), "vstack"),
     **dict.fromkeys(("moveaxis",), "movedim"),
     **dict.fromkeys(("swapdims", "transpose_"), "swapaxes"),
+    **dict.fromkeys(("_native_batch_norm_legit", "_native_batch_norm_legit_no_training"), "native_batch_norm"),
     **dict.fromkeys(("greater",), "gt"),
     **dict.fromkeys(("less",), "lt"),
     **dict.fromkeys(("greater_equal",), "ge"),
@@ -277,7 +279,37 @@ _LAYER_MAKERS: Final[Mapping[str, MakeModule]] = {
 
 # Results that may be an argument itself, which no schema of ATen says.
 _SHARING: Final = frozenset(
-    ["type_as", "float", "double", "half", "bfloat16", "type", "dropout", "alpha_dropout", "feature_alpha_dropout", "getitem", "identity", "setitem", "broadcast_tensors", "atleast_1d", "atleast_2d", "atleast_3d", "meshgrid", "data", "real", "requires_grad", "cpu", "cuda", "pad", "numpy_T", "mT", "H", "copy", "fill", "zero"]
+    [
+        "type_as",
+        "float",
+        "double",
+        "half",
+        "bfloat16",
+        "type",
+        "dropout",
+        "alpha_dropout",
+        "feature_alpha_dropout",
+        "getitem",
+        "identity",
+        "setitem",
+        "broadcast_tensors",
+        "atleast_1d",
+        "atleast_2d",
+        "atleast_3d",
+        "meshgrid",
+        "data",
+        "real",
+        "requires_grad",
+        "cpu",
+        "cuda",
+        "pad",
+        "numpy_T",
+        "mT",
+        "H",
+        "copy",
+        "fill",
+        "zero",
+    ]
 )
 
 
@@ -311,12 +343,13 @@ def setitem_(target: Any, index: Any, value: Any) -> Any:
 _BY_FUNCTION: Final[dict[Any, Operation]] = {
     torch.batch_norm: Operation("batch_norm", Kind.NORM, explicit.raw_batch_norm, _TENSORS),
     setitem_: OPERATIONS["setitem"],
+    OrderedDict: OPERATIONS["identity"],  # a dictionary of values
 }
 
 
 # Modules without tensors that are one operation; layers, norms, activations and pools have tables of their own.
 _MODULES: Final[Mapping[str, Iterable[TypeKey]]] = {
-    "identity": (nn.Identity, nn.Unflatten, explicit.OfRank),
+    "identity": (nn.Identity, nn.Unflatten),
     "dropout": (
         *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
         *("timm.layers.drop.DropPath", "torchvision.ops.stochastic_depth.StochasticDepth"),
@@ -344,7 +377,7 @@ _MODULES: Final[Mapping[str, Iterable[TypeKey]]] = {
         *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d),
         *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
         *("timm.layers.norm.LayerNorm", "timm.layers.norm.LayerNorm2d", "timm.layers.norm.GroupNorm"),
-        *("torchvision.models.convnext.LayerNorm2d", "timm.layers.norm.GroupNorm1", explicit.Normaliser),
+        *("torchvision.models.convnext.LayerNorm2d", "timm.layers.norm.GroupNorm1"),
     ),
     "glu": (nn.GLU,),
     "embedding": (nn.Embedding,),
@@ -352,18 +385,14 @@ _MODULES: Final[Mapping[str, Iterable[TypeKey]]] = {
     "lstm": (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell, nn.MultiheadAttention, nn.EmbeddingBag),
     "bilinear_layer": (nn.Bilinear,),
     "cosine_similarity": (nn.CosineSimilarity, nn.PairwiseDistance),
-    "add": (explicit.Add, explicit.Subtract),
-    "mul": (explicit.Multiply, explicit.Divide, explicit.Product),
-    "sum": (explicit.LinearMap,),
-    "relu": (explicit.ElementWise,),
-    "batch_norm": (explicit.BatchNorm,),
 }
 MODULES: Final[dict[TypeKey, Operation]] = {key: OPERATIONS[name] for name, keys in _MODULES.items() for key in keys}
 
 
 def operation_of_module(module: nn.Module) -> Operation | None:
     """Return what a module is, if it is one operation: by its type, whatever was set on the instance; else None."""
-    entry = find_entry(MODULES, module)
+    name = getattr(module, "canonical_operation", None)  # explicit modules, ours and those of the adapters, say it
+    entry = find_entry(MODULES, module) if name is None else OPERATIONS[name]
     if entry is not None:
         return entry
     for table, name in ((NORMS, "batch_norm"), (LINEAR, "linear"), (MAX_POOLS, "max_pool2d")):
@@ -401,7 +430,7 @@ def _learned(node: fx.Node) -> Operation | None:
 
 @torch.no_grad()
 def is_elementwise(function: Callable[[Tensor], Any]) -> bool:
-    """Return whether a function computes each element of its output from the element at the same place, by running it."""
+    """Return whether each element of the result comes from the element at the same place, by running the function."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64)
     order = torch.randperm(values.numel(), generator=generator)
@@ -434,16 +463,17 @@ def operation_of_function(function: Any) -> Operation | None:
 def _spellings() -> Mapping[Any, str]:
     """Return the name of every function that torch and Python have, by the function itself."""
     homes = (
-        *(operator, F, torch.special, torch.linalg, torch.fft, torch._C._nn, torch._C._special, torch._C._linalg),
-        *(torch._C._VariableFunctions, torch),
+        *(operator, F, torch.special, torch.linalg, torch.fft),
+        *(getattr(torch._C, name) for name in ("_nn", "_special", "_linalg", "_VariableFunctions")),
+        torch,
     )
     found: dict[Any, str] = {len: "len", isinstance: "isinstance"}
     for home in homes:
         for name in dir(home):
             value = getattr(home, name, None)
-            if callable(value) and not isinstance(value, type) and getattr(value, "__hash__", None):
-                if value not in found or _named(found[value]) is None:  # some have several names
-                    found[value] = name
+            is_function = callable(value) and not isinstance(value, type) and getattr(value, "__hash__", None)
+            if is_function and (value not in found or _named(found[value]) is None):  # some have several names
+                found[value] = name
     return found
 
 

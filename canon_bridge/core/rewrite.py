@@ -211,6 +211,12 @@ class _Survey:
 
         Rules hold on to the result of a module, which has to be another tensor then.
         """
+        origins = self._overwritten_origins
+        sites = (self.flow.sites[node] for node in self.nodes[owner] if node in origins and _becomes_module(node))
+        return list(sites)
+
+    @functools.cached_property
+    def _overwritten_origins(self) -> set[fx.Node]:
         origins: set[fx.Node] = set()
         for node in self.flow.sites:
             target = self.aliases.overwritten(node)
@@ -218,8 +224,7 @@ class _Survey:
             stays = node.op == "call_module" or entry is None or not _wants_module(node, entry)
             if target is not None and (not self._may_be_out_of_place(node) or (stays and node.op != "call_module")):
                 origins |= self.aliases.origins(target)
-        sites = (self.flow.sites[node] for node in self.nodes[owner] if node in origins and _becomes_module(node))
-        return list(sites)
+        return origins
 
     def give_up(self, owner: str, reason: str) -> None:
         """Note that a forward cannot be written anew: its functions stay, and further calls are of the same modules."""
@@ -363,11 +368,17 @@ _IGNORED: Final = frozenset({"input", "other", "self", "inplace", "out"})  # wha
 
 def _of_torch(node: fx.Node, entry: Operation, root: nn.Module) -> _Made:
     """Return the module of torch for a call, with the tensors of the model that it is given."""
-    keywords = {name: value for name, value in node.kwargs.items() if name not in _IGNORED}
     first = _operands(node, 1)
     if len(first) != 1 or not is_tensor(first[0]):
         raise ValueError("its first argument carries no data")
+    make = functools.partial(_build, node, entry, root)  # with the tensors of the moment in which it is called
+    make()
+    return _Made(entry.name, make, lambda call: _operands(call, 1), bool(entry.tensors))
+
+
+def _build(node: fx.Node, entry: Operation, root: nn.Module) -> nn.Module:
     assert entry.make is not None
+    keywords = {name: value for name, value in node.kwargs.items() if name not in _IGNORED}
     try:
         arguments = dict(inspect.signature(entry.make).bind(*node.args[1:], **keywords).arguments)
         for name in entry.tensors:
@@ -375,15 +386,9 @@ def _of_torch(node: fx.Node, entry: Operation, root: nn.Module) -> _Made:
                 arguments[name] = _constant(arguments[name], root)
         if _nodes_in(arguments):
             raise ValueError("an argument is computed in forward")
-        make = functools.partial(_build, entry.make, arguments)
-        make()
+        return entry.make(**arguments).eval()
     except (TypeError, AttributeError, AssertionError) as error:
         raise ValueError(f"its arguments have no module form ({error})") from error
-    return _Made(entry.name, make, lambda call: _operands(call, 1), bool(entry.tensors))
-
-
-def _build(make: MakeModule, arguments: dict[str, Any]) -> nn.Module:
-    return make(**arguments).eval()
 
 
 def _arithmetic(node: fx.Node, entry: Operation, module_of: "ModuleOf") -> _Made:

@@ -3,6 +3,7 @@
 Nothing here writes to a model or reads the values of its parameters.
 """
 
+import functools
 import heapq
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -145,14 +146,15 @@ def find_left(network: Network, norm: ModuleCall, *, into_norms: bool = True) ->
 def _of_any_rank(network: Network, norm: ModuleCall, search: Callable[[int], Chain | Obstacle]) -> Chain | Obstacle:
     """Return the chain of a norm whose type accepts several numbers of dimensions, and for which of them it holds."""
     ranks = norm_type(norm.module).ranks
-    known = [network.facts.rank(call.args[0]) for call in network.calls(norm.path)] if len(ranks) > 1 else [ranks[0]]
+    calls = network.calls(norm.path) if len(ranks) > 1 else []
+    known = [network.facts.rank(call.args[0]) for call in calls] or [*ranks]
     certain = [rank for rank in ranks if rank in known]
     found = [(search(rank), rank) for rank in (certain if all(rank in ranks for rank in known) else ranks)]
     chains = [(chain, rank) for chain, rank in found if isinstance(chain, Chain)]
     for chain, rank in found:
         if isinstance(chain, Obstacle) and (rank in certain or not chains):
             return chain
-    first = chains[0][0]
+    (first, _), *_ = chains
     if any(chain != first for chain, _ in chains):
         return Obstacle("how many dimensions its input has is not known, and the chain depends on it")
     holds = tuple(rank for _, rank in chains)
@@ -249,13 +251,18 @@ class _World:
     def __init__(self, search: _Search, world: int, source: fx.Node) -> None:
         self.search, self.world = search, world
         self.facts = search.network.facts
-        self.sizes: dict[tuple[int, ...], int] = {}
-        for node, labels in search.labels.items():
-            shapes = self.facts.shapes(node)
-            value = labels.value(world) if shapes else None
-            if shapes and isinstance(value, Tensor) and value.dim() == len(shapes[0]):
-                self.sizes.update(zip(zip(*shapes, strict=True), value.shape, strict=True))
         self.source = source
+
+    @functools.cached_property
+    def sizes(self) -> dict[tuple[int, ...], int]:
+        """The sizes of this world for those that are not known, as far as the numbered tensors tell."""
+        sizes: dict[tuple[int, ...], int] = {}
+        for node, labels in self.search.labels.items():
+            shapes = self.facts.shapes(node)
+            value = labels.value(self.world) if shapes else None
+            if shapes and isinstance(value, Tensor) and value.dim() == len(shapes[0]):
+                sizes.update(zip(zip(*shapes, strict=True), value.shape, strict=True))
+        return sizes
 
     def value(self, node: fx.Node, joined: list[fx.Node], reader: fx.Node) -> Any:
         """Return what a node is in this world, for an operation that reads it.
@@ -351,7 +358,7 @@ class _Right(_Search):
         network, operation = self.network, self.network.operations.get(node)
         if network.aliases.overwritten(node) is not None and network.aliases.read_after(node):
             raise _Blocked("{} overwrites a tensor that is read again later", network.name(node))
-        source = node.args[0] if node.args else None
+        source: Any = node.args[0] if node.args else None
         others = [name for name in node.all_input_nodes if name is not source and has_data(name)]
         is_alone = isinstance(source, fx.Node) and source in self.labels and not others
         if operation is not None and operation.path == self.norm.path:
@@ -399,7 +406,10 @@ class _Right(_Search):
         first = self._arrive(node, operation, positions, True, self.numbers).first
         self.numbers += 0 if known else len(positions.channels)
         is_pool = wanted_rank(module) is not None
-        pool = (lambda value: type(module).forward(module, value)) if is_pool else lambda value: value
+
+        def pool(value: Tensor) -> Tensor:
+            return type(module).forward(module, value) if is_pool else value
+
         try:
             self.labels[node] = labels.renumbered(first, positions, pool)
         except Mixed as mixed:
@@ -415,19 +425,19 @@ class _Left(_Search):
     """
 
     def _find(self) -> Chain:
-        steps: dict[str, tuple[int, ...]] = {}
-        counts: dict[str, int] = {}
         for node in self.network.calls(self.norm.path):
-            self.labels, between, producers = {}, [], {}
+            between: list[fx.Node] = []
+            producers: dict[fx.Node, ModuleCall] = {}
             self._back(node.args[0] if node.args else None, node, between, producers)
-            firsts = self._number(producers)
-            for inner in sorted(between, key=self.network.order.__getitem__):
-                self._forward(inner)
-            self._arrive_at(node, producers, firsts)
-        return Chain(self.norm.path, self.width, "left", self._steps(), tuple(self.through))
-
-    def _steps(self) -> tuple[Step, ...]:
-        return tuple(reached.step for reached in self.reached.values())
+            between.sort(key=self.network.order.__getitem__)
+            place = {channel: index for index, channel in enumerate(self._channels_at(node, between, producers))}
+            count = 0
+            for producer, operation in producers.items():
+                numbers = range(count, count := count + _width(operation))
+                channels = tuple(place.get(number, OUTSIDE) for number in numbers)
+                self._arrive(producer, operation, Positions(channels), False, 0)
+        steps = tuple(reached.step for reached in self.reached.values())
+        return Chain(self.norm.path, self.width, "left", steps, tuple(self.through))
 
     def _back(
         self, node: object, reader: fx.Node, between: list[fx.Node], producers: dict[fx.Node, ModuleCall]
@@ -456,26 +466,46 @@ class _Left(_Search):
                 self._back(name, node, between, producers)
         between.append(node)
 
-    def _number(self, producers: dict[fx.Node, ModuleCall]) -> dict[fx.Node, int]:
-        firsts: dict[fx.Node, int] = {}
-        count = 0
-        for node, operation in producers.items():
-            module = operation.module
-            gives = width(module) if is_norm(module) else out_channels(module)
-            firsts[node] = count
-            spatial = 0 if is_norm(module) else linear_type(module).spatial
-            rank = spatial + 2 if spatial else self._rank_of(node)
-            axis = 1 if spatial or is_norm(module) else rank - 1
-            self.labels[node] = Labels.start(range(count, count + gives), axis, rank)
-            count += gives
-        return firsts
+    def _channels_at(
+        self, node: fx.Node, between: list[fx.Node], producers: dict[fx.Node, ModuleCall]
+    ) -> tuple[int, ...]:
+        """Return which channel of the layers, counted through all of them, lies where at the norm.
 
-    def _rank_of(self, node: fx.Node) -> int:
+        Where it is not known how many dimensions the output of a layer has, what holds for all numbers with which the
+        norm gets as many as it takes.
+        """
+        known = all(self._dimensions(producer, operation) for producer, operation in producers.items())
+        found: set[tuple[int, ...]] = set()
+        blocked: _Blocked | None = None
+        for assumed in (0,) if known else (2, 3, 4, 5):
+            try:
+                self._number(producers, assumed)
+                for inner in between:
+                    self._forward(inner)
+                found.add(self._read(node, producers))
+            except _Blocked as error:
+                blocked = error
+        if len(found) == 1:
+            return found.pop()
+        last = next(iter(producers.values()))
+        raise blocked or _Blocked("how many dimensions the output of {} has is not known", name_of(last))
+
+    def _number(self, producers: dict[fx.Node, ModuleCall], assumed: int) -> None:
+        """Give the channels of the layers numbers, counted through all of them."""
+        self.labels, count = {}, 0
+        for node, operation in producers.items():
+            rank = self._dimensions(node, operation) or assumed
+            is_last = not is_norm(operation.module) and not linear_type(operation.module).spatial
+            numbers = range(count, count := count + _width(operation))
+            self.labels[node] = Labels.start(numbers, rank - 1 if is_last else 1, rank)
+
+    def _dimensions(self, node: fx.Node, operation: ModuleCall) -> int | None:
+        """Return how many dimensions the output of a layer has, or None if that is not known."""
+        spatial = 0 if is_norm(operation.module) else linear_type(operation.module).spatial
+        if spatial:
+            return spatial + 2
         is_next = any(user in self.network.calls(self.norm.path) for user in node.users)
-        rank = self.rank if is_next else self.network.facts.rank(node)
-        if rank is None:
-            raise _Blocked("how many dimensions the output of {} has is not known", self.network.name(node))
-        return rank
+        return self.rank if is_next else self.network.facts.rank(node)
 
     def _forward(self, node: fx.Node) -> None:
         operation = self.network.operations.get(node)
@@ -485,8 +515,7 @@ class _Left(_Search):
         else:
             self._pass(node)
 
-    def _arrive_at(self, node: fx.Node, producers: dict[fx.Node, ModuleCall], firsts: dict[fx.Node, int]) -> None:
-        """Read which channel of the layers lies where at the norm."""
+    def _read(self, node: fx.Node, producers: dict[fx.Node, ModuleCall]) -> tuple[int, ...]:
         source = node.args[0]
         assert isinstance(source, fx.Node)
         labels = self.labels[source]
@@ -499,9 +528,9 @@ class _Left(_Search):
         if len(positions.channels) != self.width or OUTSIDE in positions.channels:
             numbers = Words(str(len(positions.channels)), "n"), Words(str(self.width), "m")
             raise _Blocked("{} puts out {} channels, it wants {}", name_of(last), *numbers)
-        place = {number: index for index, number in enumerate(positions.channels)}
-        for producer, operation in producers.items():
-            gives = len(self.labels[producer].channels)
-            numbers = range(firsts[producer], firsts[producer] + gives)
-            channels = tuple(place.get(number, OUTSIDE) for number in numbers)
-            self._arrive(producer, operation, Positions(channels), False, 0)
+        return positions.channels
+
+
+def _width(operation: ModuleCall) -> int:
+    """Return how many channels a layer or a norm puts out."""
+    return width(operation.module) if is_norm(operation.module) else out_channels(operation.module)

@@ -1,13 +1,14 @@
 """Explicit modules as zennit's composites want to see them.
 
 Composites choose rules by type and give a rule one input. So zennit's own types stand inside, with one input each:
-``Sum`` gets the Norm rule, and activations the Pass rule. Without rules on them they compute ordinary gradients.
+``Sum`` gets the Norm rule, and activations the Pass rule. Without rules on them they compute ordinary gradients. What
+they stand in is of the core's own types: for a block inside this one it is one operation.
 """
 
 import operator
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,6 @@ from zennit.types import Activation, AvgPool
 
 from canon_bridge.core import (
     Add,
-    Arithmetic,
     Divide,
     ElementWise,
     Explicit,
@@ -82,27 +82,39 @@ class Distributed(_OneInput, Sum):
         self.function, self.others = function, ()
 
 
-class OneOf(nn.Module):
+class OfOneInput(Explicit):
     """An explicit module of one input with data.
 
     Parameters
     ----------
-    kind : type
-        :class:`Passed` or :class:`Distributed`.
     module : Explicit
         The module.
     """
 
-    def __init__(self, kind: Callable[..., Any], module: Explicit) -> None:
-        super().__init__()
-        self.inner = kind(module.forward)
+    kind: ClassVar[Callable[..., Passed | Distributed]]
+
+    def __init__(self, module: Explicit) -> None:
+        super().__init__(module.function, module.args, module.kwargs, module.data)
+        self.inner = self.kind(module.forward)
 
     def forward(self, *values: Any) -> Any:
         """Return what the explicit module makes of the values."""
         return self.inner.of(*values)
 
 
-class SumOfParts(nn.Module):
+class PassedOperation(OfOneInput, ElementWise):
+    """An element-wise function, or one that counts as such."""
+
+    kind = Passed
+
+
+class DistributedOperation(OfOneInput, LinearMap):
+    """A function that is linear in its one input."""
+
+    kind = Distributed
+
+
+class SumOfParts(LinearMap):
     """A function that is linear in several inputs together: the sum of what it makes of each, the others zero.
 
     Parameters
@@ -112,8 +124,7 @@ class SumOfParts(nn.Module):
     """
 
     def __init__(self, module: LinearMap) -> None:
-        super().__init__()
-        self.count = module.data
+        super().__init__(module.function, module.args, module.kwargs, module.data)
         self.parts = nn.ModuleList(Distributed(partial(self._part, module, index)) for index in range(module.data))
         self.sum = Sum(dim=-1)
 
@@ -129,7 +140,7 @@ class SumOfParts(nn.Module):
         return self.sum(torch.stack(results, dim=-1))
 
 
-class ProductOfMaps(nn.Module):
+class ProductOfMaps(Product):
     """A function that is linear in each of several inputs: relevance goes to the signal, or in equal shares.
 
     Parameters
@@ -139,7 +150,7 @@ class ProductOfMaps(nn.Module):
     """
 
     def __init__(self, module: Product) -> None:
-        super().__init__()
+        super().__init__(module.function, module.args, module.kwargs, module.data, module.signal)
         self.signals = tuple(range(module.data)) if module.signal is None else (module.signal,)
         self.maps = nn.ModuleList(Distributed(partial(self._map, module, index)) for index in self.signals)
 
@@ -154,7 +165,7 @@ class ProductOfMaps(nn.Module):
         return sum(results[1:], results[0]) / len(results) if len(results) > 1 else results[0]
 
 
-class StackedSum(nn.Module):
+class StackedSum(Add):
     """Add two operands by stacking them along a new last dimension and zennit's ``Sum`` over that.
 
     Parameters
@@ -179,7 +190,7 @@ class StackedSum(nn.Module):
         return self.sum(torch.stack(torch.broadcast_tensors(first, second), dim=-1))
 
 
-class SignalTimesGate(Arithmetic):
+class SignalTimesGate(Multiply):
     """Multiply or divide two operands; relevance goes to the signal, or in halves where neither is a gate.
 
     Parameters
@@ -217,9 +228,9 @@ _EXPLICIT: Final[Mapping[type[nn.Module], Callable[[Any], nn.Module]]] = {
     Subtract: lambda subtract: StackedSum(minus=True),
     Multiply: lambda multiply: SignalTimesGate(operator.mul, multiply.signal),
     Divide: lambda divide: SignalTimesGate(operator.truediv, divide.signal),
-    ElementWise: partial(OneOf, Passed),
-    Normaliser: partial(OneOf, Passed),
-    LinearMap: lambda linear: OneOf(Distributed, linear) if linear.data == 1 else SumOfParts(linear),
+    ElementWise: PassedOperation,
+    Normaliser: PassedOperation,
+    LinearMap: lambda linear: DistributedOperation(linear) if linear.data == 1 else SumOfParts(linear),
     Product: ProductOfMaps,
 }
 _TYPES: Final[Mapping[Kind, tuple[Any, type[nn.Module]]]] = {

@@ -272,7 +272,7 @@ def _apply_transposed(
         added = module.output_padding
     weight: Any = module.weight
     convolve = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[spatial]
-    return convolve(input, weight, bias, stride, padding, added, module.groups, dilation)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return convolve(input, weight, bias, stride, padding, added, module.groups, dilation)  # pyright: ignore[reportArgumentType]
 
 
 # What the forward of a layer calls, and what a user may have put over it on the instance.

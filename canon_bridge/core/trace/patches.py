@@ -58,7 +58,7 @@ def patched(tracer: Any, root: nn.Module) -> Generator[None]:
 
 
 class _Recording(TorchFunctionMode):
-    """Record calls on tensors that forward has made, where a proxy is among the arguments, or what one was written to."""
+    """Record calls on tensors that forward has made, with a proxy among the arguments or one that was written to."""
 
     def __init__(self, tracer: Any) -> None:
         super().__init__()

@@ -33,16 +33,23 @@ class Kept:
 
     def attributes(self) -> dict[nn.Module, set[str]]:
         """Return the names of the attributes that are other objects now, or new, or gone, by module."""
-        found = {
-            module: {name for name in {*now, *former} if now.get(name, Kept) is not former.get(name, Kept)}
-            for module, former in self._attributes
-            if (now := vars(module)) is not None
-        }
-        return {module: names for module, names in found.items() if names}
+        found: dict[nn.Module, set[str]] = {}
+        for module, former in self._attributes:
+            now = vars(module)
+            names = {name for name in {*now, *former} if now.get(name, Kept) is not former.get(name, Kept)}
+            if names:
+                found[module] = names
+        return found
 
-    def contents_changed(self) -> bool:
-        """Return whether a list, dictionary or set has another content."""
-        return any(_differs(value, former) for value, former in self._contents)
+    def written_into(self) -> list[Any]:
+        """Return what was put into lists, dictionaries and sets; a marker where something was taken out or replaced."""
+        found: list[Any] = []
+        for value, former in self._contents:
+            if _differs(value, former):
+                before = {id(item) for item in _items(former or ())}
+                new = [item for item in _items(value) if id(item) not in before and not isinstance(item, str)]
+                found += new if len(value) > len(former or ()) and new else [Kept]
+        return found
 
     def steps(self) -> list[Callable[[], None]]:
         """Return what puts everything back; each can be repeated."""

@@ -9,7 +9,8 @@ from typing import Any, Final
 import torch
 from torch import fx, nn
 
-from canon_bridge.core.trace.flow import DATA, Flow, TracingError, pattern
+from canon_bridge.core.facts import has_data
+from canon_bridge.core.trace.flow import DATA, Flow, TracingError, is_proxy, pattern
 from canon_bridge.core.trace.patches import patched
 from canon_bridge.core.trace.preserve import Kept, preserved
 from canon_bridge.core.trace.tracer import SymbolicTracer, ValueTracer
@@ -152,7 +153,8 @@ def _put_out(tracer: SymbolicTracer, root: nn.Module, kept: Kept) -> None:
     changed = kept.attributes()
     names = sorted(changed.pop(root, set()))
     values = [vars(root).get(name, DATA) for name in names]
-    if changed or kept.contents_changed() or any(pattern(value) is DATA and not _is_data(value) for value in values):
+    is_lost = any(pattern(value) is DATA and not is_proxy(value) for value in values)
+    if changed or is_lost or not all(map(_is_cached, kept.written_into())):
         raise RuntimeError("it writes on other modules, or into a list or a dictionary, which a new forward would not")
     if names:
         (output,) = [node for node in tracer.flow.graph.nodes if node.op == "output"]
@@ -163,8 +165,9 @@ def _put_out(tracer: SymbolicTracer, root: nn.Module, kept: Kept) -> None:
         tracer.flow.written = dict.fromkeys(names)
 
 
-def _is_data(value: object) -> bool:
-    return issubclass(type(value), fx.Proxy)
+def _is_cached(value: Any) -> bool:
+    """Return whether a value is computed from the model alone: a cache, which may be computed anew each time."""
+    return is_proxy(value) and not has_data(value.node)
 
 
 def _with_forward_in_class(root: nn.Module, path: str) -> nn.Module:

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.fx.proxy import Attribute
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 
-from canon_bridge.core.explicit import Arithmetic, Explicit, Gated
 from canon_bridge.core.facts import UNKNOWN, Facts, entry_of, is_tensor, note_data
 from canon_bridge.core.norms import children_after, normalized
 from canon_bridge.core.operations import Kind, operation_of_module, overwritten, setitem_
@@ -66,7 +65,8 @@ class InPlaceProxy(fx.Proxy):
         parts = self._parts()
         if parts is None:
             parts = _unpacked(sys._getframe(1))
-        return iter([self[index] for index in range(len(self) if parts is None else parts)])
+        whole: Any = self
+        return iter([whole[index] for index in range(len(self) if parts is None else parts)])
 
     def __len__(self) -> int:
         parts = self._parts()
@@ -217,7 +217,7 @@ class SymbolicTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether a call of the module is one operation of the graph."""
-        if not self.inline or isinstance(m, Arithmetic | Explicit | Gated) or operation_of_module(m) is not None:
+        if not self.inline or operation_of_module(m) is not None:
             return True
         if super().is_leaf_module(m, module_qualified_name):
             return True
@@ -533,7 +533,9 @@ class ValueTracer(SymbolicTracer):
 
 
 # Operations that may return values and indices.
-_PAIRS: Final = frozenset(["max", "min", "median", "nanmedian", "topk", "sort", "kthvalue", "mode", "cummax", "cummin", "aminmax"])
+_PAIRS: Final = frozenset(
+    ["max", "min", "median", "nanmedian", "topk", "sort", "kthvalue", "mode", "cummax", "cummin", "aminmax"]
+)
 
 
 def _is_pair(node: fx.Node) -> bool:
@@ -551,7 +553,7 @@ def _unpacked(frame: Any) -> int | None:
 
 def copied(structure: Any) -> Any:
     """Return the structure with copies of its tensors: forward may overwrite what it is given."""
-    return tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, structure)
+    return tree_map_only(Tensor, Tensor.clone, structure)
 
 
 def same_truth(value: Any, expected: bool, path: str) -> None:
