@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from canon_bridge.captum.rules import Rule
-from canon_bridge.core import Kind, operation_of_module
+from canon_bridge.core import Kind, kind_for_rules
 
 Types = tuple[type[nn.Module], ...]
 MakeRule = Rule | Callable[[], Rule]
@@ -23,7 +23,7 @@ class Preset:
 
     What ``name_map`` says counts first, then ``first_map`` for the first module that it fits, then ``layer_map``; in
     each the first entry that fits. A module without an entry keeps its gradient, which for max pooling is
-    winner-take-all; one with parameters is refused, for its gradient would not be relevance.
+    winner-take-all; a linear layer is refused, for its gradient would not be relevance.
 
     Parameters
     ----------
@@ -92,8 +92,7 @@ def make_rule(make: MakeRule) -> Rule:
 
 
 def _for_type(layer_map: LayerMap, module: nn.Module) -> MakeRule | None:
-    entry = operation_of_module(module)
-    kind = None if entry is None else entry.kind
+    kind = kind_for_rules(module)
 
     def fits(key: Any) -> bool:
         return key is kind if isinstance(key, Kind) else isinstance(module, key)

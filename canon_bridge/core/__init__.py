@@ -31,7 +31,7 @@ from canon_bridge.core.options import Backend, Clipped, ExampleInputs, LeftoverO
 from canon_bridge.core.plan import Chain, Leftover, Merge, Plan, Refusal, Step, Uncovered, align
 from canon_bridge.core.precision import tensors_in
 from canon_bridge.core.trace.flow import TracingError
-from canon_bridge.core.uncovered import warn_uncovered
+from canon_bridge.core.uncovered import kind_for_rules, warn_uncovered
 from canon_bridge.core.undo.alerts import (
     FunctionChangedError,
     LostChangeWarning,
@@ -86,6 +86,7 @@ __all__ = [
     "is_linear",
     "is_norm",
     "is_relu",
+    "kind_for_rules",
     "merge",
     "normalized",
     "operation_of_module",

@@ -70,6 +70,7 @@ class Canonization:
     def _make_plan(self, arguments: tuple[Any, ...] | None = None) -> None:
         self.plan: Plan = make_plan(self.model, self.options, self.scope, arguments)
         self._planned_on = self._state()
+        self._planned_modules = tuple(self.model.modules())  # their identities stay theirs as long as they are here
         self._planned_inside = writes_in_force(self.model)  # of other blocks
 
     def apply(self) -> nn.Module:
@@ -264,7 +265,7 @@ class Canonization:
 
     def _state(self) -> tuple[object, ...]:
         named = dict(self.model.named_modules())
-        modules = tuple((module, type(module)) for module in self.model.modules())
+        modules = tuple((id(module), type(module)) for module in self.model.modules())
         # What a forward reads as plain attributes has been written into its new forward.
         flags = tuple(
             (name, value)

@@ -8,7 +8,7 @@ from torch.fx.node import map_arg
 
 from canon_bridge.core.explicit import Arithmetic, Explicit
 from canon_bridge.core.facts import carries, entry_of, has_data
-from canon_bridge.core.operations import STOPS, WANTS_MODULE, Kind
+from canon_bridge.core.operations import STOPS, WANTS_MODULE, Kind, operation_of_module
 from canon_bridge.core.plan import Plan, Uncovered
 from canon_bridge.core.rewrite import ExplicitFlow
 from canon_bridge.core.undo.alerts import UncoveredOperationWarning, alert
@@ -20,6 +20,10 @@ _BEFORE = (
     "it."
 )
 _STEPS: Final = frozenset({"round", "sign", "sgn", "ceil", "floor", "trunc"})
+# The kinds whose rule both frameworks give to subclasses, too.
+_INHERITED: Final = frozenset(
+    {Kind.LINEAR_LAYER, Kind.NORM, Kind.ELEMENTWISE, Kind.LINEAR, Kind.SUM, Kind.PRODUCT, Kind.SELECTION}
+)
 # Where the data are among the arguments of operations that take indices or conditions besides.
 _DATA: Final[Mapping[str, tuple[int, ...]]] = {
     "where": (1, 2),
@@ -42,6 +46,16 @@ def find_uncovered(explicit: ExplicitFlow) -> tuple[Uncovered, ...]:
     found = dict.fromkeys(_describe(explicit, node, reason) for node in on_the_way if (reason := _why(explicit, node)))
     ends = dict.fromkeys(_describe(explicit, node, _SOFTMAX) for node in _softmax_at_the_end(explicit.flow.graph))
     return (*found, *ends)
+
+
+def kind_for_rules(module: nn.Module) -> Kind | None:
+    """Return what a module is to rules, which go by base classes: its kind, else that of the class it is made from."""
+    if (entry := operation_of_module(module)) is not None:
+        return entry.kind
+    bases = type(module).__mro__[1 : type(module).__mro__.index(nn.Module)]
+    entries = (operation_of_module(object.__new__(base)) for base in bases if issubclass(base, nn.Module))
+    kinds = (entry.kind for entry in entries if entry is not None)
+    return next((kind for kind in kinds if kind in _INHERITED), None)
 
 
 def warn_uncovered(plan: Plan) -> None:
@@ -105,6 +119,8 @@ def _why(explicit: ExplicitFlow, node: fx.Node) -> str | None:
         return f"no relevance passes it: {_BEFORE}" if entry is None or entry.kind is Kind.NOT_DIFFERENTIABLE else None
     if entry is not None and entry.name in _STEPS:
         return f"it is constant but for its jumps, so that nothing before it explains its value: {_BEFORE}"
+    if entry is None and call is not None and kind_for_rules(call.module) is not None:
+        return None
     if entry is None:
         return f"it is not known what it is; {_MEANS}. {_TEACH}."
     if entry.kind is Kind.WITHOUT_RULE:

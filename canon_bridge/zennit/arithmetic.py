@@ -1,13 +1,14 @@
 """Explicit modules as zennit's composites want to see them.
 
 Composites choose rules by type and give a rule one input. So zennit's own types stand inside, with one input each:
-``Sum`` gets the Norm rule, and activations the Pass rule. Without rules on them they compute ordinary gradients.
+``Sum`` gets the Norm rule, and activations the Pass rule. Without rules on them they compute ordinary gradients. What
+they stand in is of the core's own types: for a block inside this one it is one operation.
 """
 
 import operator
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,6 @@ from zennit.types import Activation, AvgPool
 
 from canon_bridge.core import (
     Add,
-    Arithmetic,
     Divide,
     ElementWise,
     Explicit,
@@ -82,28 +82,39 @@ class Distributed(_OneInput, Sum):
         self.function, self.others = function, ()
 
 
-class OneOf(nn.Module):
+class OfOneInput(Explicit):
     """An explicit module of one input with data.
 
     Parameters
     ----------
-    kind : type
-        :class:`Passed` or :class:`Distributed`.
     module : Explicit
         The module.
     """
 
-    def __init__(self, kind: Callable[..., Any], module: Explicit) -> None:
-        super().__init__()
-        self.inner = kind(module.forward)
-        self.canonical_operation = module.canonical_operation
+    kind: ClassVar[Callable[..., Passed | Distributed]]
+
+    def __init__(self, module: Explicit) -> None:
+        super().__init__(module.function, module.args, module.kwargs, module.data_count)
+        self.inner = self.kind(module.forward)
 
     def forward(self, *values: Any) -> Any:
         """Return what the explicit module makes of the values."""
         return self.inner.of(*values)
 
 
-class SumOfParts(nn.Module):
+class PassedOperation(OfOneInput, ElementWise):
+    """An element-wise function, or one that counts as such."""
+
+    kind = Passed
+
+
+class DistributedOperation(OfOneInput, LinearMap):
+    """A function that is linear in its one input."""
+
+    kind = Distributed
+
+
+class SumOfParts(LinearMap):
     """A function that is linear in several inputs together: the sum of what it makes of each, the others zero.
 
     Parameters
@@ -113,9 +124,7 @@ class SumOfParts(nn.Module):
     """
 
     def __init__(self, module: LinearMap) -> None:
-        super().__init__()
-        self.count = module.data_count
-        self.canonical_operation = module.canonical_operation
+        super().__init__(module.function, module.args, module.kwargs, module.data_count)
         self.parts = nn.ModuleList(Distributed(partial(self._part, module, index)) for index in range(module.data_count))
         self.sum = Sum(dim=-1)
 
@@ -131,7 +140,7 @@ class SumOfParts(nn.Module):
         return self.sum(torch.stack(results, dim=-1))
 
 
-class ProductOfMaps(nn.Module):
+class ProductOfMaps(Product):
     """A function that is linear in each of several inputs: relevance goes to the signal, or in equal shares.
 
     Parameters
@@ -141,8 +150,7 @@ class ProductOfMaps(nn.Module):
     """
 
     def __init__(self, module: Product) -> None:
-        super().__init__()
-        self.canonical_operation = module.canonical_operation
+        super().__init__(module.function, module.args, module.kwargs, module.data_count, module.signal)
         self.signals = tuple(range(module.data_count)) if module.signal is None else (module.signal,)
         self.maps = nn.ModuleList(Distributed(partial(self._map, module, index)) for index in self.signals)
 
@@ -157,7 +165,7 @@ class ProductOfMaps(nn.Module):
         return sum(results[1:], results[0]) / len(results) if len(results) > 1 else results[0]
 
 
-class StackedSum(nn.Module):
+class StackedSum(Add):
     """Add two operands by stacking them along a new last dimension and zennit's ``Sum`` over that.
 
     Parameters
@@ -165,8 +173,6 @@ class StackedSum(nn.Module):
     minus : bool, default False
         Whether the second operand is subtracted.
     """
-
-    canonical_operation = "add"
 
     def __init__(self, minus: bool = False) -> None:
         super().__init__()
@@ -184,7 +190,7 @@ class StackedSum(nn.Module):
         return self.sum(torch.stack(torch.broadcast_tensors(first, second), dim=-1))
 
 
-class SignalTimesGate(Arithmetic):
+class SignalTimesGate(Multiply):
     """Multiply or divide two operands; relevance goes to the signal, or in halves where neither is a gate.
 
     Parameters
@@ -194,8 +200,6 @@ class SignalTimesGate(Arithmetic):
     signal : {0, 1} or None
         Which one carries the signal; None: the one with more elements, or both.
     """
-
-    canonical_operation = "mul"
 
     def __init__(self, function: Callable[[Any, Any], Any], signal: int | None) -> None:
         super().__init__(signal)
@@ -224,9 +228,9 @@ _EXPLICIT: Final[Mapping[type[nn.Module], Callable[[Any], nn.Module]]] = {
     Subtract: lambda subtract: StackedSum(minus=True),
     Multiply: lambda multiply: SignalTimesGate(operator.mul, multiply.signal),
     Divide: lambda divide: SignalTimesGate(operator.truediv, divide.signal),
-    ElementWise: partial(OneOf, Passed),
-    Normaliser: partial(OneOf, Passed),
-    LinearMap: lambda linear: OneOf(Distributed, linear) if linear.data_count == 1 else SumOfParts(linear),
+    ElementWise: PassedOperation,
+    Normaliser: PassedOperation,
+    LinearMap: lambda linear: DistributedOperation(linear) if linear.data_count == 1 else SumOfParts(linear),
     Product: ProductOfMaps,
 }
 _TYPES: Final[Mapping[Kind, tuple[Any, type[nn.Module]]]] = {
