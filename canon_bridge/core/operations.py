@@ -4,6 +4,7 @@ Tracing, making explicit, planning, both adapters and the audit read it. A new o
 :func:`register_operation`; a spelling that torch's own names do not tell is one entry of ``_ALIASES``.
 """
 
+import keyword
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -445,7 +446,7 @@ def _learned(node: fx.Node) -> Operation | None:
         return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
 
     is_known = node.args[:1] == tuple(node.all_input_nodes) and is_elementwise(function)
-    return Operation(getattr(node.target, "__name__", "function"), Kind.ELEMENTWISE, shares=True) if is_known else None
+    return Operation(_identifier(node.target), Kind.ELEMENTWISE, shares=True) if is_known else None
 
 
 @torch.no_grad()
@@ -469,11 +470,27 @@ def is_elementwise(function: Callable[[Tensor], Any]) -> bool:
 
 def operation_of_function(function: Any) -> Operation | None:
     """Return the entry for a function of torch, of the ``operator`` module, or one that was registered."""
-    taught = _BY_FUNCTION.get(function, _BY_FUNCTION.get(getattr(function, "overloadpacket", None)))
+    taught = _BY_FUNCTION.get(_itself(function))
     if taught is not None:
         return taught
     name = _name_in_aten(function) or _spellings().get(function)
     return None if name is None else _named(name)
+
+
+def _itself(function: Any) -> Any:
+    """Return what stands for a function however it is called: the class of ``apply``, the operator of an overload."""
+    function = getattr(function, "calls", function)  # as tracing records it
+    function = getattr(function, "_opoverload", function)  # torch.library.custom_op
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
+        return owner
+    return getattr(function, "overloadpacket", function)
+
+
+def _identifier(function: Any) -> str:
+    """Return a name for the module of a function."""
+    name = str(getattr(function, "__name__", type(function).__name__)).partition(".")[0]
+    return name if name.isidentifier() and not keyword.iskeyword(name) else "function"
 
 
 def _name_in_aten(function: Any) -> str | None:
@@ -601,5 +618,7 @@ def register_operation(function: Any, kind: Kind | str, *, make: MakeModule | No
     found = allowed.get(kind.name.lower() if isinstance(kind, Kind) else kind)
     if found is None:
         raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(sorted(map(repr, allowed)))}.")
-    name = getattr(function, "__name__", type(function).__name__)
-    _BY_FUNCTION[function] = Operation(name, found, make, shares=True)
+    if found is Kind.SUM:  # of any number of terms: linear in all of them
+        found = Kind.LINEAR
+    function = _itself(function)
+    _BY_FUNCTION[function] = Operation(_identifier(function), found, make, shares=True)
