@@ -109,7 +109,7 @@ def outputs(model: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor]:
     """
     own = copied(arguments)
     devices = {t.device.index for t in (*model.parameters(), *tree_leaves(own)) if isinstance(t, Tensor) and t.is_cuda}
-    with torch.no_grad(), torch.random.fork_rng(sorted(index for index in devices if index is not None)):
+    with torch.no_grad(), torch.random.fork_rng(sorted(devices)):
         return tensors_in(model(*own))
 
 
