@@ -161,8 +161,8 @@ class Canonization:
         """Return what to warn of, given the doubts that there were before."""
         self.function_error, is_rounding = function_error(before.outputs, after)
         measured = (
-            f"canonization changed the output of {self.plan.model} on {inputs} by {self.function_error:.1e} relative to "
-            "its largest value"
+            f"canonization changed the output of {self.plan.model} on {inputs} by {self.function_error:.1e} relative "
+            "to its largest value"
         )
         if not is_rounding and not self.function_error <= self._allowed(before):
             raise FunctionChangedError(measured)

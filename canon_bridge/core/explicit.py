@@ -56,7 +56,7 @@ class Explicit(nn.Module):
 
     def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], data: int) -> None:
         super().__init__()
-        self.function, self.args, self.kwargs, self.data = function, args, kwargs, data
+        self.function, self.args, self.kwargs, self.data_count = function, args, kwargs, data
 
     def forward(self, *values: Any) -> Any:
         """Return what the function makes of the values."""

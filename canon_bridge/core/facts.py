@@ -52,6 +52,8 @@ _SEVERAL: Final = frozenset(
         "cummax",
         "cummin",
         "unsafe_split_with_sizes",
+        *(f"{pool}{dim}d_with_indices" for pool in ("max_pool", "adaptive_max_pool") for dim in (1, 2, 3)),
+        *(f"fractional_max_pool{dim}d_with_indices" for dim in (2, 3)),
     ]
 )
 

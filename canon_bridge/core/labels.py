@@ -89,7 +89,8 @@ class Labels:
                 raise Mixed("its sizes are too small")
             return self.worlds[world]
         line = encode(self.channels)
-        return line.view(-1, *(1,) * (self.rank - 1 - self.axis)).expand(self.shape(world))
+        # In memory as it would be, so that it can be viewed.
+        return line.view(-1, *(1,) * (self.rank - 1 - self.axis)).expand(self.shape(world)).contiguous()
 
     def moved(self, run: Callable[[int], Any]) -> "Labels":
         """Return what an operation makes of it.
@@ -104,7 +105,10 @@ class Labels:
         for world in WORLDS if not self.worlds else tuple(self.worlds):
             try:
                 with torch.no_grad():
-                    worlds[world] = run(world)
+                    value = run(world)
+                if isinstance(value, Tensor) and not value.numel():
+                    raise Mixed("its sizes are too small")
+                worlds[world] = value
             except Mixed as mixed:
                 reason = str(mixed)
             except Exception as error:  # whatever an operation raises on sizes that it cannot have

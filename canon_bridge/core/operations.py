@@ -120,10 +120,13 @@ _KINDS: Final[Mapping[Kind, str]] = {
         atleast_1d atleast_2d atleast_3d meshgrid block_diag identity dropout alpha_dropout feature_alpha_dropout
         feature_dropout native_dropout copy fill zero setitem max_unpool1d max_unpool2d max_unpool3d unsafe_view
         conj resolve_conj resolve_neg real lift_fresh requires_grad _to_copy cpu cuda data view_as_real
-        view_as_complex embedding""",
+        view_as_complex embedding as_tensor asarray""",
     Kind.SELECTION: """max min amax amin aminmax median nanmedian mode kthvalue topk sort msort maximum minimum
         fmax fmin max_pool1d max_pool2d max_pool3d adaptive_max_pool1d
-        adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d cummax cummin""",
+        adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d cummax cummin
+        max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d_with_indices
+        adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices fractional_max_pool2d_with_indices
+        fractional_max_pool3d_with_indices""",
     Kind.LINEAR: """sum nansum mean nanmean cumsum trace diff avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
         adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d interpolate
         upsample_bilinear2d upsample_nearest2d upsample_bicubic2d upsample_linear1d upsample_nearest1d
@@ -139,8 +142,7 @@ _KINDS: Final[Mapping[Kind, str]] = {
         itemsize nbytes is_contiguous is_floating_point is_complex is_tensor is_cuda is_signed is_leaf get_device len
         requires_grad_flag result_type same_size isinstance sym_size sym_stride sym_numel sym_storage_offset
         sym_is_contiguous grad_fn names is_nonzero_size broadcast_shapes""",
-    Kind.CREATION: """zeros ones empty full arange linspace logspace eye tensor as_tensor asarray from_numpy
-        scalar_tensor zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full new_tensor
+    Kind.CREATION: """zeros ones empty eye zeros_like ones_like empty_like full_like new_zeros new_ones new_empty
         empty_strided new_empty_strided tril_indices triu_indices hann_window hamming_window""",
     Kind.RANDOM: """rand randn randint randperm rand_like randn_like randint_like bernoulli multinomial normal uniform
         gumbel_softmax exponential cauchy geometric log_normal random poisson""",
@@ -148,6 +150,7 @@ _KINDS: Final[Mapping[Kind, str]] = {
         bitwise_and bitwise_or bitwise_xor bitwise_not bitwise_left_shift bitwise_right_shift isnan isinf isfinite
         isneginf isposinf isclose allclose equal any all nonzero argwhere bincount histc searchsorted bucketize one_hot
         unique unique_consecutive floor_divide item tolist int long short bool byte char count_nonzero detach
+        full arange linspace logspace tensor new_full new_tensor from_numpy scalar_tensor
         _local_scalar_dense signbit is_nonzero and or xor not contains numpy is_ truth""",
 }
 
@@ -173,8 +176,6 @@ _WITHOUT_RULE: Final[Mapping[str, str]] = {
     "quantile nanquantile": "it interpolates between sorted elements",
     "scatter_reduce index_reduce": "it may reduce by a product or a mean of what is there",
 }
-
-_WITH_INDICES: Final = ("max_pool", "adaptive_max_pool", "fractional_max_pool")
 
 # Names that mean the same operation; only those that torch's schemas do not tell.
 _ALIASES: Final[Mapping[str, str]] = {
@@ -213,7 +214,6 @@ _ALIASES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("arctan",), "atan"),
     **dict.fromkeys(("arctanh",), "atanh"),
     **dict.fromkeys(("special_expit",), "sigmoid"),
-    **{f"{pool}{dim}d_with_indices": f"{pool}{dim}d" for pool in _WITH_INDICES for dim in (1, 2, 3)},
     **dict.fromkeys(("upsample", "upsample_nearest", "upsample_bilinear"), "interpolate"),
     **dict.fromkeys(("dropout1d", "dropout2d", "dropout3d", "feature_dropout"), "dropout"),
     **dict.fromkeys(("scatter_value", "scatter_src"), "scatter"),
@@ -309,6 +309,10 @@ _SHARING: Final = frozenset(
         "copy",
         "fill",
         "zero",
+        "as_tensor",
+        "asarray",
+        *("positive", "sum_to_size", "einsum"),
+        *("detach", "numpy", "from_numpy", "long", "int", "short", "bool", "byte", "char"),
     ]
 )
 
@@ -339,11 +343,16 @@ def setitem_(target: Any, index: Any, value: Any) -> Any:
     return target
 
 
+# Pools that put out the indices, too, unlike their namesakes in torch.nn.functional.
+_PAIRS: Final = ("adaptive_max_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d", "fractional_max_pool3d")
 # Functions by themselves: arguments in another order than their namesake's, and what users have taught.
 _BY_FUNCTION: Final[dict[Any, Operation]] = {
     torch.batch_norm: Operation("batch_norm", Kind.NORM, explicit.raw_batch_norm, _TENSORS),
     setitem_: OPERATIONS["setitem"],
     OrderedDict: OPERATIONS["identity"],  # a dictionary of values
+    torch.adaptive_max_pool1d: OPERATIONS["adaptive_max_pool1d_with_indices"],
+    **{getattr(torch._C._nn, name): OPERATIONS[f"{name}_with_indices"] for name in _PAIRS},
+    **{getattr(torch.ops.aten, name): OPERATIONS[f"{name}_with_indices"] for name in ("adaptive_max_pool1d", *_PAIRS)},
 }
 
 
@@ -449,14 +458,17 @@ def is_elementwise(function: Callable[[Tensor], Any]) -> bool:
 
 def operation_of_function(function: Any) -> Operation | None:
     """Return the entry for a function of torch, of the ``operator`` module, or one that was registered."""
-    taught = _BY_FUNCTION.get(function)
+    taught = _BY_FUNCTION.get(function, _BY_FUNCTION.get(getattr(function, "overloadpacket", None)))
     if taught is not None:
         return taught
-    if isinstance(function, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
-        name = str(function).partition("::")[2] or str(function).removeprefix("aten.")
-        return _named(name.partition(".")[0])
-    name = _spellings().get(function)
+    name = _name_in_aten(function) or _spellings().get(function)
     return None if name is None else _named(name)
+
+
+def _name_in_aten(function: Any) -> str | None:
+    packet = getattr(function, "overloadpacket", function)
+    is_known = isinstance(packet, torch._ops.OpOverloadPacket) and str(packet).startswith("aten.")
+    return packet.__name__ if is_known else None
 
 
 @cache
@@ -508,6 +520,7 @@ def _works_in_place(node: fx.Node, module: nn.Module | None) -> bool:
     name, home = getattr(node.target, "__name__", ""), getattr(node.target, "__module__", "")
     if home == "_operator":  # `and_` and `or_` overwrite nothing
         return name == "setitem" or (name.startswith("i") and hasattr(operator, f"__{name}__") and name != "invert")
+    name = _name_in_aten(node.target) or name
     return name.endswith("_") and not name.endswith("__")
 
 
@@ -541,7 +554,9 @@ def out_of_place(node: fx.Node) -> Callable[..., Any]:
     name, home = getattr(function, "__name__", ""), getattr(function, "__module__", "")
     if home == "_operator":
         return getattr(operator, name[1:]) if name.startswith("i") and hasattr(operator, name[1:]) else function
-    for place in (torch, F):
+    known = _name_in_aten(function)
+    places, name = ((torch, torch._C._nn, F), name) if known is None else ((torch.ops.aten,), known)
+    for place in places:  # F.elu has other arguments than F.elu_, which is torch._C._nn.elu_
         if name.endswith("_") and not name.endswith("__") and hasattr(place, name[:-1]):
             return getattr(place, name[:-1])
     return function

@@ -94,7 +94,7 @@ class OfOneInput(Explicit):
     kind: ClassVar[Callable[..., Passed | Distributed]]
 
     def __init__(self, module: Explicit) -> None:
-        super().__init__(module.function, module.args, module.kwargs, module.data)
+        super().__init__(module.function, module.args, module.kwargs, module.data_count)
         self.inner = self.kind(module.forward)
 
     def forward(self, *values: Any) -> Any:
@@ -124,15 +124,17 @@ class SumOfParts(LinearMap):
     """
 
     def __init__(self, module: LinearMap) -> None:
-        super().__init__(module.function, module.args, module.kwargs, module.data)
-        self.parts = nn.ModuleList(Distributed(partial(self._part, module, index)) for index in range(module.data))
+        super().__init__(module.function, module.args, module.kwargs, module.data_count)
+        self.parts = nn.ModuleList(
+            Distributed(partial(self._part, module, index)) for index in range(module.data_count)
+        )
         self.sum = Sum(dim=-1)
 
     @staticmethod
     def _part(module: LinearMap, index: int, input: Tensor, *values: Any) -> Any:
-        zeros = (torch.zeros_like(value) for value in values[: module.data])
+        zeros = (torch.zeros_like(value) for value in values[: module.data_count])
         data = [input if place == index else zero for place, zero in enumerate(zeros)]
-        return module.forward(*data, *values[module.data :])
+        return module.forward(*data, *values[module.data_count :])
 
     def forward(self, *values: Any) -> Any:
         """Return the sum."""
@@ -150,8 +152,8 @@ class ProductOfMaps(Product):
     """
 
     def __init__(self, module: Product) -> None:
-        super().__init__(module.function, module.args, module.kwargs, module.data, module.signal)
-        self.signals = tuple(range(module.data)) if module.signal is None else (module.signal,)
+        super().__init__(module.function, module.args, module.kwargs, module.data_count, module.signal)
+        self.signals = tuple(range(module.data_count)) if module.signal is None else (module.signal,)
         self.maps = nn.ModuleList(Distributed(partial(self._map, module, index)) for index in self.signals)
 
     @staticmethod
@@ -234,7 +236,7 @@ _EXPLICIT: Final[Mapping[type[nn.Module], Callable[[Any], nn.Module]]] = {
     Divide: lambda divide: SignalTimesGate(operator.truediv, divide.signal),
     ElementWise: lambda module: PassedOperation(module),
     Normaliser: lambda module: PassedOperation(module),
-    LinearMap: lambda linear: DistributedOperation(linear) if linear.data == 1 else SumOfParts(linear),
+    LinearMap: lambda linear: DistributedOperation(linear) if linear.data_count == 1 else SumOfParts(linear),
     Product: lambda module: ProductOfMaps(module),
 }
 _TYPES: Final[Mapping[Kind, tuple[Any, type[nn.Module]]]] = {

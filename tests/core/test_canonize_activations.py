@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from canon_bridge import canonize, plan
 from canon_bridge.core.activations import ACTIVATIONS
-from canon_bridge.core.modules.arithmetic import Multiply
+from canon_bridge.core.explicit import Multiply
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import BOTH, Written, check, conv, image, norm
 from tests.core.test_activations_general import ACTIVATION, make

@@ -12,14 +12,14 @@ from torch.nn.utils import parametrizations
 
 from canon_bridge import canonize, plan
 from canon_bridge.core.activations import ACTIVATIONS, MAX_POOLS
-from canon_bridge.core.channels.through import THROUGH_MODULES
 from canon_bridge.core.layers.linear import LINEAR
 from canon_bridge.core.norms import NORMS, is_norm
+from canon_bridge.core.operations import MODULES
 from canon_bridge.core.registry import find_entry
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import check, conv, image, norm
 
-TABLES = (NORMS, LINEAR, ACTIVATIONS, MAX_POOLS, THROUGH_MODULES)
+TABLES = (NORMS, LINEAR, ACTIVATIONS, MAX_POOLS, MODULES)
 TYPES = [(table, kind) for table in TABLES for kind in table if not isinstance(kind, str)]
 EVERY = pytest.mark.parametrize(("table", "kind"), TYPES, ids=[kind.__name__ for _, kind in TYPES])
 

@@ -38,7 +38,7 @@ class Call:
 
 def are_data(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[bool, ...]:
     """Return which arguments of a call are data: tensors, but for those that an operation has besides its data."""
-    count = module.data if isinstance(module, Explicit) else len(arguments)
+    count = module.data_count if isinstance(module, Explicit) else len(arguments)
     return tuple(isinstance(value, Tensor) and index < count for index, value in enumerate(arguments))
 
 

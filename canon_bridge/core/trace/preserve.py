@@ -41,15 +41,9 @@ class Kept:
                 found[module] = names
         return found
 
-    def written_into(self) -> list[Any]:
-        """Return what was put into lists, dictionaries and sets; a marker where something was taken out or replaced."""
-        found: list[Any] = []
-        for value, former in self._contents:
-            if _differs(value, former):
-                before = {id(item) for item in _items(former or ())}
-                new = [item for item in _items(value) if id(item) not in before and not isinstance(item, str)]
-                found += new if len(value) > len(former or ()) and new else [Kept]
-        return found
+    def contents_changed(self) -> bool:
+        """Return whether a list, dictionary or set has another content."""
+        return any(_differs(value, former) for value, former in self._contents)
 
     def steps(self) -> list[Callable[[], None]]:
         """Return what puts everything back; each can be repeated."""

@@ -9,7 +9,6 @@ from typing import Any, Final
 import torch
 from torch import fx, nn
 
-from canon_bridge.core.facts import has_data
 from canon_bridge.core.trace.flow import DATA, Flow, TracingError, is_proxy, pattern
 from canon_bridge.core.trace.patches import patched
 from canon_bridge.core.trace.preserve import Kept, preserved
@@ -154,7 +153,7 @@ def _put_out(tracer: SymbolicTracer, root: nn.Module, kept: Kept) -> None:
     names = sorted(changed.pop(root, set()))
     values = [vars(root).get(name, DATA) for name in names]
     is_lost = any(pattern(value) is DATA and not is_proxy(value) for value in values)
-    if changed or is_lost or not all(map(_is_cached, kept.written_into())):
+    if changed or is_lost or kept.contents_changed():
         raise RuntimeError("it writes on other modules, or into a list or a dictionary, which a new forward would not")
     if names:
         (output,) = [node for node in tracer.flow.graph.nodes if node.op == "output"]
@@ -163,11 +162,6 @@ def _put_out(tracer: SymbolicTracer, root: nn.Module, kept: Kept) -> None:
         if last is not output:
             last.append(output)
         tracer.flow.written = dict.fromkeys(names)
-
-
-def _is_cached(value: Any) -> bool:
-    """Return whether a value is computed from the model alone: a cache, which may be computed anew each time."""
-    return is_proxy(value) and not has_data(value.node)
 
 
 def _with_forward_in_class(root: nn.Module, path: str) -> nn.Module:
