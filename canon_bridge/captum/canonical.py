@@ -137,7 +137,7 @@ def _score(output: Any, target: Any) -> Tensor:
             f"the model returns a {type(output).__name__}; LRP explains a value of a tensor: wrap the model in a "
             "module whose forward returns the tensor to explain, for example `return self.model(x)[0]`."
         )
-    score = cast(Tensor, _select_targets(output, target))
+    score = _select_targets(output, target)
     if score.dim() > 1 and score[0].numel() > 1:
         raise ValueError(
             f"target is {target!r} and leaves an output of shape {tuple(score.shape)}; LRP explains one "

@@ -17,7 +17,7 @@ from canon_bridge.core.layers.parameters import make_live
 from canon_bridge.core.norms import NormType, as_convolution, children_after, compose, is_norm, norm_type, take
 from canon_bridge.core.options import Backend
 from canon_bridge.core.plan import Chain, Plan
-from canon_bridge.core.precision import imprecise
+from canon_bridge.core.precision import Loss, losses
 from canon_bridge.core.registry import find_entry
 from canon_bridge.core.undo.edits import Edits
 from canon_bridge.core.undo.forwards import bind_forward, forward_slots
@@ -25,8 +25,8 @@ from canon_bridge.core.undo.snapshot import drop_scratch
 from canon_bridge.core.undo.users import follow_mode
 
 
-def carry_out(edits: Edits, model: nn.Module, plan: Plan, backend: Backend) -> dict[str, float]:
-    """Make a model canonical, in place, and return the merges that lose precision, see :func:`imprecise`.
+def carry_out(edits: Edits, model: nn.Module, plan: Plan, backend: Backend) -> list[Loss]:
+    """Make a model canonical, in place, and return what precision the merges lose.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def carry_out(edits: Edits, model: nn.Module, plan: Plan, backend: Backend) -> d
         edits.set(model.get_submodule(path), "__dict__", "inplace", False)
     for path in plan.plain:
         make_plain(edits, model.get_submodule(path))
-    doubts = imprecise(model, plan)
+    lost = losses(model, plan)
     compares = backend.compares_with_reference or compares_with_baselines
     for entry in plan.merges:
         _merge(edits, model, entry.chain, plan.options.clipped == "absorb", compares)
@@ -66,7 +66,7 @@ def carry_out(edits: Edits, model: nn.Module, plan: Plan, backend: Backend) -> d
         if children_after(norm):
             replace_child(edits, model, norm, sequence_after(norm))
     _adapt(edits, model, backend)
-    return doubts
+    return lost
 
 
 def _merge(edits: Edits, model: nn.Module, chain: Chain, clip_relevance: bool, compares: Compares) -> None:

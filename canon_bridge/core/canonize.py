@@ -18,7 +18,16 @@ from canon_bridge.core.obstacles import check_values, check_wrappers
 from canon_bridge.core.options import Backend, Clipped, ExampleInputs, LeftoverOption, Options, Prefer, Scope
 from canon_bridge.core.plan import Plan
 from canon_bridge.core.planner import IS_IDENTITY, make_plan
-from canon_bridge.core.precision import Reference, describe, function_error, outputs, reference
+from canon_bridge.core.precision import (
+    Loss,
+    Reference,
+    describe,
+    doubtful,
+    explained,
+    function_error,
+    outputs,
+    reference,
+)
 from canon_bridge.core.trace.flow import CONSTANTS
 from canon_bridge.core.undo.alerts import FunctionChangedError, LostChangeWarning, PrecisionWarning, alert
 from canon_bridge.core.undo.edits import TRANSIENT, Edits
@@ -63,6 +72,7 @@ class Canonization:
         self.backend = backend or Backend()
         self.scope = scope or Scope()
         self.function_error: float | None = None
+        self._explained = 0.0  # by what the merges lose in precision
         self._edits: Edits | None = None
         self._watch: Watch | None = None
         self._make_plan(arguments)
@@ -99,10 +109,12 @@ class Canonization:
         try:
             with _ONE_AT_A_TIME:
                 self._check()
-                doubts = self._enter(edits)
+                lost = self._enter(edits)
+            self._explained = explained(lost)
+            doubts = doubtful(lost)
             messages = [describe(doubts)] if doubts else []
             if before is not None:
-                messages = self._measure(before, outputs(self.model, before.arguments), messages)
+                messages = self._measure(before, outputs(self.model, before.arguments), messages, "example_inputs")
             if messages:
                 alert(": ".join(messages), PrecisionWarning)
             return self.model
@@ -116,7 +128,7 @@ class Canonization:
 
     def reference(self, arguments: tuple[Any, ...]) -> Reference:
         """Run the model, which is not canonical, to compare it later; see :meth:`check_function`."""
-        return reference(self.model, self.plan, arguments)
+        return reference(self.model, arguments)
 
     def check_function(self, before: Reference, after: list[Tensor]) -> None:
         """Compare what the canonical model has returned with what the model itself returns; outside the block.
@@ -139,44 +151,47 @@ class Canonization:
             If they differ by more than rounding.
         """
         try:
-            messages = self._measure(before, after, [])
+            messages = self._measure(before, after, [], "these inputs")
         except FunctionChangedError as error:
             raise self._named(error, before) from None
         if messages:
             alert(": ".join(messages), PrecisionWarning)
 
-    def _measure(self, before: Reference, after: list[Tensor], doubts: list[str]) -> list[str]:
+    def _measure(self, before: Reference, after: list[Tensor], doubts: list[str], inputs: str) -> list[str]:
         """Return what to warn of, given the doubts that there were before."""
         self.function_error, is_rounding = function_error(before.outputs, after)
         measured = (
-            f"canonization changed the output of {self.plan.model} by {self.function_error:.1e} relative to its "
-            "largest value"
+            f"canonization changed the output of {self.plan.model} on {inputs} by {self.function_error:.1e} relative "
+            "to its largest value"
         )
-        if not is_rounding and not self.function_error <= before.allowed:
+        if not is_rounding and not self.function_error <= self._allowed(before):
             raise FunctionChangedError(measured)
         if not is_rounding and not doubts:
             doubts = ["more than rounding accounts for; use model.double() for attribution."]
         return [measured, *doubts] if doubts else []
 
+    def _allowed(self, before: Reference) -> float:
+        return max(before.rounding, self._explained)
+
     def _named(self, error: FunctionChangedError, before: Reference) -> FunctionChangedError:
         with _ONE_AT_A_TIME:
-            step = first_change(self.model, self.plan, before)
+            step = first_change(self.model, self.plan, before, self._allowed(before))
         return FunctionChangedError(
             f"{error}, which precision does not account for. It differs first {step}. No map of this model would be "
             "right: please report it, unless the model draws random numbers or counts its calls, which has to end "
             "first."
         )
 
-    def _enter(self, edits: Edits) -> dict[str, float]:
+    def _enter(self, edits: Edits) -> list[Loss]:
         guard = Guard(self.model)
         edits.on_undo(guard.restore)
         with keeping_graph(self.backend.differentiable):
-            doubts = carry_out(edits, self.model, self.plan, self.backend)
+            lost = carry_out(edits, self.model, self.plan, self.backend)
         if self.backend.leaves_hook is not None:
             edits.on_undo(drop_hooks(self.model.modules(), self.backend.leaves_hook, guard.insist))
         watch = Watch(self.model, guard)
         self._edits, self._watch = edits, watch
-        return doubts
+        return lost
 
     def undo(self) -> None:
         """Make the model itself again: same objects, storages, keys and outputs; a second call does nothing.

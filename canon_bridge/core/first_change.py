@@ -17,7 +17,7 @@ from canon_bridge.core.undo.edits import Edits
 _KEY: Final = -1  # of a hook; torch counts from 0
 
 
-def first_change(model: nn.Module, plan: Plan, reference: Reference) -> str:
+def first_change(model: nn.Module, plan: Plan, reference: Reference, allowed: float) -> str:
     """Return the first step of a plan after which the function of a model differs, in words.
 
     Parameters
@@ -28,38 +28,41 @@ def first_change(model: nn.Module, plan: Plan, reference: Reference) -> str:
         A plan that changes the function.
     reference : Reference
         What the model computes, and on what.
+    allowed : float
+        The largest deviation that is no change.
     """
     beginnings = list(_beginnings(plan))
     unchanged, changed = 0, len(beginnings) - 1
-    if _differs(model, beginnings[0][1], reference):
-        return f"in {_unlike_itself(model, reference)}, without any change: the model is another function at every call"
-    if not _differs(model, beginnings[changed][1], reference):
+    if _differs(model, beginnings[0][1], reference, allowed):
+        first = _unlike_itself(model, reference, allowed)
+        return f"in {first}, without any change: the model is another function at every call"
+    if not _differs(model, beginnings[changed][1], reference, allowed):
         return "in the modules of the framework"
     while changed - unchanged > 1:
         middle = (unchanged + changed) // 2
-        if _differs(model, beginnings[middle][1], reference):
+        if _differs(model, beginnings[middle][1], reference, allowed):
             changed = middle
         else:
             unchanged = middle
     return beginnings[changed][0]
 
 
-def _differs(model: nn.Module, plan: Plan, reference: Reference) -> bool:
+def _differs(model: nn.Module, plan: Plan, reference: Reference, allowed: float) -> bool:
     edits = Edits()
     try:
         carry_out(edits, model, plan, Backend())
-        return not function_error(reference.outputs, outputs(model, reference.arguments))[0] <= reference.allowed
+        return not function_error(reference.outputs, outputs(model, reference.arguments))[0] <= allowed
     except Exception:  # whatever it is that cannot be computed any more
         return True
     finally:
         edits.undo()
 
 
-def _unlike_itself(model: nn.Module, reference: Reference) -> str:
+def _unlike_itself(model: nn.Module, reference: Reference, allowed: float) -> str:
     """Return the first module whose output differs between two calls of the model, by its path."""
     first, second = (_outputs_of_modules(model, reference) for _ in range(2))
     pairs = zip(first, second, strict=False)
-    unlike = (path for (path, old), (_, new) in pairs if not function_error(old, new)[0] <= reference.allowed)
+    unlike = (path for (path, old), (_, new) in pairs if not function_error(old, new)[0] <= allowed)
     return next(unlike, "") or "the model itself"
 
 

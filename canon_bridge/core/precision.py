@@ -24,25 +24,60 @@ _LOSS: Final = 3.0
 _LISTED: Final = 5
 
 
+@dataclass(frozen=True)
+class Loss:
+    """A BatchNorm whose merge loses precision.
+
+    Attributes
+    ----------
+    norm : str
+        Its path.
+    ratio : float
+        ``max |s mean| / max |weight|``, how many standard deviations the mean is from zero.
+    eps : float
+        The machine epsilon of the merge.
+    """
+
+    norm: str
+    ratio: float
+    eps: float
+
+
 def imprecise(model: nn.Module, plan: Plan) -> dict[str, float]:
-    """Return the BatchNorms whose merge loses precision, with ``max |s mean| / max |weight|``, largest first.
+    """Return the BatchNorms whose merge loses precision, and their ratio, see :func:`doubtful`."""
+    return doubtful(losses(model, plan))
+
+
+def doubtful(found: list[Loss]) -> dict[str, float]:
+    """Return the losses that are worth a warning, by the path of the BatchNorm the ratio, largest first."""
+    ratios = {loss.norm: loss.ratio for loss in found if loss.ratio >= max(_SMALLEST_RATIO, _RATIO / loss.eps)}
+    return dict(sorted(ratios.items(), key=lambda item: -item[1]))
+
+
+def explained(found: list[Loss]) -> float:
+    """Return how large an error the losses explain.
+
+    That is ten times what they cost together, since the estimate is that of one layer, not of what comes after it.
+    """
+    return 10 * sum(_LOSS * loss.ratio * loss.eps for loss in found)
+
+
+def losses(model: nn.Module, plan: Plan) -> list[Loss]:
+    """Return what the merges of a plan lose, in a model where they are still to be carried out.
 
     Merges to the left are as precise as the BatchNorm; so is a per-channel linear layer in float32 and above.
     """
-    ratios = _ratios(model, plan)
-    found = {norm: ratio for norm, ratio, eps in ratios if ratio >= max(_SMALLEST_RATIO, _RATIO / eps)}
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+    return list(_losses(model, plan))
 
 
-def _ratios(model: nn.Module, plan: Plan) -> Iterator[tuple[str, float, float]]:
-    """Yield the BatchNorms that are merged with a loss, each with its ratio and the machine epsilon of its merge."""
+def _losses(model: nn.Module, plan: Plan) -> Iterator[Loss]:
     for entry in (*plan.merges, *plan.leftovers):
         norm = model.get_submodule(entry.norm)
         layers = entry.chain.targets if isinstance(entry, Merge) else ()
         dtype = _coarsest_dtype([norm, *map(model.get_submodule, layers)])
         is_exact = entry.chain.direction == "left" if isinstance(entry, Merge) else dtype.itemsize > 2
         if width(norm) and not is_exact:
-            yield entry.norm, mean_ratio(norm), torch.finfo(dtype).eps
+            yield Loss(entry.norm, mean_ratio(norm), torch.finfo(dtype).eps)
 
 
 def _coarsest_dtype(modules: list[nn.Module]) -> torch.dtype:
@@ -64,7 +99,7 @@ def describe(found: dict[str, float]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What a model computes before it is canonical, and how far from it the canonical one may be.
+    """What a model computes before it is canonical.
 
     Attributes
     ----------
@@ -72,23 +107,19 @@ class Reference:
         The positional arguments of the model.
     outputs : list of Tensor
         All tensors in the output.
-    allowed : float
-        The largest deviation, relative to the largest value, that rounding and the merges together account for.
+    rounding : float
+        The largest deviation, relative to the largest value, that rounding accounts for.
     """
 
     arguments: tuple[Any, ...]
     outputs: list[Tensor]
-    allowed: float
+    rounding: float
 
 
-def reference(model: nn.Module, plan: Plan, arguments: tuple[Any, ...]) -> Reference:
-    """Run a model that is not canonical yet.
-
-    Merges may cost ten times what their statistics say: the estimate is that of one layer, not of what comes after it.
-    """
+def reference(model: nn.Module, arguments: tuple[Any, ...]) -> Reference:
+    """Run a model that is not canonical yet."""
     before = outputs(model, arguments)
-    loss = sum(_LOSS * ratio * eps for _, ratio, eps in _ratios(model, plan))
-    return Reference(arguments, before, max(_rounding(model, before), 10 * loss))
+    return Reference(arguments, before, _rounding(model, before))
 
 
 def _rounding(model: nn.Module, values: list[Tensor]) -> float:
@@ -109,7 +140,7 @@ def outputs(model: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor]:
     """
     own = copied(arguments)
     devices = {t.device.index for t in (*model.parameters(), *tree_leaves(own)) if isinstance(t, Tensor) and t.is_cuda}
-    with torch.no_grad(), torch.random.fork_rng(sorted(index for index in devices if index is not None)):
+    with torch.no_grad(), torch.random.fork_rng(sorted(devices)):
         return tensors_in(model(*own))
 
 

@@ -125,7 +125,9 @@ class SumOfParts(LinearMap):
 
     def __init__(self, module: LinearMap) -> None:
         super().__init__(module.function, module.args, module.kwargs, module.data_count)
-        self.parts = nn.ModuleList(Distributed(partial(self._part, module, index)) for index in range(module.data_count))
+        self.parts = nn.ModuleList(
+            Distributed(partial(self._part, module, index)) for index in range(module.data_count)
+        )
         self.sum = Sum(dim=-1)
 
     @staticmethod
@@ -206,7 +208,7 @@ class SignalTimesGate(Multiply):
         if signal != 1:
             self.left = Passed(function)
         if signal != 0:
-            self.right = Passed(lambda signal, other: function(other, signal))
+            self.right = Passed(partial(_swapped, function))
 
     def forward(self, left: Operand, right: Operand) -> Tensor:
         """Return the function of the two; shapes broadcast, and one of the two may be a number."""
@@ -216,6 +218,10 @@ class SignalTimesGate(Multiply):
         if signal == 1:
             return _broadcast(self.right, right, left)
         return (_broadcast(self.left, left, right) + _broadcast(self.right, right, left)) / 2
+
+
+def _swapped(function: Callable[[Any, Any], Any], signal: Any, other: Any) -> Any:
+    return function(other, signal)
 
 
 def _broadcast(passed: Passed, signal: Any, other: Operand) -> Tensor:
@@ -228,10 +234,10 @@ _EXPLICIT: Final[Mapping[type[nn.Module], Callable[[Any], nn.Module]]] = {
     Subtract: lambda subtract: StackedSum(minus=True),
     Multiply: lambda multiply: SignalTimesGate(operator.mul, multiply.signal),
     Divide: lambda divide: SignalTimesGate(operator.truediv, divide.signal),
-    ElementWise: PassedOperation,
-    Normaliser: PassedOperation,
+    ElementWise: lambda module: PassedOperation(module),
+    Normaliser: lambda module: PassedOperation(module),
     LinearMap: lambda linear: DistributedOperation(linear) if linear.data_count == 1 else SumOfParts(linear),
-    Product: ProductOfMaps,
+    Product: lambda module: ProductOfMaps(module),
 }
 _TYPES: Final[Mapping[Kind, tuple[Any, type[nn.Module]]]] = {
     Kind.ELEMENTWISE: (Activation, nn.Softsign),
