@@ -3,7 +3,8 @@
 An operation ``op`` with ``op(s * x + b) = s * op(x) + b`` for per-channel ``s`` and ``b`` is one whose every output is
 a mean (or a copy) of inputs of one channel. So each channel gets a random number, the operation is computed on a tensor
 of these numbers, and where an output is none of them, or not the same along all other axes, no map passes. Sizes that
-are not known take several values, worlds, and what holds in all of them is taken to hold.
+are not known take several values, worlds, and what holds in all of them is taken to hold. Each world has random numbers
+of its own: a mean of several channels that is the number of another one by chance is so in one world alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -88,7 +89,7 @@ class Labels:
             if world not in self.worlds:
                 raise Mixed("its sizes are too small")
             return self.worlds[world]
-        line = encode(self.channels)
+        line = encode(self.channels, world)
         # In memory as it would be, so that it can be viewed.
         return line.view(-1, *(1,) * (self.rank - 1 - self.axis)).expand(self.shape(world)).contiguous()
 
@@ -131,10 +132,10 @@ class Labels:
                 return Positions(self.channels)
             return Positions(self.channels, repeats=True) if len(self.channels) == 1 else None
         lines: list[tuple[int, ...]] = []
-        for value in self.worlds.values():
+        for world, value in self.worlds.items():
             if not isinstance(value, Tensor):
                 return None
-            line = _line(value, axis)
+            line = _line(value, axis, world)
             if line is None:
                 return None
             lines.append(line)
@@ -160,35 +161,36 @@ class Labels:
 
         def renumber(world: int) -> Any:
             value = self.worlds[world]
-            line = encode(numbers).repeat_interleave(value.shape[1] // len(numbers))
+            line = encode(numbers, world).repeat_interleave(value.shape[1] // len(numbers))
             return run(line.view(-1, *(1,) * (value.dim() - 2)).expand(value.shape))
 
         return self.moved(renumber)
 
 
-def encode(channels: Sequence[int]) -> Tensor:
-    """Return the code of each channel, a number of its own between 1 and 2; zero, which pads put in, is none."""
+def encode(channels: Sequence[int], world: int = 0) -> Tensor:
+    """Return the code of each channel, a number of its own between 1 and 2; zero, which pads put in, is none.
+
+    The code of ``OUTSIDE`` is the same in each world.
+    """
     numbers = torch.tensor(channels, dtype=torch.long) - OUTSIDE
     if int(numbers.max()) >= _COUNT:
         raise Mixed(f"it has more than {_COUNT} channels")
-    return _codes()[0][numbers]
+    return _codes(world)[0][numbers]
 
 
 @cache
-def _codes() -> tuple[Tensor, Tensor, Tensor]:
-    """Return the codes, the same in order, and the number of each of those; no two are nearer than ``0.4 / _COUNT``.
-
-    They are random, so that a mean of several channels is the code of none.
-    """
+def _codes(world: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the codes, the same in order, and the number of each of those; no two are nearer than ``0.4 / _COUNT``."""
     with torch.inference_mode(False), torch.device("cpu"):
-        generator = torch.Generator().manual_seed(0)
-        places = torch.randperm(_COUNT, generator=generator)
-        codes = 1 + (places + 0.6 * torch.rand(_COUNT, generator=generator, dtype=torch.float64)) / _COUNT
+        generator = torch.Generator().manual_seed(world)
+        places = 1 + torch.randperm(_COUNT - 1, generator=generator)
+        noise = 0.6 * torch.rand(_COUNT - 1, generator=generator, dtype=torch.float64)
+        codes = 1 + torch.cat([torch.tensor([0.3], dtype=torch.float64), places + noise]) / _COUNT
         ordered, numbers = codes.sort()
         return codes, ordered, numbers
 
 
-def _line(value: Tensor, axis: int) -> tuple[int, ...] | None:
+def _line(value: Tensor, axis: int, world: int) -> tuple[int, ...] | None:
     """Return the numbers along an axis, or None where they differ along another, or are no codes."""
     if value.dim() < 2 or not value.numel() or not value.is_floating_point():
         return None
@@ -196,7 +198,7 @@ def _line(value: Tensor, axis: int) -> tuple[int, ...] | None:
     first = rows[:, 0].to(torch.float64)
     if not bool(((rows - first[:, None]).abs() <= _ACCURACY).all()):
         return None
-    _, codes, order = _codes()
+    _, codes, order = _codes(world)
     near = torch.searchsorted(codes, first - _ACCURACY).clamp(max=len(codes) - 1)
     if not bool(((codes[near] - first).abs() <= 2 * _ACCURACY).all()):
         return None
