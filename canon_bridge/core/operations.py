@@ -107,7 +107,7 @@ _KINDS: Final[Mapping[Kind, str]] = {
         clamp_max abs acos acosh asin asinh atan atanh ceil cos cosh deg2rad rad2deg digamma erf erfc erfinv exp exp2
         expm1 expit floor frac i0 i0e i1 i1e lgamma log log10 log1p log2 log_ndtr logit nan_to_num ndtr ndtri neg
         positive pow float_power reciprocal round rsqrt sgn sign sin sinc sinh sqrt square tan trunc fmod remainder
-        polygamma multigammaln""",
+        polygamma multigammaln erfcx entr""",
     Kind.MOVEMENT: """view reshape reshape_as view_as flatten ravel unflatten permute transpose t numpy_T matrix_H mT H
         adjoint swapaxes movedim squeeze unsqueeze expand expand_as broadcast_to broadcast_tensors type_as to float
         double half bfloat16 type contiguous clone alias narrow narrow_copy select slice getitem index index_select
@@ -120,7 +120,8 @@ _KINDS: Final[Mapping[Kind, str]] = {
         atleast_1d atleast_2d atleast_3d meshgrid block_diag identity dropout alpha_dropout feature_alpha_dropout
         feature_dropout native_dropout copy fill zero setitem max_unpool1d max_unpool2d max_unpool3d unsafe_view
         conj resolve_conj resolve_neg real lift_fresh requires_grad _to_copy cpu cuda data view_as_real
-        view_as_complex embedding as_tensor asarray""",
+        view_as_complex embedding as_tensor asarray
+        diagflat cartesian_prod combinations fft_fftshift fft_ifftshift""",
     Kind.SELECTION: """max min amax amin aminmax median nanmedian mode kthvalue topk sort msort maximum minimum
         fmax fmin max_pool1d max_pool2d max_pool3d adaptive_max_pool1d
         adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d cummax cummin
@@ -145,13 +146,14 @@ _KINDS: Final[Mapping[Kind, str]] = {
     Kind.CREATION: """zeros ones empty eye zeros_like ones_like empty_like full_like new_zeros new_ones new_empty
         empty_strided new_empty_strided tril_indices triu_indices hann_window hamming_window""",
     Kind.RANDOM: """rand randn randint randperm rand_like randn_like randint_like bernoulli multinomial normal uniform
-        gumbel_softmax exponential cauchy geometric log_normal random poisson""",
+        exponential cauchy geometric log_normal random poisson""",
     Kind.NOT_DIFFERENTIABLE: """argmax argmin argsort eq ne lt le gt ge logical_and logical_or logical_xor logical_not
         bitwise_and bitwise_or bitwise_xor bitwise_not bitwise_left_shift bitwise_right_shift isnan isinf isfinite
         isneginf isposinf isclose allclose equal any all nonzero argwhere bincount histc searchsorted bucketize one_hot
         unique unique_consecutive floor_divide item tolist int long short bool byte char count_nonzero detach
         full arange linspace logspace tensor new_full new_tensor from_numpy scalar_tensor
-        _local_scalar_dense signbit is_nonzero and or xor not contains numpy is_ truth""",
+        _local_scalar_dense signbit is_nonzero and or xor not contains numpy is_ truth isin
+        isreal""",
 }
 
 _WITHOUT_RULE: Final[Mapping[str, str]] = {
@@ -173,6 +175,7 @@ _WITHOUT_RULE: Final[Mapping[str, str]] = {
     "cross_entropy nll_loss mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy "
     "binary_cross_entropy_with_logits kl_div ctc_loss cosine_embedding_loss": "a loss is not what a map explains",
     "bilinear_layer": "it is a product of two inputs, with a weight of its own",
+    "gumbel_softmax": "its noise is drawn anew in each pass, so no map explains its output",
     "quantile nanquantile": "it interpolates between sorted elements",
     "scatter_reduce index_reduce": "it may reduce by a product or a mean of what is there",
 }
@@ -202,7 +205,7 @@ _ALIASES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("imatmul",), "matmul"),
     **dict.fromkeys(("pos",), "positive"),
     **dict.fromkeys(("fix",), "trunc"),
-    **dict.fromkeys(("inv", "invert"), "bitwise_not"),
+    **dict.fromkeys(("invert",), "bitwise_not"),
     **dict.fromkeys(("and_", "iand"), "bitwise_and"),
     **dict.fromkeys(("or_", "ior"), "bitwise_or"),
     **dict.fromkeys(("xor", "ixor"), "bitwise_xor"),
@@ -224,6 +227,13 @@ _ALIASES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("__len__",), "len"),
     **dict.fromkeys(("clamp_max_", "minimum_"), "clamp_max"),
     **dict.fromkeys(("matrix_multiply",), "matmul"),
+    **dict.fromkeys(("arctan2",), "atan2"),
+    **dict.fromkeys(("trapz",), "trapezoid"),
+    **dict.fromkeys(("special_gammaln",), "lgamma"),
+    **dict.fromkeys(("special_psi",), "digamma"),
+    **dict.fromkeys(("mvlgamma",), "multigammaln"),
+    **dict.fromkeys(("conj_physical",), "conj"),
+    **dict.fromkeys(("linalg_pinv",), "pinverse"),
     **dict.fromkeys(("special_softmax",), "softmax"),
     **dict.fromkeys(("special_log_softmax",), "log_softmax"),
 }
@@ -311,7 +321,8 @@ _SHARING: Final = frozenset(
         "zero",
         "as_tensor",
         "asarray",
-        *("positive", "sum_to_size", "einsum"),
+        *("positive", "sum_to_size", "einsum", "feature_dropout"),
+        *("unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk"),
         *("detach", "numpy", "from_numpy", "long", "int", "short", "bool", "byte", "char"),
     ]
 )
