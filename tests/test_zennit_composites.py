@@ -11,7 +11,7 @@ from zennit.core import Composite
 
 from benchmarks.with_zennit import attribute
 from canon_bridge import audit
-from canon_bridge.auditing.books import ELSEWHERE, GATES
+from canon_bridge.auditing.causes import ELSEWHERE, GATES
 from canon_bridge.core.norms import is_norm
 from canon_bridge.zennit import ModelCanonizer
 from tests.conftest import Snapshot, randomize

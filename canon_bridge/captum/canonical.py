@@ -59,7 +59,7 @@ class OnCanonicalModel:
             What to trace the model with where it cannot be traced without values.
         """
         known = self._canonization
-        fits = self._traced_with is None or self._traced_with == _likeness(arguments)
+        fits = self._traced_with is None or arguments is None or self._traced_with == _likeness(arguments)
         return known if known is not None and fits and known.is_current() else self._plan(arguments)
 
     def _plan(self, arguments: Values | None) -> Canonization:

@@ -128,8 +128,8 @@ def _why(explicit: ExplicitFlow, node: fx.Node) -> str | None:
     if node.op == "call_module":
         if failure is not None and call is not None and _keeps_tensors(call.module):
             return (
-                f"it is called several times, and the calls cannot be told apart ({failure}); zennit keeps the tensors "
-                "of the last call only. Give each call a module of its own."
+                f"it is called several times, and the calls cannot be told apart ({failure}); rules that keep the "
+                "tensors of a module know those of the last call only. Give each call a module of its own."
             )
         return None
     wants = entry.kind in WANTS_MODULE or entry.kind in (Kind.LINEAR_LAYER, Kind.NORM)

@@ -31,7 +31,7 @@ LOST: tuple[str, ...] = (GATES, ELSEWHERE)
 
 
 @dataclass(frozen=True, eq=False)
-class Term:
+class Evaluation:
     """One evaluation of a layer by its rule.
 
     Attributes
@@ -49,7 +49,7 @@ class Term:
     constant: Tensor
 
 
-class Bookkeeper(Protocol):
+class RuleSet(Protocol):
     """What the audit has to know of a framework and its rules."""
 
     name: str
@@ -67,7 +67,7 @@ class Bookkeeper(Protocol):
         """Return the name of the rule on a module, or ``""``."""
         ...
 
-    def terms(self, visit: Visit, relevance: Tensor) -> Sequence[Term] | None:
+    def evaluations(self, visit: Visit, relevance: Tensor) -> Sequence[Evaluation] | None:
         """Return the evaluations of the rule on a call, or None where its rule is of another kind, or it has none."""
         ...
 
@@ -78,13 +78,13 @@ def owner(hooks: Mapping[int, object], kind: type[T]) -> T | None:
     return next((found for found in owners if isinstance(found, kind)), None)
 
 
-def shares(keeper: Bookkeeper, visit: Visit, relevance: Tensor) -> dict[str, float]:
+def shares(rule_set: RuleSet, visit: Visit, relevance: Tensor) -> dict[str, float]:
     """Return what biases, stabilisers and clipped constants absorb of the relevance at the output of a call."""
-    terms = keeper.terms(visit, relevance)
-    if terms is not None:
-        rest = relevance - torch.stack([term.factor * term.output for term in terms]).sum(0)
+    evaluations = rule_set.evaluations(visit, relevance)
+    if evaluations is not None:
+        rest = relevance - torch.stack([term.factor * term.output for term in evaluations]).sum(0)
         return {
-            BIASES: sum(total(term.factor * term.constant) for term in terms),
+            BIASES: sum(total(term.factor * term.constant) for term in evaluations),
             STABILISERS: total(rest),
         }
     if len(visit.arguments) != 1 or not visit.carries[0]:
@@ -101,10 +101,10 @@ def _due_to_shift(norm: nn.Module, input: Tensor, relevance: Tensor) -> float:
     return total(torch.where(output == 0, 0, relevance * shift / output))
 
 
-def cause_of(keeper: Bookkeeper, visit: Visit) -> str:
+def cause_of(rule_set: RuleSet, visit: Visit) -> str:
     """Return what to call the relevance that no rule accounts for in a call."""
-    if isinstance(visit.module, (Multiply, Divide, Product, *keeper.gates)):
+    if isinstance(visit.module, (Multiply, Divide, Product, *rule_set.gates)):
         return GATES
-    if isinstance(visit.module, keeper.constants) and not all(visit.carries):
+    if isinstance(visit.module, rule_set.constants) and not all(visit.carries):
         return BIASES
     return ELSEWHERE
