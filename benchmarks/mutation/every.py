@@ -17,10 +17,7 @@ EVERY = (
     *activations.GENERAL,
     *activations.POOLING,
     *activations.ABSORB,
-    *channels.PARTS,
-    *channels.SHAPES,
-    *channels.THROUGH,
-    *channels.FITTING,
-    *channels.RIGHTWARD,
-    *channels.LEFTWARD,
+    *channels.LABELS,
+    *channels.SEARCH,
+    *channels.FACTS,
 )
