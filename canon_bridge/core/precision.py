@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from canon_bridge.core.norms import mean_ratio, width
 from canon_bridge.core.plan import Merge, Plan
+from canon_bridge.core.trace.preserve import preserved
 from canon_bridge.core.trace.tracer import copied
 
 # Deviations of the function, relative to its largest value, that rounding does not account for.
@@ -118,7 +119,8 @@ class Reference:
 
 def reference(model: nn.Module, arguments: tuple[Any, ...]) -> Reference:
     """Run a model that is not canonical yet."""
-    before = outputs(model, arguments)
+    with preserved(model):  # what forward writes on its modules
+        before = outputs(model, arguments)
     return Reference(arguments, before, _rounding(model, before))
 
 
