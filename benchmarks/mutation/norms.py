@@ -52,9 +52,9 @@ NORMS = mutants(
     ("the bias instead of the shift", "shift = bias.to(dtype) + shift", "shift = bias.to(dtype)"),
     ("the bias scaled", "shift = bias.to(dtype) + shift", "shift = bias.to(dtype) * scale + shift"),
     ("the bias with the wrong sign", "shift = bias.to(dtype) + shift", "shift = shift - bias.to(dtype)"),
-    ("the identity keeps its eps", '{"eps": 0.0, "running_mean"', '{"running_mean"'),
-    ("the identity keeps its mean", '"running_mean": torch.zeros_like(mean), ', ""),
-    ("the identity keeps its variance", ', "running_var": torch.ones_like(variance)}', "}"),
+    ("the identity keeps its eps", '        "eps": 0.0,\n', ""),
+    ("the identity keeps its mean", '        "running_mean": torch.zeros_like(mean),\n', ""),
+    ("the identity keeps its variance", '        "running_var": torch.ones_like(variance),\n', ""),
     (
         "the identity keeps its weight",
         '(("weight", affine.scale, 1), ("bias", affine.shift, 0))',
@@ -90,7 +90,7 @@ NORMS = mutants(
 )
 
 MERGE = mutants(
-    "core/merge.py",
+    "core/apply.py",
     "core/test_merge.py core/test_rightward.py core/test_rightward_branches.py core/test_reuse.py "
     "core/test_norms_of_packages.py core/test_canonize.py",
     (
