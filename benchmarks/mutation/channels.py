@@ -1,88 +1,131 @@
-"""Wrong variants of where channels lie: numbers on their way through operations, and the search along the flow."""
+"""Wrong variants of what operations are, of what is known of values, of where channels lie, and of the searches."""
 
 from benchmarks.mutation.mutant import mutants
 
-LABELS = mutants(
-    "core/labels.py",
-    "core/test_labels.py core/test_rightward_branches.py core/test_leftward.py core/test_chains.py",
-    ("one world is enough", "_LEAST_WORLDS: Final = 2", "_LEAST_WORLDS: Final = 0"),
-    ("repeated channels need not divide", "width % len(self.channels) == 0 if", "width > 0 if"),
+OPERATIONS = mutants(
+    "core/operations.py",
+    "core/test_operations.py core/test_operations_registered.py core/test_facts.py",
+    ("a sum is element-wise", 'Kind.LINEAR: """sum nansum', 'Kind.LINEAR: """nansum'),
+    ("a ceiling moves elements", '    Kind.MOVEMENT: """view', '    Kind.MOVEMENT: """ceil view'),
+    ("a softmax is element-wise", 'Kind.NORMALISER: """softmax _softmax', 'Kind.NORMALISER: """_softmax'),
+    ("an operator of another library is torch's", 'and str(packet).startswith("aten.")', "and True"),
+    ("a method in place overwrites nothing", 'or (name.endswith("_") and not name.endswith("__"))', "or False"),
+    ("inplace by keyword overwrites nothing", 'if node.kwargs.get("inplace") is True:', "if False:"),
+    ("out overwrites nothing", "    if isinstance(out, fx.Node):\n        return out\n", ""),
+    ("what nobody knows is new memory", "return entry is None or entry.kind not in _FRESH", "return False"),
+    ("detached is new memory", '*("detach", "numpy",', '*("numpy",'),
+    ("positive is new memory", '*("positive", "sum_to_size",', '*("sum_to_size",'),
+    ("F.elu for F.elu_", "((torch, torch._C._nn, F), name)", "((torch, F), name)"),
     (
-        "what differs along another axis",
-        "if not bool(((rows - first[:, None]).abs() <= _ACCURACY).all()):",
-        "if False:",
+        "an apply is not found",
+        "    if isinstance(owner, type) and issubclass(owner, torch.autograd.Function):\n        return owner\n",
+        "",
     ),
-    ("what is no channel", "if not bool(((codes[near] - first).abs() <= 2 * _ACCURACY).all()):", "if False:"),
-    ("channels lie on every axis", "if axis % self.rank == self.axis:", "if True:"),
-    ("lines of different worlds taken for the first", "if len(set(lines)) == 1:", "if lines:"),
-    (
-        "numbers after an activation from zero",
-        "range(first, first + len(positions.channels))",
-        "range(len(positions.channels))",
-    ),
-    ("dimensions of the first world", "return ranks.pop() if len(ranks) == 1 else None", "return ranks.pop()"),
-)
-
-SEARCH = mutants(
-    "core/search.py",
-    "core/test_rightward.py core/test_rightward_branches.py core/test_leftward.py core/test_reuse.py core/test_chains.py "
-    "core/test_obstacles.py core/test_planning.py core/test_activations_pools.py operations/test_function.py",
-    ("a norm that feeds itself", "if operation is not None and operation.path == self.norm.path:", "if False:"),
-    ("a layer called elsewhere", "if len(reached.nodes) != len(self.network.calls(path)):", "if False:"),
-    (
-        "a layer called in different ways",
-        "if (reached.step, reached.repeats) != (step, positions.repeats):",
-        "if False:",
-    ),
-    (
-        "an overwritten tensor that is read again",
-        "if network.aliases.overwritten(node) is not None and network.aliases.read_after(node):",
-        "if False:",
-    ),
-    ("other readers ignored", "if any(other is not reader for other in network.readers(node)):", "if False:"),
-    ("other branches taken for the first channel", "return encode((OUTSIDE,)", "return encode((0,)"),
-    ("layers of any width", "if not positions.fits(takes):", "if False:"),
-    ("convolutions of any rank", "fits = rank == spatial + 2 if spatial else rank is not None", "fits = True"),
-    ("Linear on any dimension", "labels.along(1 if spatial or is_norm(module) else -1)", "labels.along(1)"),
-    (
-        "a repeated channel for several slopes",
-        "if positions is None or (positions.repeats and several):",
-        "if positions is None:",
-    ),
-    (
-        "all activations number from the same channel",
-        "self.numbers += 0 if known else len(positions.channels)",
-        "self.numbers += 0",
-    ),
-    (
-        "every branch gets the first channels",
-        "place.get(number, OUTSIDE) for number in numbers",
-        "place.get(number - count, OUTSIDE) for number in numbers",
-    ),
-    (
-        "a channel that comes to several",
-        "if positions.repeats or len(set(positions.channels)) != len(positions.channels):",
-        "if positions.repeats:",
-    ),
-    (
-        "a layer of another width",
-        "if len(positions.channels) != self.width or OUTSIDE in positions.channels:",
-        "if False:",
-    ),
-    ("functions of any kind pass", "return entry is not None and entry.kind in _PASSABLE", "return entry is not None"),
-    ("joined along a dimension of unknown width", "shape[dim] = size", "shape[dim] = like.shape[dim]"),
+    ("one image is enough to be element-wise", "and torch.allclose(result[:1], shorter, rtol=1e-9)", ""),
+    ("any order is element-wise", "and torch.allclose(result.flatten()[order], moved.flatten(), rtol=1e-9)", ""),
 )
 
 FACTS = mutants(
     "core/facts.py",
-    "core/test_graph.py core/test_rightward_branches.py core/test_leftward.py operations/test_function.py "
-    "operations/test_relevance.py",
-    ("sizes of the first world are known", "return sizes.pop() if len(sizes) == 1 else None", "return sizes.pop()"),
-    ("memory is never shared", "if not may_share(entry, node):", "if True:"),
-    ("readers before and after", "if self.order[r] > now > self.order[name] and", "if self.order[r] > now and"),
+    "core/test_facts.py core/test_labels.py core/test_rightward.py core/test_rightward_branches.py",
     (
-        "the widest of two sizes is not looked for",
-        "known = [size for size in found if len(set(size)) == 1]",
-        "known = []",
+        "a comparison carries relevance",
+        "(entry is None or entry.kind not in STOPS)\n\n\ndef entry_of",
+        "True\n\n\ndef entry_of",
     ),
+    ("weights are data", 'node.meta["carries"] = node.op == "placeholder"', 'node.meta["carries"] = True'),
+    ("view_as reads values", 'in ("reshape_as", "view_as", "expand_as", "type_as")', "in ()"),
+    ("a division is one tensor", '        "chunk",\n', ""),
+    ("readers before are later", "if self.order[r] > now > self.order[name]", "if now > self.order[name]"),
+    (
+        "readers of the result read by a former name",
+        "if self.order[r] > now > self.order[name]",
+        "if self.order[r] > now",
+    ),
+    ("a size of one world is known", "return sizes.pop() if len(sizes) == 1 else None", "return sizes.pop()"),
+    ("all worlds have the same sizes", "return 1, next(self._fresh), next(self._fresh)", "return 7, 7, 7"),
+    (
+        "a convolution keeps the channels",
+        "_meta((tensor.shape[0], channels, *(size[w]",
+        "_meta((tensor.shape[0], tensor.shape[1], *(size[w]",
+    ),
+    ("values tell all sizes", "[self._new() if axis != 1 else (length,) * 3 for", "[(length,) * 3 for"),
+)
+
+LABELS = mutants(
+    "core/labels.py",
+    "core/test_labels.py core/test_leftward.py core/test_rightward.py",
+    (
+        "each world has the same numbers",
+        "generator = torch.Generator().manual_seed(world)",
+        "generator = torch.Generator().manual_seed(0)",
+    ),
+    (
+        "numbers next to each other",
+        "places = 1 + torch.randperm(_COUNT - 1, generator=generator)",
+        "places = 1 + torch.arange(_COUNT - 1)",
+    ),
+    ("other axes are not looked at", "if not bool(((rows - first[:, None]).abs() <= _ACCURACY).all()):", "if False:"),
+    ("any value is a number", "if not bool(((codes[near] - first).abs() <= 2 * _ACCURACY).all()):", "if False:"),
+    ("one world is enough", "if len(set(lines)) == 1:", "if True:"),
+    ("one size is enough", "_LEAST_WORLDS: Final = 2", "_LEAST_WORLDS: Final = 0"),
+    ("channels repeated without a flatten", "if self.repeats else width == len(self.channels)", ""),
+    ("repetitions of several lengths", "if rest or line != tuple(", "if rest or False and line != tuple("),
+    (
+        "new numbers from zero",
+        "numbers = tuple(range(first, first + len(positions.channels)))",
+        "numbers = tuple(range(len(positions.channels)))",
+    ),
+    ("memory that cannot be viewed", ".expand(self.shape(world)).contiguous()", ".expand(self.shape(world))"),
+)
+
+SEARCH = mutants(
+    "core/search.py",
+    "core/test_chains.py core/test_obstacles.py core/test_rightward.py core/test_rightward_branches.py "
+    "core/test_leftward.py core/test_reuse.py core/test_planning.py core/test_functional_norms.py",
+    ("layers that are called elsewhere", "if len(reached.nodes) != len(self.network.calls(path)):", "if False:"),
+    (
+        "sums are passed",
+        "_PASSABLE = frozenset({Kind.MOVEMENT, Kind.LINEAR})",
+        "_PASSABLE = frozenset({Kind.MOVEMENT, Kind.LINEAR, Kind.SUM})",
+    ),
+    (
+        "element-wise functions are passed",
+        "_PASSABLE = frozenset({Kind.MOVEMENT, Kind.LINEAR})",
+        "_PASSABLE = frozenset({Kind.MOVEMENT, Kind.LINEAR, Kind.NORMALISER})",
+    ),
+    ("an overwritten tensor that is read again", "and network.aliases.read_after(node):", "and False:"),
+    ("several slopes for repeated channels", "or (positions.repeats and several):", ":"),
+    (
+        "activations number from the same channel",
+        "self.numbers += 0 if known else len(positions.channels)",
+        "self.numbers += 0",
+    ),
+    ("any width fits", "if not positions.fits(takes):", "if False:"),
+    ("a norm is found before a layer", 'raise _Blocked("{} after it is a norm", name_of(operation))', "pass"),
+    (
+        "a norm is found before a layer, to the left",
+        'raise _Blocked("{} before it is a norm", name_of(operation))',
+        "pass",
+    ),
+    ("other readers ignored", "if any(other is not reader for other in network.readers(node)):", "if False:"),
+    (
+        "a channel that comes to several",
+        "if positions.repeats or len(set(positions.channels)) != len(positions.channels):",
+        "if False:",
+    ),
+    ("channels from elsewhere", "or OUTSIDE in positions.channels:", "or False:"),
+    (
+        "every branch has the first channels",
+        "self.labels[node] = Labels.start(numbers, rank",
+        "self.labels[node] = Labels.start(range(len(numbers)), rank",
+    ),
+    ("Linear on axis one", "rank - 1 if is_last else 1, rank)", "1, rank)"),
+    ("others are as wide as the norm", "        shape[dim] = size\n", ""),
+    (
+        "unknown sizes are one",
+        '            raise Mixed("it depends on a size that is not known")\n',
+        "            return 1\n",
+    ),
+    ("parameters that a forward reads", "if operation.path in self.read_elsewhere:", "if False:"),
 )

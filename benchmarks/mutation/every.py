@@ -17,7 +17,8 @@ EVERY = (
     *activations.GENERAL,
     *activations.POOLING,
     *activations.ABSORB,
+    *channels.OPERATIONS,
+    *channels.FACTS,
     *channels.LABELS,
     *channels.SEARCH,
-    *channels.FACTS,
 )

@@ -163,8 +163,8 @@ WEIGHTS = mutants(
 
 FUNCTIONAL = mutants(
     "core/explicit.py",
-    "core/test_functional_layers.py core/test_functional_norms.py core/test_explicit.py core/test_explicit_sizes.py "
-    "core/test_calls_of_all_kinds.py core/test_operations.py",
+    "core/test_explicit.py core/test_functional_layers.py core/test_functional_norms.py core/test_explicit_sizes.py "
+    "core/test_calls_of_all_kinds.py core/test_seldom.py",
     (
         "the dilation of a pool ignored",
         "stride, padding, dilation, ceil_mode=ceil_mode)",
@@ -173,10 +173,14 @@ FUNCTIONAL = mutants(
     ("ceil_mode of a pool ignored", "padding, dilation, ceil_mode=ceil_mode)", "padding, dilation)"),
     ("any lower clamp as a ReLU", "if min == 0 and max is None:", "if max is None:"),
     ("the alpha of an ELU ignored", "return nn.ELU(alpha)", "return nn.ELU()"),
+    ("a scaled ELU as an ELU", "if (float(scale), input_scale) != (1.0, 1.0):", "if False:"),
     (
         "weight and bias of a BatchNorm exchanged",
         "BatchNorm(running_mean, running_var, weight, bias, eps)",
         "BatchNorm(running_mean, running_var, bias, weight, eps)",
     ),
     ("the eps of a BatchNorm ignored", "running_var, weight, bias, eps)", "running_var, weight, bias, 1e-5)"),
+    ("a difference the other way round", "return left - right", "return right - left"),
+    ("a gate that is no sigmoid", "self.multiply(signal, self.gate(gate))", "self.multiply(signal, gate)"),
+    ("arguments by keyword lost", "**fill(self.kwargs, values)", ""),
 )
