@@ -357,13 +357,15 @@ def setitem_(target: Any, index: Any, value: Any) -> Any:
 
 # Pools that put out the indices, too, unlike their namesakes in torch.nn.functional.
 _PAIRS: Final = ("adaptive_max_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d", "fractional_max_pool3d")
+_NN: Final[Any] = getattr(torch._C, "_nn")  # noqa: B009 - the type checker does not know it
+
 # Functions by themselves: arguments in another order than their namesake's, and what users have taught.
 _BY_FUNCTION: Final[dict[Any, Operation]] = {
     torch.batch_norm: Operation("batch_norm", Kind.NORM, explicit.raw_batch_norm, _TENSORS),
     setitem_: OPERATIONS["setitem"],
     OrderedDict: OPERATIONS["identity"],  # a dictionary of values
     torch.adaptive_max_pool1d: OPERATIONS["adaptive_max_pool1d_with_indices"],
-    **{getattr(torch._C._nn, name): OPERATIONS[f"{name}_with_indices"] for name in _PAIRS},
+    **{getattr(_NN, name): OPERATIONS[f"{name}_with_indices"] for name in _PAIRS},
     **{getattr(torch.ops.aten, name): OPERATIONS[f"{name}_with_indices"] for name in ("adaptive_max_pool1d", *_PAIRS)},
 }
 
@@ -526,6 +528,12 @@ def _named(name: str) -> Operation | None:
     return None
 
 
+def is_random(function: Any) -> bool:
+    """Return whether a function or method draws random numbers."""
+    entry = operation_of_function(function) or _named(str(getattr(function, "__name__", "")))
+    return entry is not None and entry.kind is Kind.RANDOM
+
+
 def overwritten(node: fx.Node, module: nn.Module | None) -> fx.Node | None:
     """Return the argument that a call overwrites, or None: by its name, as torch has it, ``inplace`` and ``out``."""
     out = node.kwargs.get("out")
@@ -583,8 +591,8 @@ def out_of_place(node: fx.Node) -> Callable[..., Any]:
     if home == "_operator":
         return getattr(operator, name[1:]) if name.startswith("i") and hasattr(operator, name[1:]) else function
     known = _name_in_aten(function)
-    places, name = ((torch, torch._C._nn, F), name) if known is None else ((torch.ops.aten,), known)
-    for place in places:  # F.elu has other arguments than F.elu_, which is torch._C._nn.elu_
+    places, name = ((torch, _NN, F), name) if known is None else ((torch.ops.aten,), known)
+    for place in places:  # F.elu has other arguments than F.elu_, which is torch's own
         if name.endswith("_") and not name.endswith("__") and hasattr(place, name[:-1]):
             return getattr(place, name[:-1])
     return function

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from torch.utils import checkpoint
 from torch.utils._pytree import tree_leaves
 
-from canon_bridge.core.operations import setitem_
+from canon_bridge.core.operations import is_random, setitem_
 from canon_bridge.core.trace.flow import is_proxy
 
 _APPLY: Final = vars(torch.autograd.Function)["apply"]
@@ -58,7 +58,10 @@ def patched(tracer: Any, root: nn.Module) -> Generator[None]:
 
 
 class _Recording(TorchFunctionMode):
-    """Record calls on tensors that forward has made, with a proxy among the arguments or one that was written to."""
+    """Record calls on tensors that forward has made, with a proxy among the arguments or one that was written to.
+
+    And random ones: what they draw is no constant.
+    """
 
     def __init__(self, tracer: Any) -> None:
         super().__init__()
@@ -66,7 +69,8 @@ class _Recording(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.tracer.is_computing or not any(map(self.tracer.stands_for_data, tree_leaves((args, kwargs)))):
+        is_recorded = is_random(func) or any(map(self.tracer.stands_for_data, tree_leaves((args, kwargs))))
+        if self.tracer.is_computing or not is_recorded:
             return func(*args, **kwargs)
         if func is Tensor.__setitem__:
             return self.tracer.create_proxy("call_function", setitem_, args, kwargs)
