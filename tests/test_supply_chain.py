@@ -190,7 +190,17 @@ def test_tools_are_pinned() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     tools = [tool for tool in (*extras["test"], *extras["dev"]) if not tool.startswith("canon-bridge")]
     assert {re.split(r"[=\[]", tool)[0] for tool in tools} == {
-        *("pytest", "pytest-xdist", "pytest-cov", "hypothesis", "coverage", "ruff", "pyright", "pip-audit", "import-linter"),
+        *(
+            "pytest",
+            "pytest-xdist",
+            "pytest-cov",
+            "hypothesis",
+            "coverage",
+            "ruff",
+            "pyright",
+            "pip-audit",
+            "import-linter",
+        ),
     }
     assert all(re.fullmatch(r"[\w.-]+(\[\w+\])?==[\d.]+", tool) for tool in tools)
 
