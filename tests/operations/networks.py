@@ -2,9 +2,12 @@
 
 import copy
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
+from itertools import product
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -68,6 +71,40 @@ NEEDS_INPUTS = containers.BY_VALUE | {
     f"{name} behind {position}" for name in ("torch.unbind(dim=-1)", "reversed list") for position in POSITIONS
 }
 CHANGE_THEMSELVES = containers.CHANGE_THEMSELVES
+
+
+def _usual() -> Iterator[str]:
+    """Yield every network, of an operation at several positions one of these, in turn."""
+    for number, name in enumerate([*OPERATIONS, *WRITES]):
+        there = [f"{name} behind {p}" for p in POSITIONS if f"{name} behind {p}" in NETWORKS]
+        yield there[number % len(there)]
+    yield from (*containers.CONTAINERS, *reuse.REUSE)
+
+
+USUAL = frozenset(_usual())
+
+
+def cases(names: Collection[str], *options: Sequence[Any], each: Sequence[Any] = ()) -> list[Any]:
+    """Return a parameter for every name and combination of options; all but one for each name are slow.
+
+    Parameters
+    ----------
+    names : collection of str
+        Networks, or operations; networks that are not ``USUAL`` are slow altogether.
+    *options : sequence
+        Which combination of these is the usual one changes from name to name.
+    each : sequence, optional
+        Another option, of which every value is usual once.
+    """
+    found: list[Any] = []
+    combinations = list(product(*options))
+    for number, name in enumerate(names):
+        for turn, last in enumerate(each or [None]):
+            for place, chosen in enumerate(combinations):
+                is_usual = place == (number + turn) % len(combinations) and (name in USUAL or name not in NETWORKS)
+                marks = () if is_usual else (pytest.mark.slow,)
+                found.append(pytest.param(name, *chosen, *((last,) if each else ()), marks=marks))
+    return found
 
 
 def build(name: str) -> nn.Module:

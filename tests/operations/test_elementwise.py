@@ -17,7 +17,7 @@ from canon_bridge import canonize, plan
 from canon_bridge.captum import LRP, presets
 from canon_bridge.zennit import ModelCanonizer
 from tests.conftest import relative_error
-from tests.operations.networks import finish, image
+from tests.operations.networks import cases, finish, image
 from tests.operations.stages import CLASSES
 
 TOLERANCE = 1e-10
@@ -257,17 +257,14 @@ def test_the_map_is_that_of_torchs_module(name, prefer, framework):
     assert relative_error(FRAMEWORKS[framework](model, x, prefer=prefer), expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("clipped", ["absorb", "pass"])
-@pytest.mark.parametrize("prefer", ["left", "right"])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "prefer", "clipped"), cases(ALL, ("left", "right"), ("absorb", "pass")))
 def test_both_frameworks_give_the_same_map(name, prefer, clipped):
     model, x = finish(lambda: Network(ALL[name])), image()
     first, second = (attribute_by(model, x, prefer=prefer, clipped=clipped) for attribute_by in FRAMEWORKS.values())
     assert relative_error(second, first) < PARITY
 
 
-@pytest.mark.parametrize("prefer", ["left", "right"])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "prefer"), cases(ALL, ("left", "right")))
 def test_it_is_covered_and_the_function_is_kept(name, prefer):
     model, x = finish(lambda: Network(ALL[name])), image()
     expected = model(x).detach()

@@ -10,7 +10,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from canon_bridge import canonize, plan
 from tests.conftest import Snapshot, relative_error
-from tests.operations.networks import CHANGE_THEMSELVES, NETWORKS, WITHOUT_GRADIENT, build, finish, image, options
+from tests.operations.networks import (
+    CHANGE_THEMSELVES,
+    NETWORKS,
+    WITHOUT_GRADIENT,
+    build,
+    cases,
+    finish,
+    image,
+    options,
+)
 
 TOLERANCE = 1e-10
 
@@ -58,8 +67,7 @@ def check(model: nn.Module, is_restored: bool = True, **keywords) -> None:
     assert left <= {refusal.norm for refusal in planned.refusals}
 
 
-@pytest.mark.parametrize("prefer", ["left", "right"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "prefer"), cases(NETWORKS, ("left", "right")))
 def test_the_function_is_kept_and_the_model_restored(name, prefer):
     check(build(name), name not in CHANGE_THEMSELVES, **options(name, prefer))
 

@@ -11,7 +11,16 @@ from canon_bridge.captum import LRP, presets
 from canon_bridge.zennit import ModelCanonizer
 from tests.conftest import Snapshot, relative_error
 from tests.models import gradient_times_input
-from tests.operations.networks import CHANGE_THEMSELVES, NETWORKS, WITHOUT_GRADIENT, build, finish, image, options
+from tests.operations.networks import (
+    CHANGE_THEMSELVES,
+    NETWORKS,
+    WITHOUT_GRADIENT,
+    build,
+    cases,
+    finish,
+    image,
+    options,
+)
 
 TOLERANCE = 1e-9
 LRP_0 = 1e-30
@@ -37,15 +46,16 @@ FRAMEWORKS = {"captum": by_captum, "zennit": by_zennit}
 pytestmark = pytest.mark.zennit
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", cases(NETWORKS))
 def test_all_is_covered(name):
     uncovered = plan(build(name), **options(name, "left")).uncovered
     assert not uncovered or name in MAY_BE_UNCOVERED
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
-@pytest.mark.parametrize("prefer", ["left", "right"])
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in MAY_BE_UNCOVERED])
+@pytest.mark.parametrize(
+    ("name", "prefer", "framework"),
+    cases([name for name in NETWORKS if name not in MAY_BE_UNCOVERED], ("left", "right"), each=list(FRAMEWORKS)),
+)
 def test_relevance_is_gradient_times_input(name, prefer, framework):
     # A warning is an error here: what is covered warns of nothing.
     model, x = build(name), image()
