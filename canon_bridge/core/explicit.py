@@ -189,8 +189,6 @@ class Gated(nn.Module):
     Dauphin et al. 2017, "Language Modeling with Gated Convolutional Networks".
     """
 
-    canonical_operation = "glu"
-
     def __init__(self, dim: int = -1) -> None:
         super().__init__()
         self.dim = dim
@@ -352,6 +350,13 @@ def elu(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> nn.
     if (float(scale), input_scale) != (1.0, 1.0):
         raise ValueError("a scaled elu has no module of torch")
     return nn.ELU(alpha)
+
+
+def rrelu(lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False) -> nn.Module:
+    """Return the randomized leaky ReLU, which has the mean of two slopes when it is not trained."""
+    if training:
+        raise ValueError("its slopes are random")
+    return nn.RReLU(lower, upper)
 
 
 def prelu(weight: Any) -> nn.Module:

@@ -258,6 +258,7 @@ _MAKERS: Final[Mapping[str, MakeModule]] = {
     "clamp": explicit.clamp,
     "clamp_min": explicit.clamp_min,
     "leaky_relu": nn.LeakyReLU,
+    "rrelu": explicit.rrelu,
     "elu": explicit.elu,
     "selu": nn.SELU,
     "celu": nn.CELU,
@@ -451,9 +452,13 @@ def _learned(node: fx.Node) -> Operation | None:
     return Operation(_identifier(node.target), Kind.ELEMENTWISE, shares=True) if is_known else None
 
 
-@torch.no_grad()
 def is_elementwise(function: Callable[[Tensor], Any]) -> bool:
     """Return whether each element of the result comes from the element at the same place, by running the function."""
+    with torch.no_grad(), torch._C.DisableTorchFunction():  # not recorded, where a model is being traced
+        return _is_elementwise(function)
+
+
+def _is_elementwise(function: Callable[[Tensor], Any]) -> bool:
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64)
     order = torch.randperm(values.numel(), generator=generator)

@@ -130,6 +130,9 @@ def make_explicit(model: nn.Module, flow: Flow, rewrite: bool = True) -> Explici
     for owner in flow.owners if rewrite else ():
         if survey.resolved(owner) != owner:
             continue
+        if children_after(model.get_submodule(survey.original(owner))):
+            survey.give_up(owner, "it is a norm that calls other modules")  # not a forward that could be written anew
+            continue
         wanted, overwritten_later = survey.wanted(owner), survey.overwritten_later(owner)
         # Where the course depends on values, the new forward checks that it is the course that the flow holds for.
         if not (wanted or overwritten_later or survey.relies(owner) or owner in flow.decided):
@@ -182,8 +185,6 @@ class _Survey:
     def wanted(self, owner: str) -> list[_Wanted]:
         """Return the calls of one forward that need a module of their own."""
         container = self.model.get_submodule(self.original(owner))
-        if children_after(container):  # not a forward that could be written anew
-            return []
         entries = [self._further_call(site, place) for site, place in self._further_calls(owner)]
         for node in self.nodes[owner]:
             if node.op != "call_module":
@@ -531,7 +532,7 @@ def _constant(node: fx.Node, root: nn.Module) -> Any:
 
 ModuleOf = Callable[[fx.Node], nn.Module | None]
 _GATES: Final = {
-    **dict.fromkeys(("sigmoid", "expit", "hardsigmoid", "softmax", "_softmax"), 2),
+    **dict.fromkeys(("sigmoid", "expit", "hardsigmoid", "softmax", "_softmax", "erf"), 2),
     **dict.fromkeys(("tanh", "relu6", "hardtanh", "clamp"), 1),
 }
 # A gate stays one after these, where no other data join it.

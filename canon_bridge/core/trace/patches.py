@@ -48,6 +48,7 @@ def patched(tracer: Any, root: nn.Module) -> Generator[None]:
             stack.enter_context(patch.object(Tensor, name, _recorded_method(name)))
         stack.enter_context(patch.object(torch.autograd.Function, "apply", _Apply()))
         stack.enter_context(patch.object(torch.jit.ScriptFunction, "__call__", _call_scripted))
+        stack.enter_context(patch.object(torch, "is_tensor", lambda value: _is_instance(value, Tensor)))
         stack.enter_context(patch.object(VariableMeta, "__call__", _make_variable, create=True))
         for namespace in _namespaces(root):
             stack.enter_context(patch.dict(namespace, {"isinstance": _is_instance}))

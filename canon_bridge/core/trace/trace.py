@@ -39,10 +39,10 @@ def trace(model: nn.Module, arguments: tuple[Any, ...] | None = None) -> Flow:
     if bound is not None and bound[1]:
         return _nothing_to_find()
     inputs = None if arguments is None else (arguments, dict[str, Any]())
-    if inputs is None and _takes_any_number(model):
-        inputs = ((DATA,), dict[str, Any]())  # one tensor; the new forward refuses others
     # First with numbers as data, so that the model can be called with others.
     tracers = [SymbolicTracer(True, inputs=inputs, fixed_numbers=False), SymbolicTracer(True, inputs=inputs)]
+    if inputs is None and _takes_any_number(model):  # one tensor, if that works; the new forward refuses others
+        tracers.insert(0, SymbolicTracer(True, inputs=((DATA,), dict[str, Any]())))
     if arguments is not None and inputs is not None:
         tracers.append(ValueTracer(True, "", "", inputs, {}, {}))
     return _first_that_works(model, tracers)

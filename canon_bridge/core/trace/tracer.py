@@ -280,6 +280,7 @@ class SymbolicTracer(fx.Tracer):
     def _children_after(self, norm: nn.Module, path: str, place: str, result: Any) -> Any:
         """Record what a normalization layer calls after itself."""
         self.frames.append(Frame(place, path))
+        self.flow.owners.append(place)
         for name in children_after(norm):
             child = getattr(norm, name)
             result = self.call_module(child, child.forward, (result,), {})
