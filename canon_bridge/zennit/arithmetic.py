@@ -51,7 +51,9 @@ class _OneInput(nn.Module):
 
     def forward(self, input: Tensor) -> Any:
         """Return the function of the input and of what :meth:`of` was given."""
-        return self.function(input, *self.others)
+        output = self.function(input, *self.others)
+        # The gradients of one tensor: a scripted function puts out those that it computes with besides.
+        return output.clone() if isinstance(output, Tensor) and output.grad_fn is not None else output
 
 
 class Passed(_OneInput, nn.Softsign):

@@ -353,7 +353,11 @@ class SymbolicTracer(fx.Tracer):
         if (site, measure) in self._decisions:
             return self._decisions[site, measure]
         modules = {n: self.root.get_submodule(str(n.target)) for n in self.graph.nodes if n.op == "call_module"}
-        worlds = Facts(self.graph, modules, {}, self.root).of(node) if self.inline else UNKNOWN
+        facts = Facts(self.graph, modules, {}, self.root)
+        worlds = facts.of(node) if self.inline else UNKNOWN
+        # Sizes that are not known differ in all worlds, and may be equal all the same.
+        if measure is bool and worlds is not UNKNOWN and any(map(_varies, map(facts.of, node.all_input_nodes))):
+            return None
         kinds = (tuple, list) if measure is len else (bool, int)
         if worlds is UNKNOWN or site is None or not isinstance(worlds[0], kinds):
             return None
@@ -550,6 +554,10 @@ def _unpacked(frame: Any) -> int | None:
     """Return into how many names the statement that runs in a frame unpacks a value, or None if it does not."""
     code, place = frame.f_code.co_code, frame.f_lasti
     return code[place + 1] if code[place] == dis.opmap["UNPACK_SEQUENCE"] else None
+
+
+def _varies(worlds: Any) -> bool:
+    return worlds is UNKNOWN or any(world != worlds[0] for world in worlds)
 
 
 def copied(structure: Any) -> Any:
