@@ -4,6 +4,7 @@ import copy
 import inspect
 import threading
 import types
+from contextlib import ExitStack
 from typing import Any, Final
 
 import torch
@@ -98,8 +99,11 @@ def _run(root: nn.Module, tracer: SymbolicTracer, written: dict[str, set[str]]) 
     path, original = tracer.frames[0].owner, tracer.frames[0].original
     try:
         twin = _with_forward_in_class(root, path)
-        with preserved(root, twin) as kept:
-            _forget(root, original, written)
+        with ExitStack() as stack:
+            if written:  # taken out before it is noted what forward writes
+                stack.enter_context(preserved(root, twin))
+                _forget(root, original, written)
+            kept = stack.enter_context(preserved(root, twin))
             with (
                 patched(tracer, root),
                 torch.inference_mode(False),
