@@ -21,7 +21,7 @@ from benchmarks.alive import witness
 from benchmarks.randomize import randomize
 from benchmarks.row import Row
 from benchmarks.snapshot import Snapshot
-from canon_bridge.core.planning.chains import kind_of
+from canon_bridge.core.plan import kind_of
 
 TOLERANCE = 1e-10
 ROUNDS = 3

@@ -131,7 +131,7 @@ def audit_page(chart: Path | None) -> str:
         "",
         "`print(canon_bridge.audit(model, x, target, rules))`, made by `python -m benchmarks.parity`: torchvision's",
         "densenet121 in float64 with random BatchNorm statistics of both signs, two random images, class 3. Columns of",
-        "the tables are per cent of f(x). A BatchNorm is charged with what its shift has in its output; without",
+        "the tables are per cent of f(x). The shift of a BatchNorm counts as a bias; without",
         "canonization that relevance is handed on to the input, and counts as lost.",
         "",
         packages() + ".",

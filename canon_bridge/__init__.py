@@ -6,17 +6,35 @@ the framework of that name.
 
 from canon_bridge.auditing.audit import audit
 from canon_bridge.auditing.report import Audit
-from canon_bridge.core.canonization import Canonization
+from canon_bridge.core import (
+    Affine,
+    Canonization,
+    FunctionChangedError,
+    Kind,
+    Leftover,
+    LostChangeWarning,
+    Merge,
+    Plan,
+    PrecisionWarning,
+    Refusal,
+    TracingError,
+    Uncovered,
+    UncoveredOperationWarning,
+    register_activation,
+    register_layer,
+    register_norm,
+    register_operation,
+)
 from canon_bridge.core.canonize import canonize, canonized_copy, plan
-from canon_bridge.core.planning.plan import Leftover, Merge, Plan, Refusal
-from canon_bridge.core.tracing.errors import TracingError
-from canon_bridge.core.undo.alerts import LostChangeWarning, PrecisionWarning
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Affine",
     "Audit",
     "Canonization",
+    "FunctionChangedError",
+    "Kind",
     "Leftover",
     "LostChangeWarning",
     "Merge",
@@ -24,8 +42,14 @@ __all__ = [
     "PrecisionWarning",
     "Refusal",
     "TracingError",
+    "Uncovered",
+    "UncoveredOperationWarning",
     "audit",
     "canonize",
     "canonized_copy",
     "plan",
+    "register_activation",
+    "register_layer",
+    "register_norm",
+    "register_operation",
 ]

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision.ops import FrozenBatchNorm2d
 
 from canon_bridge import canonize
-from canon_bridge.core.planning.plan import Leftover, Merge, Plan, Refusal
+from canon_bridge.core.plan import Leftover, Merge, Plan, Refusal
 from tests.conftest import Snapshot
 from tests.random_modules import build, tensors_of
 from tests.random_steps import Network

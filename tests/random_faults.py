@@ -5,8 +5,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from canon_bridge.core.modules import activation, affine, linear, pooling, psi
-from canon_bridge.core.modules.affine import Affine
+from canon_bridge.core import activations, norms
+from canon_bridge.core.affine import Affine
+from canon_bridge.core.layers import linear
 from canon_bridge.core.undo.edits import Edits
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -14,22 +15,22 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 def no_eps(monkeypatch):
     def read(module):
-        right = affine.NORMS[nn.SyncBatchNorm].read(module)
+        right = norms.NORMS[nn.SyncBatchNorm].read(module)
         scale = right.scale * (module.running_var + module.eps).sqrt() / module.running_var.sqrt()
         return Affine(scale, right.shift)
 
     for kind in _NORMS:
-        monkeypatch.setitem(affine.NORMS, kind, replace(affine.NORMS[kind], read=read))
+        monkeypatch.setitem(norms.NORMS, kind, replace(norms.NORMS[kind], read=read))
 
 
 def eps_stays_in_the_norm(monkeypatch):
-    identity = affine.NORMS[nn.BatchNorm2d].identity
+    write = norms.NORMS[nn.BatchNorm2d].write
 
-    def without_eps(module):
-        return {slot: value for slot, value in identity(module).items() if slot[1] != "eps"}
+    def without_eps(module, affine):
+        return {name: value for name, value in write(module, affine).items() if name != "eps"}
 
     for kind in _NORMS:
-        monkeypatch.setitem(affine.NORMS, kind, replace(affine.NORMS[kind], identity=without_eps))
+        monkeypatch.setitem(norms.NORMS, kind, replace(norms.NORMS[kind], write=without_eps))
 
 
 def no_border(monkeypatch):
@@ -48,16 +49,20 @@ def no_offset_in_concatenations(monkeypatch):
 
 
 def only_maxima(monkeypatch):
-    monkeypatch.setattr(pooling, "_signed_pool", lambda module, x: type(module).forward(module, x))
+    monkeypatch.setattr(activations, "_signed_pool", lambda module, x: type(module).forward(module, x))
 
 
 def plain_relu(monkeypatch):
-    monkeypatch.setattr(activation, "_thresholded_relu", lambda module, x: x.relu())
+    monkeypatch.setattr(activations, "_thresholded_relu", lambda module, x: x.relu())
 
 
 def no_offset_in_activations(monkeypatch):
-    before = psi._before
-    monkeypatch.setattr(psi, "_before", lambda module, x: before(module, x) - psi._buffer(module, "shift", x))
+    before = activations._before
+
+    def without_shift(module, x):
+        return before(module, x) - activations._buffer(module, "shift", x)
+
+    monkeypatch.setattr(activations, "_before", without_shift)
 
 
 def not_restored(monkeypatch):

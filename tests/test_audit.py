@@ -9,7 +9,7 @@ from zennit.composites import EpsilonPlus, LayerMapComposite
 
 from benchmarks.with_zennit import epsilon_composite
 from canon_bridge import audit, canonize
-from canon_bridge.auditing.books import BIASES, CAUSES, CLIPPED, ELSEWHERE, GATES, STABILISERS
+from canon_bridge.auditing.causes import BIASES, CAUSES, CLIPPED, ELSEWHERE, GATES, STABILISERS
 from canon_bridge.captum import LRP, presets, rules
 from canon_bridge.zennit import ModelCanonizer
 from tests.conftest import Snapshot, randomize

@@ -170,20 +170,35 @@ def test_rule_set_by_hand_counts_and_stays():
         del model.features.conv0.rule, model.features.norm0.rule
 
 
-def test_module_with_parameters_and_no_rule():
-    class Scaled(nn.Module):
+def test_a_linear_layer_without_a_rule():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4 * 64, 5)).double().eval()
+    snapshot = Snapshot.of(model)
+    preset = presets.Preset([*presets.layer_map_base(), (nn.Linear, rules.Epsilon())])
+    with pytest.raises(TypeError, match=r"0 \(Conv2d\) is a linear layer.*no rule.*layer_map=\[\(Conv2d, rules"):
+        LRP(model, preset).attribute(images(1, 8), target=TARGET)
+    snapshot.check()
+
+
+def test_a_parameter_in_a_function_of_one_input():
+    class Power(nn.Module):
         def __init__(self):
             super().__init__()
-            self.scale = nn.Parameter(torch.ones(1))
+            self.exponent = nn.Parameter(torch.full((1,), 2.0))
 
         def forward(self, x):
-            return x**self.scale
+            return x**self.exponent
 
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), Scaled(), nn.Flatten(), nn.Linear(4 * 64, 5)).double().eval()
-    snapshot = Snapshot.of(model)
-    with pytest.raises(TypeError, match=r"1 \(Scaled\) has parameters.*no rule.*layer_map=\[\(Scaled, rules"):
-        LRP(model).attribute(images(1, 8), target=TARGET)
-    snapshot.check()
+    class Square(nn.Module):
+        def forward(self, x):
+            return x.square()
+
+    def model_of(layer):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), layer, nn.Flatten(), nn.Linear(4 * 64, 5)).double().eval()
+
+    x = images(1, 8)
+    expected = LRP(model_of(Square())).attribute(x, target=TARGET)
+    assert relative_error(LRP(model_of(Power())).attribute(x, target=TARGET), expected) < 1e-12
 
 
 def test_errors_at_construction():

@@ -1,6 +1,7 @@
 """Captum's other methods: what raises or is wrong on a model as it is, and right inside the block."""
 
 import copy
+from dataclasses import replace
 
 import captum.attr
 import pytest
@@ -10,6 +11,11 @@ from torch import nn
 
 import canon_bridge
 import canon_bridge.captum
+from canon_bridge import canonize
+from canon_bridge.captum import preprocess
+from canon_bridge.core.activations import compares_with_baselines
+from canon_bridge.core.canonize import Canonization
+from canon_bridge.core.options import Options
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.models import TARGET, images, network, small_densenet
 
@@ -81,9 +87,35 @@ def test_deep_lift_of_whole_networks(canonize, name):
 
 def test_deep_lift_is_incomplete_where_a_clipped_unit_counts_as_constant(monkeypatch):
     model, x = small_densenet(), images()
-    monkeypatch.setattr("canon_bridge.core.modules.absorbed.REFERENCE_METHODS", frozenset())
-    with canon_bridge.captum.canonize(model, prefer="right"):
-        assert completeness(model, x.clone(), torch.zeros_like(x)) > 1e-3
+    monkeypatch.setattr("canon_bridge.core.activations._takes_baselines", lambda kind: False)
+    backend = replace(preprocess.PREPROCESSING, compares_with_reference=lambda module: False)
+    for block in (canonize(model, prefer="right"), Canonization(model, Options(prefer="right"), backend)):
+        with block:
+            assert completeness(model, x.clone(), torch.zeros_like(x)) > 1e-3
+
+
+def test_only_methods_that_compare_with_a_reference_count_as_such():
+    class Compares:
+        def attribute(self, inputs, baselines=None):
+            pass
+
+        def hook(self, *_):
+            pass
+
+    class Explains(Compares):
+        def attribute(self, inputs, target=None):
+            pass
+
+    for owner, wanted in ((Compares(), True), (Explains(), False)):
+        module = nn.ReLU()
+        module.register_forward_hook(owner.hook)
+        assert compares_with_baselines(module) is wanted
+        assert not preprocess.compares_with_reference(module)
+    assert not compares_with_baselines(nn.ReLU())
+    for method, wanted in ((captum.attr.DeepLift, True), (captum.attr.DeepLiftShap, True), (captum.attr.LRP, False)):
+        module = nn.ReLU()
+        module.register_forward_hook(method(module).attribute)
+        assert compares_with_baselines(module) is preprocess.compares_with_reference(module) is wanted
 
 
 def hooked_gradient(model, x):

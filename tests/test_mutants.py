@@ -20,11 +20,11 @@ from benchmarks.mutation.run import (
 )
 
 BY_NAME = {mutant.name: mutant for mutant in EVERY}
-POOLS = BY_NAME["core/modules/pooling.py: max and min exchanged"]
+POOLS = BY_NAME["core/activations.py: max and min exchanged"]
 FEW = (
     POOLS,
-    BY_NAME["core/modules/affine.py: eps forgotten"],
-    BY_NAME["core/modules/border.py: the last tap forgotten"],
+    BY_NAME["core/norms.py: eps forgotten"],
+    BY_NAME["core/layers/border.py: the last tap forgotten"],
 )
 
 
@@ -52,7 +52,7 @@ def test_some_mutants_are_killed(mutant: Mutant) -> None:
 
 
 def test_nothing_is_killed_where_nothing_is_wrong() -> None:
-    maps = replace(BY_NAME["core/modules/affine.py: the inner shift not scaled"], tests=("core/test_affine_maps.py",))
+    maps = replace(BY_NAME["core/affine.py: the inner shift not scaled"], tests=("core/test_affine.py",))
     check_the_unchanged([maps])
     assert meet(maps).killed_by
     harmless = "(self.scale * before.shift + self.shift))"
@@ -61,7 +61,7 @@ def test_nothing_is_killed_where_nothing_is_wrong() -> None:
 
 def test_tests_of_another_copy_are_no_verdict() -> None:
     with copy_of_the_repository() as folder, pytest.raises(NoVerdictError, match="the tests did not import"):
-        failing_test(folder, "core/nowhere.py", ("core/test_affine_maps.py",), timeout=300)
+        failing_test(folder, "core/nowhere.py", ("core/test_affine.py",), timeout=300)
 
 
 def test_tests_that_do_not_end_are_no_verdict() -> None:
@@ -70,7 +70,7 @@ def test_tests_that_do_not_end_are_no_verdict() -> None:
 
 
 def test_the_table_names_what_survived() -> None:
-    outcomes = [Outcome(POOLS, "core/test_pooling.py::test_it[a|b]", 1.0), Outcome(FEW[1], "", 1.0)]
+    outcomes = [Outcome(POOLS, "core/test_activations_pools.py::test_it[a|b]", 1.0), Outcome(FEW[1], "", 1.0)]
     assert table(outcomes).splitlines()[-1] == "1 of 2 mutants killed."
     assert "SURVIVED" in table(outcomes).splitlines()[2]
     assert table(outcomes, markdown=True).splitlines()[2].endswith(r"test_it[a\|b] |")

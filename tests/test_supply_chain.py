@@ -20,7 +20,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # Where a rule below does not hold, and why that is no danger.
 WHOLE_OBJECTS = {"tests/core/test_canonized_copy.py": "loads from memory what the same test has saved"}
 CODE_FROM_TEXT = {
-    "canon_bridge/core/tracing/rewrite.py": "compiles the forward that torch.fx has written from our graph",
+    "canon_bridge/core/rewrite.py": "compiles the forward that torch.fx has written from our graph",
     "tests/test_readme.py": "runs the examples of our own README",
 }
 
@@ -190,7 +190,17 @@ def test_tools_are_pinned() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     tools = [tool for tool in (*extras["test"], *extras["dev"]) if not tool.startswith("canon-bridge")]
     assert {re.split(r"[=\[]", tool)[0] for tool in tools} == {
-        *("pytest", "pytest-xdist", "pytest-cov", "hypothesis", "coverage", "ruff", "pyright", "pip-audit"),
+        *(
+            "pytest",
+            "pytest-xdist",
+            "pytest-cov",
+            "hypothesis",
+            "coverage",
+            "ruff",
+            "pyright",
+            "pip-audit",
+            "import-linter",
+        ),
     }
     assert all(re.fullmatch(r"[\w.-]+(\[\w+\])?==[\d.]+", tool) for tool in tools)
 

@@ -11,8 +11,8 @@ from zennit.core import Composite
 
 from benchmarks.with_zennit import attribute
 from canon_bridge import audit
-from canon_bridge.auditing.books import ELSEWHERE, GATES
-from canon_bridge.core.modules.affine import is_norm
+from canon_bridge.auditing.causes import ELSEWHERE, GATES
+from canon_bridge.core.norms import is_norm
 from canon_bridge.zennit import ModelCanonizer
 from tests.conftest import Snapshot, randomize
 from tests.models import TARGET, images
@@ -67,7 +67,7 @@ def test_nothing_is_lost_at_sums_and_gates(name, composite, prefer):
     assert report.defect_of_flow < 1e-13
     assert report.worst() == []
     kinds = {entry.kind for entry in report.entries}
-    assert ("Product" in kinds) == (name != "resnet18")
+    assert ("SignalTimesGate" in kinds) == (name != "resnet18")
     assert "StackedSum" in kinds
 
 
@@ -96,7 +96,7 @@ def test_each_branch_of_a_sum_gets_its_share_and_the_signal_all_of_a_product():
     composite: Composite = EpsilonPlus(canonizers=[ModelCanonizer()])
     flows = {entry.path: entry for entry in audit(model, x, TARGET, composite).entries}
     (sum_,) = (entry for entry in flows.values() if entry.kind == "StackedSum")
-    (product,) = (entry for entry in flows.values() if entry.kind == "Product")
+    (product,) = (entry for entry in flows.values() if entry.kind == "SignalTimesGate")
     assert sum_.arrived == pytest.approx(sum_.handed_down, rel=1e-4)
     assert product.arrived == pytest.approx(product.handed_down, rel=1e-9)
     assert flows["up"].arrived == 0  # the gate gets nothing

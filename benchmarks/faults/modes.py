@@ -194,7 +194,7 @@ def _move(canonization: Canonization, inject: str, counter: Counter, leaving: bo
 def _is_gap(where: str) -> bool:
     place, _, function = where.partition(" in ")
     first = {name.__name__: _first_line(name) for name in GAPS}
-    return place == f"canonization.py:{first.get(function)}"
+    return place == f"canonize.py:{first.get(function)}"
 
 
 def _first_line(function: Callable[..., object]) -> int:

@@ -3,8 +3,8 @@
 from benchmarks.mutation.mutant import mutants
 
 RELU = mutants(
-    "core/modules/activation.py",
-    "core/test_activation.py core/test_activation_relevance.py core/test_canonize_activations.py",
+    "core/activations.py",
+    "core/test_activations_relu.py core/test_activations_relu_relevance.py core/test_canonize_activations.py",
     ("the threshold with the wrong sign", "quotient = -shift /", "quotient = shift /"),
     (
         "the threshold not divided",
@@ -37,9 +37,13 @@ RELU = mutants(
     ("every shift clipped", "torch.where(zero, shift.relu(), shift)", "shift.relu()"),
     ("a tiny scale taken twice", "Affine(torch.where(normal, scale, ones),", "Affine(scale,"),
     ("a tiny scale forgotten", "if bool(tiny.any()):", "if False:"),
-    ("a tiny scale divided by", "input if factor is None else input * per", "input if factor is None else input / per"),
-    ("relevance stops though it should pass", "if clip_relevance and is_first:", "if is_first:"),
-    ("relevance passes though it should stop", "if clip_relevance and is_first:", "if False:"),
+    (
+        "a tiny scale divided by",
+        "input if factor is None else input * _per",
+        "input if factor is None else input / _per",
+    ),
+    ("relevance stops though it should pass", "compares) if clip_relevance", "compares) if True"),
+    ("relevance passes though it should stop", "compares) if clip_relevance", "compares) if False"),
     (
         "a unit at its threshold counts as open",
         "(value <= lower) | (value >= upper)",
@@ -75,8 +79,9 @@ RELU = mutants(
 )
 
 ABSORBED = mutants(
-    "core/modules/absorbed.py",
-    "core/test_activation.py core/test_psi.py core/test_activation_relevance.py core/test_psi_modules.py "
+    "core/activations.py",
+    "core/test_activations_relu.py core/test_activations_general.py core/test_activations_relu_relevance.py "
+    "core/test_activations_general_modules.py "
     "core/test_canonize_activations.py",
     ("every scale but zero divided by", "normal = large & (quotient.abs() <= LARGEST_THRESHOLD)", "normal = ~zero"),
     ("thresholds of any size", "normal = large & (quotient.abs() <= LARGEST_THRESHOLD)", "normal = large"),
@@ -86,28 +91,29 @@ ABSORBED = mutants(
         "large = affine.scale >= SMALLEST_SCALE",
     ),
     ("scale zero counts as tiny", "return zero, normal, ~(zero | normal)", "return zero, normal, ~normal"),
-    ("a map absorbed later composed as if behind", "earlier.whole.after(affine)", "affine.after(earlier.whole)"),
+    ("a map absorbed later composed as if after", "earlier.whole.after(affine)", "affine.after(earlier.whole)"),
     ("a map absorbed later instead of both", "affine if earlier is None else earlier.whole.after(affine)", "affine"),
-    ("the scale left earlier forgotten", "behind.scale / former.scale,", "behind.scale,"),
-    ("the shift left earlier forgotten", "(behind.shift - former.shift) / former.scale", "behind.shift / former.scale"),
+    ("the scale left earlier forgotten", "left.scale / former.scale,", "left.scale,"),
+    ("the shift left earlier forgotten", "(left.shift - former.shift) / former.scale", "left.shift / former.scale"),
     (
         "the shift not divided by the scale left earlier",
-        "(behind.shift - former.shift) / former.scale",
-        "behind.shift - former.shift",
+        "(left.shift - former.shift) / former.scale",
+        "left.shift - former.shift",
     ),
-    ("the third map meets the second alone", "_SLOT, _Absorbed(whole, behind))", "_SLOT, _Absorbed(affine, behind))"),
+    ("the third map meets the second alone", "_SLOT, _Absorbed(whole, left))", "_SLOT, _Absorbed(affine, left))"),
     ("repeated channels interleaved", "values.repeat_interleave(input", "values.repeat(input"),
 )
 
 REFERENCE = mutants(
-    "core/modules/absorbed.py",
+    "core/activations.py",
     "test_captum_methods.py",
-    ("a reference method sees clipped units as constants", "return any(f", "return False and any(f"),
+    ("a reference method sees clipped units as constants", "return any(_takes", "return False and any(_takes"),
 )
 
-PSI = mutants(
-    "core/modules/psi.py",
-    "core/test_psi.py core/test_psi_modules.py core/test_psi_relevance.py core/test_canonize_activations.py "
+GENERAL = mutants(
+    "core/activations.py",
+    "core/test_activations_general.py core/test_activations_general_modules.py "
+    "core/test_activations_general_relevance.py core/test_canonize_activations.py "
     "core/test_activations_of_packages.py",
     (
         "quotients of any size",
@@ -115,20 +121,20 @@ PSI = mutants(
         "constant == constant",
     ),
     (
-        "a tiny scale taken twice",
+        "smooth: a tiny scale taken twice",
         "Affine(torch.where(normal, whole.scale, one),",
         "Affine(torch.where(zero, one, whole.scale),",
     ),
     ("scale zero: the constant not activated", "torch.where(zero, constant, whole.shift)", "whole.shift"),
     ("every shift activated", "torch.where(zero, constant, whole.shift)", "constant"),
-    ("the offset forgotten", 'psi = (value - _buffer(module, "offset", wide)) /', "psi = value /"),
+    ("the offset forgotten", 'general = (value - _buffer(module, "offset", wide)) /', "general = (value) /"),
     (
         "the offset with the wrong sign",
-        'psi = (value - _buffer(module, "offset", wide)) /',
-        'psi = (value + _buffer(module, "offset", wide)) /',
+        'general = (value - _buffer(module, "offset", wide)) /',
+        'general = (value + _buffer(module, "offset", wide)) /',
     ),
     ("multiplied instead of divided", '"offset", wide)) / _buffer(', '"offset", wide)) * _buffer('),
-    ("computed in half precision", "wide = input.to(working_dtype(input.dtype))\n    value", "wide = input\n    value"),
+    ("computed in half precision", "_as_own_gradient(input).to(working_dtype(input.dtype))", "_as_own_gradient(input)"),
     ("scale zero: the rounding of the constant", "if bool(zero.any()):", "if False:"),
     ("the shift before it with the wrong sign", '"scale", input) + _buffer(', '"scale", input) - _buffer('),
     ("the share upside down", "slope = activated / before", "slope = before / activated"),
@@ -140,20 +146,22 @@ PSI = mutants(
         "slope.nan_to_num(0, 1, 0).clamp(0, 1)",
         "slope.nan_to_num(0, 1, 0).clamp(-1, 0)",
     ),
-    ("linear by pieces: nothing passes where psi is zero", "slope.nan_to_num(0, 0, 0))", "torch.zeros_like(slope))"),
+    ("linear by pieces: nothing passes where g is zero", "slope.nan_to_num(0, 0, 0))", "torch.zeros_like(slope))"),
     ("linear by pieces: infinite shares", "torch.where(share.isfinite(), share,", "torch.where(~share.isnan(), share,"),
     ("no number where nothing passes", "torch.where(share == 0, 0, gradient * share)", "gradient * share"),
     ("all relevance passes", "torch.where(share == 0, 0, gradient * share)", "torch.where(share == 0, 0, gradient)"),
-    ("relevance stops though it should pass", "if clip_relevance and is_first:", "if is_first:"),
-    ("relevance passes though it should stop", "if clip_relevance and is_first:", "if False:"),
-    ("relevance stops twice", "if clip_relevance and is_first:", "if clip_relevance:"),
+    ("smooth: relevance stops though it should pass", "by_pieces) if clip_relevance", "by_pieces) if True"),
+    ("smooth: relevance passes though it should stop", "by_pieces) if clip_relevance", "by_pieces) if False"),
+    ("what only looks on is taken for a rule", "setattr(marked, _OWN, ctx.own)", "pass"),
+    ("a rule is taken for what only looks on", "is ctx.call:", "is not ctx:"),
+    ("relevance stops twice", "if stop and earlier is None:", "if stop:"),
 )
 
 POOLING = mutants(
-    "core/modules/pooling.py",
-    "core/test_pooling.py core/test_activations_of_packages.py core/test_canonize_activations.py",
+    "core/activations.py",
+    "core/test_activations_pools.py core/test_activations_of_packages.py core/test_canonize_activations.py",
     ("max and min exchanged", "affine.scale < 0, -1.0, 1.0", "affine.scale > 0, -1.0, 1.0"),
-    ("max for every sign", "affine.scale < 0, -1.0, 1.0", "affine.scale < 0, 1.0, 1.0"),
+    ("a pool: max for every sign", "affine.scale < 0, -1.0, 1.0", "affine.scale < 0, 1.0, 1.0"),
     ("two maps: the sign of the later", "sign if former is None else sign * former", "sign"),
     (
         "two maps: the sign of the earlier",
@@ -165,9 +173,10 @@ POOLING = mutants(
 )
 
 ABSORB = mutants(
-    "core/modules/absorb.py",
-    "core/test_psi.py core/test_psi_modules.py core/test_psi_relevance.py core/test_pooling.py "
-    "core/test_activation_relevance.py test_audit.py",
+    "core/activations.py",
+    "core/test_activations_general.py core/test_activations_general_modules.py "
+    "core/test_activations_general_relevance.py core/test_activations_pools.py "
+    "core/test_activations_relu_relevance.py test_audit.py",
     ("what passes instead of what stops", "return relevance - handed_down", "return handed_down"),
     ("leaky ReLUs as any other", "is_linear_by_pieces=True)", "is_linear_by_pieces=False)"),
     ("pools with indices", 'getattr(module, "return_indices", False)', "False"),

@@ -3,12 +3,13 @@
 from benchmarks.mutation.mutant import mutants
 
 _LINEAR_TESTS = (
-    "core/test_linear.py core/test_linear_state.py core/test_linear_kinds.py core/test_linear_padded.py "
-    "core/test_linear_geometry.py core/test_linear_named.py core/test_canonize.py"
+    "core/test_layers_linear.py core/test_layers_linear_state.py core/test_layers_linear_kinds.py "
+    "core/test_layers_linear_padded.py core/test_layers_linear_geometry.py "
+    "core/test_layers_linear_named.py core/test_canonize.py"
 )
 
 LINEAR = mutants(
-    "core/modules/linear.py",
+    "core/layers/linear.py",
     _LINEAR_TESTS,
     (
         "left: the axes of a transposed layer as of any other",
@@ -100,8 +101,8 @@ LINEAR = mutants(
     ("new parameters ask for no gradient", "(old if former is None else former).requires_grad", "False"),
 )
 
-LINEAR_TYPES = mutants(
-    "core/modules/linear_types.py",
+FORWARD = mutants(
+    "core/layers/linear.py",
     _LINEAR_TESTS,
     ("standardized by the unbiased variance", "correction=0", "correction=1"),
     ("standardized without the mean", "(filters - mean) *", "filters *"),
@@ -119,8 +120,8 @@ LINEAR_TYPES = mutants(
         "elif isinstance(padding, str):",
     ),
     ("the padding of the first axis on all", "int(padding[axis])", "int(padding[0])"),
-    ("own padding exchanged", "low, high = low + before, high + behind", "low, high = low + behind, high + before"),
-    ("own padding ignored", "low, high = low + before, high + behind", "low, high = low, high"),
+    ("own padding exchanged", "low, high = low + first, high + last", "low, high = low + last, high + first"),
+    ("own padding ignored", "low, high = low + first, high + last", "low, high = low, high"),
     ("own padding on the other axis", "return (top, bottom), (left, right)", "return (left, right), (top, bottom)"),
     ("output_padding ignored", "max(stride, dilation) - 1 if entry.transposed else 0", "0"),
     (
@@ -130,8 +131,8 @@ LINEAR_TYPES = mutants(
     ),
     (
         "a padding mode that the layer does not look at",
-        'module.padding_mode == "zeros" or not entry.looks_at_padding_mode()',
-        'module.padding_mode == "zeros"',
+        ' == "zeros" or not entry.looks_at_padding_mode()',
+        ' == "zeros"',
     ),
     ("a gathered bias widens an autocast output", "list(sizes)).to(output.dtype)", "list(sizes))"),
     (
@@ -141,7 +142,7 @@ LINEAR_TYPES = mutants(
     ),
     (
         "output_size ignored",
-        "padding, output_padding, module.groups, dilation)",
+        "padding, added, module.groups, dilation)",
         "padding, 0, module.groups, dilation)",
     ),
     (
@@ -153,33 +154,33 @@ LINEAR_TYPES = mutants(
 )
 
 WEIGHTS = mutants(
-    "core/modules/weights.py",
-    "core/test_weights.py core/test_weights_cases.py core/test_weights_named.py",
+    "core/layers/weights.py",
+    "core/test_layers_weights.py core/test_layers_weights_cases.py core/test_layers_weights_named.py",
     ("a weight that a hook left behind", "                hook(stand_in, ())\n", "                pass\n"),
     ("a power iteration more", "            if part.training:\n", "            if False:\n"),
     ("a bias computed by hooks forgotten", 'TENSORS: Final = ("weight", "bias")', 'TENSORS: Final = ("weight",)'),
 )
 
 FUNCTIONAL = mutants(
-    "core/modules/functional.py",
-    "core/test_lifts_nodes.py core/test_functional_layers.py core/test_functional_norms.py core/test_explicit_sizes.py "
-    "core/test_calls_of_all_kinds.py core/test_lifts.py",
-    ("a weighted sum as a sum", "if alpha != 1:", "if False:"),
+    "core/explicit.py",
+    "core/test_explicit.py core/test_functional_layers.py core/test_functional_norms.py core/test_explicit_sizes.py "
+    "core/test_calls_of_all_kinds.py core/test_seldom.py",
     (
         "the dilation of a pool ignored",
         "stride, padding, dilation, ceil_mode=ceil_mode)",
         "stride, padding, ceil_mode=ceil_mode)",
     ),
     ("ceil_mode of a pool ignored", "padding, dilation, ceil_mode=ceil_mode)", "padding, dilation)"),
-    ("keepdim of a mean ignored", "return Mean(dim, keepdim)", "return Mean(dim)"),
     ("any lower clamp as a ReLU", "if min == 0 and max is None:", "if max is None:"),
     ("the alpha of an ELU ignored", "return nn.ELU(alpha)", "return nn.ELU()"),
-    ("a scaled ELU as an ELU", "if (scale, input_scale) != (1, 1):", "if False:"),
+    ("a scaled ELU as an ELU", "if (float(scale), input_scale) != (1.0, 1.0):", "if False:"),
     (
         "weight and bias of a BatchNorm exchanged",
         "BatchNorm(running_mean, running_var, weight, bias, eps)",
         "BatchNorm(running_mean, running_var, bias, weight, eps)",
     ),
     ("the eps of a BatchNorm ignored", "running_var, weight, bias, eps)", "running_var, weight, bias, 1e-5)"),
-    ("align_corners ignored", "scale_factor, mode, align_corners, recompute", "scale_factor, mode, None, recompute"),
+    ("a difference the other way round", "return left - right", "return right - left"),
+    ("a gate that is no sigmoid", "self.multiply(signal, self.gate(gate))", "self.multiply(signal, gate)"),
+    ("arguments by keyword lost", "**fill(self.kwargs, values)", ""),
 )

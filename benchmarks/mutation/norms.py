@@ -3,34 +3,9 @@
 from benchmarks.mutation.mutant import mutants
 
 AFFINE = mutants(
-    "core/modules/affine.py",
-    "core/test_affine.py core/test_affine_maps.py core/test_canonize.py core/test_rightward_branches.py",
-    ("eps forgotten", "(variance.to(dtype) + float(module.eps)).rsqrt()", "variance.to(dtype).rsqrt()"),
-    (
-        "eps added to the standard deviation",
-        "(variance.to(dtype) + float(module.eps)).rsqrt()",
-        "(variance.to(dtype).sqrt() + float(module.eps)).reciprocal()",
-    ),
-    (
-        "the root forgotten",
-        "(variance.to(dtype) + float(module.eps)).rsqrt()",
-        "(variance.to(dtype) + float(module.eps)).reciprocal()",
-    ),
-    ("the weight ignored", "scale = weight.to(dtype) * scale", "scale = scale.clone()"),
-    ("the sign of the weight ignored", "scale = weight.to(dtype) * scale", "scale = weight.to(dtype).abs() * scale"),
-    ("the mean forgotten", "shift = -scale * mean.to(dtype)", "shift = torch.zeros_like(scale)"),
-    ("the mean with the wrong sign", "shift = -scale * mean.to(dtype)", "shift = scale * mean.to(dtype)"),
-    ("the mean not scaled", "shift = -scale * mean.to(dtype)", "shift = -mean.to(dtype)"),
-    ("the bias ignored", "shift = bias.to(dtype) + shift", "shift = shift.clone()"),
-    ("the bias instead of the shift", "shift = bias.to(dtype) + shift", "shift = bias.to(dtype)"),
-    ("the bias scaled", "shift = bias.to(dtype) + shift", "shift = bias.to(dtype) * scale + shift"),
-    ("the bias with the wrong sign", "shift = bias.to(dtype) + shift", "shift = shift - bias.to(dtype)"),
+    "core/affine.py",
+    "core/test_affine.py core/test_norms.py core/test_rightward_branches.py",
     ("merged in half precision", "return torch.promote_types(dtype, torch.float32)", "return dtype"),
-    ("the identity keeps its eps", '{("__dict__", "eps"): 0.0}', "{}"),
-    ("the identity keeps its mean", '(("running_mean", 0.0), ("running_var", 1.0), ', '(("running_var", 1.0), '),
-    ("the identity keeps its variance", '("running_var", 1.0), ("weight", 1.0)', '("weight", 1.0)'),
-    ("the identity keeps its weight", '("weight", 1.0), ("bias", 0.0)):', '("bias", 0.0)):'),
-    ("the identity keeps its bias", '("weight", 1.0), ("bias", 0.0)):', '("weight", 1.0)):'),
     (
         "repeated channels interleaved",
         "Affine(self.scale.repeat_interleave(times), self.shift.repeat_interleave(times))",
@@ -51,31 +26,57 @@ AFFINE = mutants(
         "self.shift[chosen].to(zero.dtype)",
     ),
     ("channels in order of their numbers", "index.clamp(min=0), index < 0", "index.sort()[0].clamp(min=0), index < 0"),
-    ("normalized with the wrong sign", ").view(shape) + affine.shift", ").view(shape) - affine.shift"),
-    (
-        "a shift taken for the identity",
-        "bool((affine.scale == 1).all()) and bool((affine.shift == 0).all())",
-        "bool((affine.scale == 1).all())",
-    ),
-    (
-        "a scale taken for the identity",
-        "bool((affine.scale == 1).all()) and bool((affine.shift == 0).all())",
-        "bool((affine.shift == 0).all())",
-    ),
 )
 
-MERGE = mutants(
-    "core/merge.py",
-    "core/test_merge.py core/test_rightward.py core/test_rightward_branches.py core/test_reuse.py "
-    "core/test_norms_of_packages.py core/test_canonize.py",
+NORMS = mutants(
+    "core/norms.py",
+    "core/test_norms.py core/test_merge.py core/test_norms_of_packages.py core/test_canonize.py "
+    "core/test_rightward_branches.py core/test_reuse.py",
+    ("eps forgotten", "(variance.to(dtype) + float(module.eps)).rsqrt()", "variance.to(dtype).rsqrt()"),
     (
-        "every layer gets all channels in order",
-        "affine.select(step.channels)",
-        "affine.select(range(len(step.channels)))",
+        "eps added to the standard deviation",
+        "(variance.to(dtype) + float(module.eps)).rsqrt()",
+        "(variance.to(dtype).sqrt() + float(module.eps)).reciprocal()",
     ),
-    ("the map behind an activation lost", "affine = affine.joined(absorb(", "affine = affine.joined(affine); (absorb("),
     (
-        "two norms composed as if behind",
+        "the root forgotten",
+        "(variance.to(dtype) + float(module.eps)).rsqrt()",
+        "(variance.to(dtype) + float(module.eps)).reciprocal()",
+    ),
+    ("the weight ignored", "scale = weight.to(dtype) * scale", "scale = scale.clone()"),
+    ("the sign of the weight ignored", "scale = weight.to(dtype) * scale", "scale = weight.to(dtype).abs() * scale"),
+    ("the mean forgotten", "shift = -scale * mean.to(dtype)", "shift = torch.zeros_like(scale)"),
+    ("the mean with the wrong sign", "shift = -scale * mean.to(dtype)", "shift = scale * mean.to(dtype)"),
+    ("the mean not scaled", "shift = -scale * mean.to(dtype)", "shift = -mean.to(dtype)"),
+    ("the bias ignored", "shift = bias.to(dtype) + shift", "shift = shift.clone()"),
+    ("the bias instead of the shift", "shift = bias.to(dtype) + shift", "shift = bias.to(dtype)"),
+    ("the bias scaled", "shift = bias.to(dtype) + shift", "shift = bias.to(dtype) * scale + shift"),
+    ("the bias with the wrong sign", "shift = bias.to(dtype) + shift", "shift = shift - bias.to(dtype)"),
+    ("the identity keeps its eps", '        "eps": 0.0,\n', ""),
+    ("the identity keeps its mean", '        "running_mean": torch.zeros_like(mean),\n', ""),
+    ("the identity keeps its variance", '        "running_var": torch.ones_like(variance),\n', ""),
+    (
+        "the identity keeps its weight",
+        '(("weight", affine.scale, 1), ("bias", affine.shift, 0))',
+        '(("bias", affine.shift, 0),)',
+    ),
+    (
+        "the identity keeps its bias",
+        '(("weight", affine.scale, 1), ("bias", affine.shift, 0))',
+        '(("weight", affine.scale, 1),)',
+    ),
+    (
+        "a map written without its scale",
+        "write(edits, norm, own.after(affine)",
+        "write(edits, norm, own.after(Affine.identity(own.scale))",
+    ),
+    ("a map that is not written", "bool((value == neutral).all())", "True"),
+    ("normalized with the wrong sign", ").view(shape) + affine.shift", ").view(shape) - affine.shift"),
+    ("a shift taken for the identity", "or not bool((affine.shift == 0).all())", "or False"),
+    ("a scale taken for the identity", "not bool((affine.scale == 1).all()) or", "False or"),
+    ("an eps that rounding hides taken for the identity", "return bool(present == wanted)", "return True"),
+    (
+        "two norms composed as if after",
         "own.after(affine) if comes_before else affine.after(own)",
         "affine.after(own)",
     ),
@@ -84,10 +85,20 @@ MERGE = mutants(
         "own.after(affine) if comes_before else affine.after(own)",
         "own.after(affine)",
     ),
-    ("two norms composed without the other shift", '("bias", whole.shift)', '("bias", own.shift)'),
-    ("two norms composed without the other scale", '("weight", whole.scale)', '("weight", own.scale)'),
+    ("the norm lives on", "write(edits, norm, Affine.identity(affine.scale))", "pass"),
+    ("a leftover without sign", "weight.view(-1, 1, 1, 1)", "weight.abs().view(-1, 1, 1, 1)"),
+)
+
+MERGE = mutants(
+    "core/apply.py",
+    "core/test_merge.py core/test_rightward.py core/test_rightward_branches.py core/test_reuse.py "
+    "core/test_norms_of_packages.py core/test_canonize.py",
+    (
+        "every layer gets all channels in order",
+        "affine.select(step.channels)",
+        "affine.select(range(len(step.channels)))",
+    ),
+    ("the map behind an activation lost", "affine = affine.joined(absorb(", "affine = affine.joined(affine); (absorb("),
     ("folded on the other side", 'elif chain.direction == "right":', 'elif chain.direction == "left":'),
-    ("the norm lives on", "in entry.identity(norm).items()", "in dict[tuple[str, str], object]().items()"),
-    ("a leftover without sign", "weight = affine.scale.to(old.dtype)", "weight = affine.scale.abs().to(old.dtype)"),
     ("a leftover without shift", "weight, bias, groups=weight.shape[0])", "weight, None, groups=weight.shape[0])"),
 )

@@ -1,4 +1,4 @@
-"""The audit of one attribution: attach the rules, run forward and backward once, keep the books."""
+"""The audit of one attribution: attach the rules, run forward and backward once, add up."""
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -9,18 +9,18 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.auditing.books import CAUSES, Bookkeeper, cause_of, shares
+from canon_bridge.auditing.causes import CAUSES, RuleSet, cause_of, shares
 from canon_bridge.auditing.flows import Visit, recorded, total
 from canon_bridge.auditing.report import Audit, Entry
 from canon_bridge.auditing.target import Target, select
-from canon_bridge.core.canonization import check_module
+from canon_bridge.core import check_module
 
 ADAPTERS: Final = {
-    "zennit.core.Composite": "canon_bridge.zennit.auditing",
-    "canon_bridge.captum.maps.Preset": "canon_bridge.captum.auditing",
-    "canon_bridge.captum.canonical.OnCanonicalModel": "canon_bridge.captum.auditing",
+    "zennit.core.Composite": ("canon_bridge.zennit.auditing", "CompositeRules"),
+    "canon_bridge.captum.maps.Preset": ("canon_bridge.captum.auditing", "PresetRules"),
+    "canon_bridge.captum.canonical.OnCanonicalModel": ("canon_bridge.captum.auditing", "PresetRules"),
 }
-"""Type of the rules to the module whose ``Keeper`` knows them."""
+"""From the type of the rules to the class that knows them, by its module and name."""
 
 
 def audit(
@@ -36,9 +36,9 @@ def audit(
               + \text{lost at gates and elsewhere}
 
     for each module and in total. What biases and stabilisers absorb is computed from the module, its rule and the
-    relevance at its output, not from what the rule handed down; a BatchNorm is charged with what its shift has in
-    its output. What does not add up, at a module or in the operations that its own forward writes, is *lost*: it is
-    rounding where the rules fit the model.
+    relevance at its output, not from what the rule handed down; what the shift of a BatchNorm has in its output counts
+    as absorbed by a bias. What does not add up, at a module or in the operations that its own forward writes, is
+    *lost*: it is rounding where the rules fit the model.
 
     Parameters
     ----------
@@ -81,33 +81,34 @@ def audit(
     >>> print(audit(model, x, target=3, rules=EpsilonPlus(canonizers=[ModelCanonizer()])))
     """
     check_module(model)
-    keeper = _keeper(model, rules)
+    rule_set = _rule_set(model, rules)
     many = inputs if isinstance(inputs, tuple) else (inputs,)
     leaves = tuple(value.detach().requires_grad_(value.is_floating_point()) for value in many)
     extra = () if additional_forward_args is None else additional_forward_args
     extra = extra if isinstance(extra, tuple) else (extra,)
-    with keeper.attached(), _frozen(model), torch.inference_mode(False), torch.enable_grad():
-        names = {path: keeper.rule_of(module) for path, module in model.named_modules()}
-        with recorded(model, partial(shares, keeper)) as root:
+    with rule_set.attached(), _frozen(model), torch.inference_mode(False), torch.enable_grad():
+        names = {path: rule_set.rule_of(module) for path, module in model.named_modules()}
+        with recorded(model, partial(shares, rule_set)) as root:
             score = select(model(*leaves, *extra), target)
             explained = [leaf for leaf in leaves if leaf.requires_grad]
             gradients: Any = torch.autograd.grad(score, explained, score.detach(), allow_unused=True)
     return Audit(
         model=type(model).__name__,
-        rules=keeper.name,
+        rules=rule_set.name,
         score=total(score),
         scale=total(score.abs()),
         relevance=sum(total(gradient) for gradient in gradients if gradient is not None),
-        entries=tuple(_entries(keeper, root, names)),
+        entries=tuple(_entries(rule_set, root, names)),
         eps=torch.finfo(score.dtype).eps,
     )
 
 
-def _keeper(model: nn.Module, rules: Any) -> Bookkeeper:
+def _rule_set(model: nn.Module, rules: Any) -> RuleSet:
     for base in type(rules).__mro__:
         adapter = ADAPTERS.get(f"{base.__module__}.{base.__qualname__}")
         if adapter is not None:
-            return import_module(adapter).Keeper(model, rules)
+            module, name = adapter
+            return getattr(import_module(module), name)(model, rules)
     raise TypeError(
         f"rules is a {type(rules).__name__}; it must be a zennit composite, a preset of canon_bridge.captum, or a "
         "canon_bridge.captum.LRP."
@@ -133,7 +134,7 @@ def _frozen(model: nn.Module) -> Generator[None]:
             parameters.update(former)
 
 
-def _entries(keeper: Bookkeeper, root: Visit, names: dict[str, str]) -> Iterator[Entry]:
+def _entries(rule_set: RuleSet, root: Visit, names: dict[str, str]) -> Iterator[Entry]:
     """Yield the entry of each module that was called, in the order of the first call."""
     calls: dict[str, list[Visit]] = {}
     for visit in _walk(root):
@@ -143,7 +144,7 @@ def _entries(keeper: Bookkeeper, root: Visit, names: dict[str, str]) -> Iterator
         for visit in visits:
             for cause, share in visit.shares.items():
                 taken[cause] += share
-            taken[cause_of(keeper, visit)] += visit.own - sum(visit.shares.values())
+            taken[cause_of(rule_set, visit)] += visit.own - sum(visit.shares.values())
         yield Entry(
             path=path or "(model)",
             kind=type(visits[0].module).__name__,

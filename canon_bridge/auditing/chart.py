@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from canon_bridge.auditing.books import CAUSES
+from canon_bridge.auditing.causes import CAUSES
 from canon_bridge.auditing.report import Audit
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.

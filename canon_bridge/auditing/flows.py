@@ -21,7 +21,7 @@ def total(values: Tensor) -> float:
 
 
 @dataclass(eq=False)
-class Flow:
+class Sums:
     """Relevance at one end of a call.
 
     Attributes
@@ -55,7 +55,7 @@ class Visit:
         Which of them carry the data of the input.
     inside : list of Visit
         The calls that it made.
-    output, input : Flow
+    output, input : Sums
         The relevance that arrived at the output and left at the inputs.
     shares : dict of str to float
         What the account says became of the relevance that arrived.
@@ -66,8 +66,8 @@ class Visit:
     arguments: tuple[Any, ...] = ()
     carries: tuple[bool, ...] = ()
     inside: list["Visit"] = field(default_factory=lambda: [])
-    output: Flow = field(default_factory=Flow)
-    input: Flow = field(default_factory=Flow)
+    output: Sums = field(default_factory=Sums)
+    input: Sums = field(default_factory=Sums)
     shares: dict[str, float] = field(default_factory=lambda: {})
 
     @property

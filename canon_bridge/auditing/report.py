@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from canon_bridge.auditing.books import CAUSES, LOST
-from canon_bridge.core.planning.table import align
+from canon_bridge.auditing.causes import CAUSES, LOST
+from canon_bridge.core import align
 
 
 @dataclass(frozen=True)
 class Entry:
-    """The books of one module, over all its calls.
+    """What became of relevance at one module, over all its calls.
 
     Attributes
     ----------

@@ -9,7 +9,7 @@ from torch import nn
 
 from canon_bridge.captum import rules
 from canon_bridge.captum.maps import Preset
-from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core import Edits, Kind, kind_for_rules
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def attached(model: nn.Module, preset: Preset, verbose: bool = False) -> Generat
     Raises
     ------
     TypeError
-        For a module with parameters and without a rule, and for a rule that is made for Captum's own LRP.
+        For a linear layer without a rule, and for a rule that is made for Captum's own LRP.
     """
     handles: list[Any] = []
     edits = Edits()
@@ -54,10 +54,9 @@ def _rule(name: str, module: nn.Module, chosen: dict[str, rules.Rule], preset: s
     if by_hand is not None:
         return _own_rule(by_hand, name)
     rule = chosen.get(name)
-    is_leaf = not any(True for _ in module.children())
-    if rule is None and is_leaf and any(True for _ in module.parameters()):
+    if rule is None and kind_for_rules(module) is Kind.LINEAR_LAYER:
         raise TypeError(
-            f"{name} ({type(module).__name__}) has parameters, and the preset {preset!r} has no rule for it; its "
+            f"{name} ({type(module).__name__}) is a linear layer, and the preset {preset!r} has no rule for it; its "
             "gradient would not be relevance. Give the preset an entry, for example "
             f"`layer_map=[({type(module).__name__}, rules.Epsilon())]`."
         )

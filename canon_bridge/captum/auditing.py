@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.auditing.books import Term, owner
+from canon_bridge.auditing.causes import Evaluation, owner
 from canon_bridge.auditing.flows import Visit
 from canon_bridge.captum.attach import attached
 from canon_bridge.captum.canonical import OnCanonicalModel
@@ -16,8 +16,8 @@ from canon_bridge.captum.rules.base import Call, modified
 from canon_bridge.captum.rules.linear import Linear
 
 
-class Keeper:
-    """Keeps the books of a preset, or of an LRP.
+class PresetRules:
+    """The rules of a preset, or of an LRP, as the audit asks for them.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class Keeper:
         rule = owner(module._forward_hooks, Rule)
         return "" if rule is None else type(rule).__name__
 
-    def terms(self, visit: Visit, relevance: Tensor) -> Sequence[Term] | None:
+    def evaluations(self, visit: Visit, relevance: Tensor) -> Sequence[Evaluation] | None:
         """Return the evaluations of a rule for linear layers."""
         rule = owner(visit.module._forward_hooks, Rule)
         if not isinstance(rule, Linear):
@@ -71,4 +71,4 @@ class Keeper:
                     outputs.append(call.forward(*changed))
                     constants.append(call.forward(*zeros))
             factors = rule.factors(tuple(outputs), relevance)
-        return [Term(f, z, b) for f, z, b in zip(factors, outputs, constants, strict=False)]
+        return [Evaluation(f, z, b) for f, z, b in zip(factors, outputs, constants, strict=False)]

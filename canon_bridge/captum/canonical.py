@@ -7,7 +7,7 @@ import torch
 from captum._utils.common import (
     _format_additional_forward_args,
     _format_tensor_into_tuples,
-    _run_forward,
+    _select_targets,
 )
 from torch import Tensor, nn
 
@@ -15,28 +15,62 @@ from canon_bridge.captum import presets
 from canon_bridge.captum.attach import attached
 from canon_bridge.captum.preprocess import BACKEND
 from canon_bridge.captum.taps import Tap
-from canon_bridge.core.canonization import Canonization
-from canon_bridge.core.planning.options import Options
+from canon_bridge.core import (
+    Canonization,
+    FunctionChangedError,
+    Options,
+    TracingError,
+    tensors_in,
+    warn_uncovered,
+)
+
+Values = tuple[Any, ...]
 
 
 class OnCanonicalModel:
-    """What LRP and LayerLRP share: canonize, attach rules, one forward and one backward pass, leave nothing."""
+    """What LRP and LayerLRP share: canonize, attach rules, one forward and one backward pass, leave nothing.
+
+    A model that can be traced only with values is traced with those of the first attribution, and anew for inputs of
+    other shapes or on which that trace is another function.
+    """
 
     model: nn.Module
     preset: presets.Preset
     options: Options
     _canonization: Canonization | None
+    _traced_with: Values | None  # what is like the arguments that the model was traced with, if it had to be
 
     def _set_up(self, preset: presets.Preset | None, options: Options) -> None:
         self.preset = preset or presets.epsilon_plus()
         self.options = options
-        self._canonization = None
-        self.canonical()  # so that a model that cannot be canonized is refused here
+        self._canonization = self._traced_with = None
+        try:
+            self.canonical()  # so that a model that cannot be canonized is refused here
+        except TracingError:
+            if options.arguments is not None:
+                raise
 
-    def canonical(self) -> Canonization:
-        """Return the canonization of the model as it is now; planned anew where the model has changed."""
-        if self._canonization is None or not self._canonization.is_current():
+    def canonical(self, arguments: Values | None = None) -> Canonization:
+        """Return the canonization of the model as it is now; planned anew where the model has changed.
+
+        Parameters
+        ----------
+        arguments : tuple, optional
+            What to trace the model with where it cannot be traced without values.
+        """
+        known = self._canonization
+        fits = self._traced_with is None or arguments is None or self._traced_with == _likeness(arguments)
+        return known if known is not None and fits and known.is_current() else self._plan(arguments)
+
+    def _plan(self, arguments: Values | None) -> Canonization:
+        self._traced_with, self._is_checked, self._has_warned = None, False, False
+        try:
             self._canonization = Canonization(self.model, self.options, BACKEND)
+        except TracingError:
+            if arguments is None or self.options.arguments is not None:
+                raise
+            self._canonization = Canonization(self.model, self.options, BACKEND, arguments=arguments)
+            self._traced_with = _likeness(arguments)
         return self._canonization
 
     def _propagate(
@@ -48,25 +82,86 @@ class OnCanonicalModel:
         taps: list[Tap] | None = None,
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return the relevance of each input and the target's score, shape ``(N,)``."""
+        given = _format_tensor_into_tuples(inputs)
+        if taps is None:
+            _check_differentiable(given)
         # Aliases of our own: the user's tensors keep their flags and gradients, also after an exception.
-        leaves = tuple(tensor.detach().requires_grad_() for tensor in _format_tensor_into_tuples(inputs))
-        extra = _format_additional_forward_args(additional_forward_args)
+        leaves = tuple(t.detach().requires_grad_() if _is_differentiable(t) else t for t in given)
+        arguments = (*leaves, *(_format_additional_forward_args(additional_forward_args) or ()))
+        former, canonization = self._canonization, self.canonical(arguments)
+        if self._traced_with is None or canonization is not former:
+            return self._run(leaves, arguments, target, verbose, taps)
+        try:
+            return self._run(leaves, arguments, target, verbose, taps)
+        except FunctionChangedError:
+            self._plan(arguments)  # these values take another course than those it was traced with
+            return self._run(leaves, arguments, target, verbose, taps)
+
+    def _run(
+        self, leaves: tuple[Tensor, ...], arguments: Values, target: Any, verbose: bool, taps: list[Tap] | None
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        canonization = self.canonical(arguments)
+        for tap in taps or ():
+            tap.begin(canonization.plan)
+        is_known = self._is_checked and self._traced_with is None
+        before = None if is_known else canonization.reference(arguments)
         with ExitStack() as stack:
-            stack.enter_context(self.canonical())
+            stack.enter_context(canonization)
             stack.enter_context(attached(self.model, self.preset, verbose))
             for tap in taps or ():
                 stack.enter_context(tap.attached())
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            output = cast(Tensor, _run_forward(self.model, leaves, target, extra))
-            if output.dim() > 1 and output[0].numel() > 1:
-                raise ValueError(
-                    f"target is {target!r} and leaves an output of shape {tuple(output.shape)}; LRP explains one "
-                    "value for each example: give a target that selects it."
-                )
-            gradients = torch.autograd.grad(output, leaves, output.detach(), allow_unused=True)
-        relevance = tuple(
-            torch.zeros_like(leaf) if gradient is None else gradient.detach()
-            for leaf, gradient in zip(leaves, cast("tuple[Tensor | None, ...]", gradients), strict=True)
+            output = self.model(*arguments)
+            score = _score(output, target)
+            explained = [leaf for leaf in leaves if leaf.requires_grad] or [v for tap in taps or () for v in tap.values]
+            found: dict[Tensor, Tensor | None] = {}
+            if score.requires_grad and explained:
+                gradients = torch.autograd.grad(score, explained, score.detach(), allow_unused=True)
+                found = dict(zip(explained, cast("tuple[Tensor | None, ...]", gradients), strict=True))
+        if before is not None:
+            canonization.check_function(before, tensors_in(output))
+            self._is_checked = True
+        if not self._has_warned:
+            warn_uncovered(canonization.plan)
+            self._has_warned = True
+        relevance = [found.get(leaf) for leaf in leaves]
+        pairs = zip(leaves, relevance, strict=True)
+        return tuple(torch.zeros_like(leaf) if r is None else r.detach() for leaf, r in pairs), score.detach()
+
+
+def _score(output: Any, target: Any) -> Tensor:
+    """Return the one value for each example that is explained."""
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"the model returns a {type(output).__name__}; LRP explains a value of a tensor: wrap the model in a "
+            "module whose forward returns the tensor to explain, for example `return self.model(x)[0]`."
         )
-        return relevance, output.detach()
+    score = _select_targets(output, target)
+    if score.dim() > 1 and score[0].numel() > 1:
+        raise ValueError(
+            f"target is {target!r} and leaves an output of shape {tuple(score.shape)}; LRP explains one "
+            "value for each example: give a target that selects it."
+        )
+    return score
+
+
+def _is_differentiable(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
+
+
+def _check_differentiable(inputs: tuple[Tensor, ...]) -> None:
+    kinds = [str(value.dtype) for value in inputs if not _is_differentiable(value)]
+    if kinds:
+        raise TypeError(
+            f"inputs hold integers ({', '.join(kinds)}), which have no relevance of their own: use LayerLRP at the "
+            "layer that looks them up, LayerLRP(model, model.embedding), whose output has; what is not to be "
+            "explained goes into additional_forward_args."
+        )
+
+
+def _likeness(arguments: Values | None) -> Values | None:
+    """Return what two calls have in common that a trace with values holds for both of."""
+    if arguments is None:
+        return None
+    return tuple((a.shape, a.dtype) if isinstance(a, Tensor) else (type(a), repr(a)) for a in arguments)

@@ -1,6 +1,8 @@
 """Captum's ``LRP`` and ``LayerLRP`` on the canonical model, with the rules of a preset."""
 
-from typing import Any, cast
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
 
 import captum.attr
 from captum._utils.common import _format_output, _is_tuple
@@ -9,10 +11,21 @@ from torch import Tensor, nn
 from canon_bridge.captum import presets
 from canon_bridge.captum.canonical import OnCanonicalModel
 from canon_bridge.captum.taps import Tap
-from canon_bridge.core.canonization import check_module
-from canon_bridge.core.planning.options import Clipped, ExampleInputs, Leftover, Options, Prefer
+from canon_bridge.core import Clipped, ExampleInputs, LeftoverOption, Options, Prefer, check_module
 
 Relevance = Tensor | tuple[Tensor, ...]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _wrapped(function: Callable[P, T]) -> Callable[P, T]:
+    """Return a function with the given one as ``__wrapped__``, which is what Captum's ``NoiseTunnel`` calls."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        return function(*args, **kwargs)
+
+    return wrapper
 
 
 class LRP(OnCanonicalModel, captum.attr.LRP):
@@ -32,8 +45,14 @@ class LRP(OnCanonicalModel, captum.attr.LRP):
 
     Raises
     ------
-    TypeError, ValueError, TracingError
+    TypeError, ValueError
         As :func:`canon_bridge.canonize`.
+
+    Notes
+    -----
+    A model that cannot be traced without values is traced with those that are attributed. The first attribution of
+    each plan compares the output of the canonical model with that of the model itself, by one forward pass more, and
+    raises :class:`canon_bridge.FunctionChangedError` where they differ.
 
     Examples
     --------
@@ -48,7 +67,7 @@ class LRP(OnCanonicalModel, captum.attr.LRP):
         *,
         prefer: Prefer = "left",
         clipped: Clipped = "absorb",
-        leftover: Leftover = "linear",
+        leftover: LeftoverOption = "linear",
         example_inputs: ExampleInputs | None = None,
     ) -> None:
         check_module(model)
@@ -56,6 +75,7 @@ class LRP(OnCanonicalModel, captum.attr.LRP):
         self._set_up(preset, Options(prefer, clipped, leftover, example_inputs))
 
     # Captum overloads it for each value of return_convergence_delta.
+    @_wrapped
     def attribute(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         inputs: Relevance,
@@ -83,6 +103,22 @@ class LRP(OnCanonicalModel, captum.attr.LRP):
         -------
         Tensor or tuple of Tensor, or a pair of that and the delta
             Same shapes as ``inputs``, detached.
+
+        Raises
+        ------
+        TypeError
+            For inputs that are integers, a model that returns no tensor, and a linear layer without a rule.
+        ValueError
+            If ``target`` does not select one value for each example.
+        TracingError
+            If the data flow of the model cannot be found, not even with these inputs.
+        FunctionChangedError
+            If the canonical model computes another function of these inputs.
+
+        Warns
+        -----
+        UncoveredOperationWarning
+            Once for each plan, if there are operations without a rule; it names each of them.
         """
         is_tuple = _is_tuple(inputs)
         relevance, output = self._propagate(inputs, target, additional_forward_args, verbose)
@@ -99,7 +135,7 @@ class LayerLRP(OnCanonicalModel, captum.attr.LayerLRP):
     ----------
     model : nn.Module
         The model, in evaluation mode.
-    layer : nn.Module or list of nn.Module
+    layer : nn.Module, or list or tuple of nn.Module
         Any modules of the model, containers too, that run once in one forward pass.
     preset, prefer, clipped, leftover, example_inputs
         As for :class:`LRP`.
@@ -108,19 +144,20 @@ class LayerLRP(OnCanonicalModel, captum.attr.LayerLRP):
     def __init__(
         self,
         model: nn.Module,
-        layer: nn.Module | list[nn.Module],
+        layer: nn.Module | list[nn.Module] | tuple[nn.Module, ...],
         preset: presets.Preset | None = None,
         *,
         prefer: Prefer = "left",
         clipped: Clipped = "absorb",
-        leftover: Leftover = "linear",
+        leftover: LeftoverOption = "linear",
         example_inputs: ExampleInputs | None = None,
     ) -> None:
         check_module(model)
-        captum.attr.LayerLRP.__init__(self, model, cast(Any, layer))
+        captum.attr.LayerLRP.__init__(self, model, cast(Any, list(layer) if isinstance(layer, tuple) else layer))
         self._set_up(preset, Options(prefer, clipped, leftover, example_inputs))
 
     # Captum overloads it for each value of return_convergence_delta.
+    @_wrapped
     def attribute(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         inputs: Relevance,
@@ -138,7 +175,7 @@ class LayerLRP(OnCanonicalModel, captum.attr.LayerLRP):
             Whether to return the relevance at the layer's input instead of its output.
         """
         layers = cast("list[nn.Module]", self.layer if isinstance(self.layer, list) else [self.layer])
-        taps = [Tap(layer, attribute_to_layer_input) for layer in layers]
+        taps = [Tap(self.model, layer, attribute_to_layer_input) for layer in layers]
         _, output = self._propagate(inputs, target, additional_forward_args, verbose, taps)
         found = [tap.relevance() for tap in taps]
         deltas = [self.compute_convergence_delta(relevance, output) for relevance in found]

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from canon_bridge.captum.rules import Rule
+from canon_bridge.core import Kind, kind_for_rules
 
 Types = tuple[type[nn.Module], ...]
 MakeRule = Rule | Callable[[], Rule]
-LayerMap = Iterable[tuple[type[nn.Module] | Types, MakeRule]]
+LayerMap = Iterable[tuple[Kind | type[nn.Module] | Types, MakeRule]]
 NameMap = Iterable[tuple[str | Sequence[str], MakeRule]]
 
 
@@ -22,13 +23,14 @@ class Preset:
 
     What ``name_map`` says counts first, then ``first_map`` for the first module that it fits, then ``layer_map``; in
     each the first entry that fits. A module without an entry keeps its gradient, which for max pooling is
-    winner-take-all; one with parameters is refused, for its gradient would not be relevance.
+    winner-take-all; a linear layer is refused, for its gradient would not be relevance.
 
     Parameters
     ----------
     layer_map : sequence of (types, rule)
-        Module types, a tuple or one, and the rule for modules of these types and their subclasses. A rule is copied
-        for each module; a class or another function without arguments is called for each.
+        Module types, a tuple or one, and the rule for modules of these types and their subclasses; or a
+        :class:`canon_bridge.Kind` and the rule for all operations of that kind. A rule is copied for each module; a
+        class or another function without arguments is called for each.
     first_map : sequence of (types, rule)
         The same for the first module of the model, in the order of ``model.named_modules()``, that is of these types.
     name_map : sequence of (names, rule)
@@ -90,11 +92,16 @@ def make_rule(make: MakeRule) -> Rule:
 
 
 def _for_type(layer_map: LayerMap, module: nn.Module) -> MakeRule | None:
-    return next((rule for types, rule in layer_map if isinstance(module, types)), None)
+    kind = kind_for_rules(module)
+
+    def fits(key: Any) -> bool:
+        return key is kind if isinstance(key, Kind) else isinstance(module, key)
+
+    return next((rule for keys, rule in layer_map if any(map(fits, cast("tuple[Any, ...]", keys)))), None)
 
 
 def _is_type(value: Any) -> bool:
-    return isinstance(value, type) and issubclass(value, torch.nn.Module)
+    return isinstance(value, Kind) or (isinstance(value, type) and issubclass(value, torch.nn.Module))
 
 
 def _is_name(value: Any) -> bool:
@@ -107,7 +114,7 @@ def _entry(field: str, pair: Any, fits: Callable[[Any], bool], wanted: str) -> t
         keys, rule = pair
     except (TypeError, ValueError):
         raise TypeError(f"{field} has the entry {pair!r}; it must be a pair ({wanted}, rule).") from None
-    keys = cast("tuple[Any, ...]", (keys,) if isinstance(keys, str | type) else tuple(keys))
+    keys = cast("tuple[Any, ...]", (keys,) if isinstance(keys, str | type | Kind) else tuple(keys))
     if not all(map(fits, keys)):
         raise TypeError(f"{field} has the keys {keys!r}; they must be {wanted}.")
     if not isinstance(rule, Rule) and not callable(rule):

@@ -1,42 +1,92 @@
 """Canonization as a step before Captum's own classes: sums that Captum knows, and inputs of one's own per module."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, Final
 
 import torch
-from captum.attr._core.lrp import SUPPORTED_LAYERS_WITH_RULES
+from captum.attr import DeepLift
 from captum.attr._utils.custom_modules import Addition_Module
-from captum.attr._utils.lrp_rules import EpsilonRule, PropagationRule
+from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
 from canon_bridge.captum.rules import Norm, Pass, SignalTakesAll
-from canon_bridge.core.canonization import Canonization
-from canon_bridge.core.modules.absorbed import has_reference
-from canon_bridge.core.modules.arithmetic import Add, Divide, Multiply, Negate, Subtract
-from canon_bridge.core.modules.layers import BatchNorm, Mean, OfRank
-from canon_bridge.core.planning.options import Backend, Clipped, ExampleInputs, Leftover, Options, Prefer
+from canon_bridge.core import (
+    Add,
+    Backend,
+    BatchNorm,
+    Canonization,
+    Clipped,
+    Divide,
+    Edits,
+    ElementWise,
+    ExampleInputs,
+    LeftoverOption,
+    LinearMap,
+    Multiply,
+    Normaliser,
+    OfRank,
+    Options,
+    Prefer,
+    Product,
+    Subtract,
+    bind_forward,
+    pool_sign,
+    stand_in,
+)
 
-# Captum looks rules up by exact type, and knows none of the modules that canonization puts in.
-DEFAULT_RULES: Final[Mapping[type[nn.Module], type[PropagationRule]]] = {
-    Mean: EpsilonRule,
+# Captum looks rules up by exact type, and knows none of the modules that canonization puts in: they bring their own.
+_RULES: Final[Mapping[type[nn.Module], Callable[[], PropagationRule]]] = {
+    LinearMap: Norm,
     Add: Norm,
     Subtract: Norm,
     Multiply: SignalTakesAll,
     Divide: SignalTakesAll,
-    Negate: Pass,
+    Product: SignalTakesAll,
+    ElementWise: Pass,
+    Normaliser: Pass,
     BatchNorm: Pass,
     OfRank: Pass,
 }
-_known: dict[Any, Any] = SUPPORTED_LAYERS_WITH_RULES
-for _kind, _rule in DEFAULT_RULES.items():
-    _known.setdefault(_kind, _rule)
+
+
+@cache
+def _with_rule(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return the type with a ``rule``, a new one after Captum has deleted it, as it does after each call."""
+
+    def get(self: nn.Module) -> PropagationRule:
+        return vars(self).setdefault("_rule", _RULES[kind]())
+
+    def put(self: nn.Module, rule: PropagationRule) -> None:
+        vars(self)["_rule"] = rule
+
+    def delete(self: nn.Module) -> None:
+        vars(self).pop("_rule", None)
+
+    return type(kind.__name__, (kind,), {"rule": property(get, put, delete)})
+
+
+def _ruled(module: nn.Module) -> nn.Module:
+    """Return the module that Captum's own LRP knows a rule for."""
+    added = _addition(module)
+    if added is not module or type(module) not in _RULES:
+        return added
+    twin = stand_in(module)
+    twin.__class__ = _with_rule(type(module))
+    return twin
 
 
 def _own_inputs(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     # Captum hooks input tensors, one hook a tensor: a tensor that feeds two modules would mix up their relevance.
-    if _has_overlapping_windows(module) and has_reference(module):
+    if _has_overlapping_windows(module) and compares_with_reference(module):
         return args
     return tuple(value.clone() if isinstance(value, Tensor) else value for value in args)
+
+
+def compares_with_reference(module: nn.Module) -> bool:
+    """Return whether a hook on the module is one of Captum's DeepLift, or of a class made from it."""
+    hooks = vars(module)["_forward_hooks"].values()
+    return any(isinstance(getattr(hook, "__self__", None), DeepLift) for hook in hooks)
 
 
 def _has_overlapping_windows(module: nn.Module) -> bool:
@@ -49,8 +99,50 @@ def _has_overlapping_windows(module: nn.Module) -> bool:
     return bool((kernel > stride).any())
 
 
-def _addition(add: Add) -> nn.Module:
-    return Addition_Module() if add.signal is None else add  # Captum knows sums of two tensors alone
+# DeepLift's rule for max pools computes the maximum anew, from what its hooks have seen of the module. So where a pool
+# takes the minimum of some channels, the signs that make it one are outside of those hooks.
+_LAST: Final = -1  # the key of a hook; torch counts from 0
+
+
+def _is_seen_as_maximum(module: nn.Module) -> bool:
+    return _LAST in vars(module)["_forward_hooks"] and compares_with_reference(module)
+
+
+def _sign_outside(edits: Edits, module: nn.Module) -> None:
+    """Have a pooling that has absorbed a map compute the maximum for DeepLift, between signs that it does not see."""
+    if "pool_sign" not in vars(module)["_buffers"] or _has_overlapping_windows(module):
+        return
+    signed = vars(module)["forward"].func
+    if signed is not _pool:
+        bind_forward(edits, module, _pool, signed)
+    if _LAST not in vars(module)["_forward_hooks"]:  # by another block
+        edits.set(module, "_forward_hooks", _LAST, _sign_output)
+        edits.add_pre_hook(module, _sign_input)
+
+
+def _pool(module: nn.Module, signed: Callable[[nn.Module, Tensor], Tensor], input: Tensor) -> Tensor:
+    return type(module).forward(module, input) if _is_seen_as_maximum(module) else signed(module, input)
+
+
+def _sign_input(module: nn.Module, args: tuple[Tensor]) -> Tensor | None:
+    if not _is_seen_as_maximum(module):
+        return None
+    vars(module)["_forward_hooks"].move_to_end(_LAST)  # behind those that have been registered since
+    return _signed(module, args[0])
+
+
+def _sign_output(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+    return _signed(module, output) if _is_seen_as_maximum(module) else None
+
+
+def _signed(module: nn.Module, value: Tensor) -> Tensor:
+    sign = pool_sign(module, value)
+    return value if sign is None else value * sign
+
+
+def _addition(module: nn.Module) -> nn.Module:
+    is_sum = type(module) is Add and module.signal is None  # Captum knows sums of two tensors alone
+    return Addition_Module().train(module.training) if is_sum else module
 
 
 def _is_of_captum(hook: object) -> bool:
@@ -58,10 +150,14 @@ def _is_of_captum(hook: object) -> bool:
 
 
 # What our own LRP needs, and what Captum's classes need besides; they leave these attributes on modules.
-MODULES: Final[Mapping[type[nn.Module], Callable[[Any], nn.Module]]] = {Add: _addition}
-BACKEND = Backend(MODULES)
+BACKEND = Backend(_addition)
 PREPROCESSING = Backend(
-    MODULES, _own_inputs, ("rule", "activations", "activation", "input", "output"), leaves_hook=_is_of_captum
+    _ruled,
+    _sign_outside,
+    _own_inputs,
+    ("rule", "activations", "activation", "input", "output"),
+    leaves_hook=_is_of_captum,
+    compares_with_reference=compares_with_reference,
 )
 
 
@@ -70,7 +166,7 @@ def canonize(
     *,
     prefer: Prefer = "left",
     clipped: Clipped = "absorb",
-    leftover: Leftover = "linear",
+    leftover: LeftoverOption = "linear",
     example_inputs: ExampleInputs | None = None,
 ) -> Canonization:
     """Make a model canonical for Captum's own classes, for the length of a ``with`` block.

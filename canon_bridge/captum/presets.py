@@ -7,16 +7,12 @@ it to their signal, and max pooling to the winner. With :class:`Preset` you writ
 from collections.abc import Sequence
 
 from captum.attr._utils.custom_modules import Addition_Module
-from torch import Tensor, nn
+from torch import Tensor
 
 from canon_bridge.captum.maps import LayerMap, NameMap, Preset, Types
 from canon_bridge.captum.rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, Pass, Rule, SignalTakesAll, ZBox, ZPlus
 from canon_bridge.captum.rules.base import Stabilizer
-from canon_bridge.core.modules import absorb
-from canon_bridge.core.modules.affine import NORMS
-from canon_bridge.core.modules.arithmetic import Add, Divide, Multiply, Negate, Subtract
-from canon_bridge.core.modules.layers import BatchNorm
-from canon_bridge.core.modules.linear import LINEAR
+from canon_bridge.core import LINEAR, Kind
 
 __all__ = [
     "Preset",
@@ -29,48 +25,36 @@ __all__ = [
     "layer_map_base",
 ]
 
-# Types of other packages, which the tables hold by name, are subclasses of these.
-CONVOLUTIONS: Types = tuple(kind for kind, entry in LINEAR.items() if entry.spatial and isinstance(kind, type))
-DENSE: Types = (nn.Linear,)
-BATCH_NORMS: Types = (*(kind for kind in NORMS if isinstance(kind, type)), BatchNorm)
-# Their statistics are those of the input; relevance passes as if they were constants and the output the input.
-NORMALIZATIONS: Types = (
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-    nn.LocalResponseNorm,
-    nn.modules.instancenorm._InstanceNorm,
-)
-AVERAGE_POOLS: Types = (
-    nn.AvgPool1d,
-    nn.AvgPool2d,
-    nn.AvgPool3d,
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveAvgPool3d,
-)
-SUMS: Types = (Add, Subtract, Addition_Module)
-PRODUCTS: Types = (Multiply, Divide)
-ACTIVATIONS: Types = (*(kind for kind in absorb.ACTIVATIONS if isinstance(kind, type)), Negate)
 
 Names = str | Sequence[str] | None
 
 
-def layer_map_base(stabilizer: Stabilizer = 1e-6) -> list[tuple[Types, Rule]]:
-    """Return the entries that all presets share: activations, sums, products, average pools and normalizations.
+# Read anew for each preset: a user may have registered more.
+def _convolutions() -> Types:
+    return tuple(kind for kind, entry in LINEAR.by_type().items() if entry.spatial)
+
+
+def _dense() -> Types:
+    return tuple(kind for kind, entry in LINEAR.by_type().items() if not entry.spatial)
+
+
+def layer_map_base(stabilizer: Stabilizer = 1e-6) -> list[tuple[Kind | Types, Rule]]:
+    """Return the entries that all presets share, by what an operation is: all but linear layers.
 
     Parameters
     ----------
     stabilizer : float or callable, default 1e-6
-        The stabilizer on average pools and sums.
+        The stabilizer on sums, average pools and all else that is linear in the data.
     """
     return [
-        (ACTIVATIONS, Pass()),
-        (SUMS, Norm(stabilizer)),
-        (PRODUCTS, SignalTakesAll()),
-        (AVERAGE_POOLS, Norm(stabilizer)),
-        (BATCH_NORMS, Pass()),
-        (NORMALIZATIONS, Pass()),
+        (Kind.ELEMENTWISE, Pass()),
+        (Kind.SUM, Norm(stabilizer)),
+        ((Addition_Module,), Norm(stabilizer)),
+        (Kind.PRODUCT, SignalTakesAll(stabilizer)),
+        (Kind.LINEAR, Norm(stabilizer)),
+        (Kind.NORM, Pass()),
+        # Their statistics are those of the input; relevance passes as if they were constants and the output the input.
+        (Kind.NORMALISER, Pass()),
     ]
 
 
@@ -83,7 +67,7 @@ def _preset(
     first_map: LayerMap = (),
     name_map: NameMap = (),
 ) -> Preset:
-    entries = [*layer_map, *layer_map_base(stabilizer), (CONVOLUTIONS, convolutions), (DENSE, dense)]
+    entries = [*layer_map, *layer_map_base(stabilizer), (_convolutions(), convolutions), (_dense(), dense)]
     return Preset(entries, first_map, name_map, name)
 
 
@@ -210,9 +194,9 @@ def epsilon_gamma_box(
         See :func:`epsilon_plus_flat`.
     """
     rule, dense = Gamma(gamma, stabilizer, zero_params), Epsilon(epsilon, zero_params)
-    first = (*first_map, (CONVOLUTIONS, ZBox(low, high, stabilizer, zero_params)))
+    first = (*first_map, (_convolutions(), ZBox(low, high, stabilizer, zero_params)))
     return _preset("epsilon_gamma_box", stabilizer, rule, dense, layer_map, first, name_map)
 
 
 def _flat(first_map: LayerMap, stabilizer: Stabilizer, zero_params: Names) -> LayerMap:
-    return (*first_map, ((*CONVOLUTIONS, *DENSE), Flat(stabilizer, zero_params)))
+    return (*first_map, ((*_convolutions(), *_dense()), Flat(stabilizer, zero_params)))

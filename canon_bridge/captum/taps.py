@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from canon_bridge.auditing.flows import tap
+from canon_bridge.core import Plan
 
 
 class Tap:
@@ -16,17 +17,29 @@ class Tap:
 
     Parameters
     ----------
-    module : nn.Module
-        Any module that runs once in a forward pass.
+    model, module : nn.Module
+        A model, and any module of it that runs once in a forward pass.
     at_input : bool
         Whether to read at its input instead of its output.
+
+    Attributes
+    ----------
+    values : list of Tensor
+        What the module got or returned, once it has run.
     """
 
-    def __init__(self, module: nn.Module, at_input: bool) -> None:
+    def __init__(self, model: nn.Module, module: nn.Module, at_input: bool) -> None:
         self.module, self.at_input = module, at_input
+        self._paths = [path for path, found in model.named_modules(remove_duplicate=False) if found is module]
+
+    def begin(self, plan: Plan) -> None:
+        """Forget what was read before, and note how often the module is called, by the plan of the canonical model."""
+        self.values: list[Tensor] = []
         self._kept: dict[int, Tensor] = {}
         self._is_tuple = False
         self._calls = 0
+        # In the canonical model a stand-in gets each further call.
+        self._further = sum(plan.calls(path) - 1 for path in self._paths)
 
     @contextmanager
     def attached(self) -> Generator[None]:
@@ -44,15 +57,24 @@ class Tap:
         self._calls += 1
         leaves, structure = pytree.tree_flatten(values)  # a module may take or return lists of tensors
         self._is_tuple = len(leaves) > 1
-        listened = [tap(leaf, partial(self._kept.__setitem__, index)) for index, leaf in enumerate(leaves)]
+        started = [_started(leaf) for leaf in leaves]
+        self.values += [leaf for leaf in started if isinstance(leaf, Tensor) and leaf.requires_grad]
+        listened = [tap(leaf, partial(self._kept.__setitem__, index)) for index, leaf in enumerate(started)]
         return pytree.tree_unflatten(listened, structure)
 
     def relevance(self) -> Tensor | tuple[Tensor, ...]:
         """Return what was read; raise ``ValueError`` where the module did not run once or got no relevance."""
-        if self._calls != 1 or not self._kept:
+        calls = self._calls + (self._further if self._calls else 0)
+        if calls != 1 or not self._kept:
             raise ValueError(
-                f"the layer ({type(self.module).__name__}) ran {self._calls} times in the forward pass and relevance "
+                f"the layer ({type(self.module).__name__}) ran {calls} times in the forward pass and relevance "
                 f"reached it at {len(self._kept)} tensors; it must run once, on the way from the input to the target."
             )
         values = tuple(self._kept[index] for index in sorted(self._kept))
         return values if self._is_tuple else values[0]
+
+
+def _started(value: Any) -> Any:
+    """Return a value from which gradients are recorded, at the latest: what comes from integers alone has none."""
+    starts = isinstance(value, Tensor) and value.is_floating_point() and not value.requires_grad
+    return value.detach().requires_grad_() if starts else value

@@ -1,12 +1,104 @@
-"""The backend-agnostic core: torch only, no attribution framework.
+"""The core: it needs torch alone and names no attribution framework. Adapters and the audit import these names only.
 
-Its parts, each of which imports only from those before it:
-
-1. ``undo``: writes to a model that can be taken back;
-2. ``modules``: what a linear layer, a BatchNorm, an activation or a pool is, and the modules of our own;
-3. ``channels``: where the channels of a tensor lie, and which operations keep them together;
-4. ``tracing``: the data flow of a model, and new forwards for its containers;
-5. ``planning``: which BatchNorm is merged into what;
-6. ``merge``, ``carry_out``, ``precision``, ``canonization`` and ``canonize``: carrying out the plan and
-   taking it back.
+``canonize``, ``plan`` and ``canonized_copy`` are names of ``canon_bridge`` itself: two of them are modules here.
 """
+
+from canon_bridge.core.activations import is_relu, pool_sign, register_activation, stopped_at
+from canon_bridge.core.affine import Affine
+from canon_bridge.core.apply import merge
+from canon_bridge.core.canonize import Canonization, check_module
+from canon_bridge.core.explicit import (
+    Add,
+    Arithmetic,
+    BatchNorm,
+    Divide,
+    ElementWise,
+    Explicit,
+    LinearMap,
+    Multiply,
+    Normaliser,
+    OfRank,
+    Operand,
+    Product,
+    Subtract,
+    signal_of,
+    stand_in,
+)
+from canon_bridge.core.layers.linear import LINEAR, is_linear, register_layer
+from canon_bridge.core.norms import check_norm, is_norm, normalized, register_norm, width
+from canon_bridge.core.operations import Kind, operation_of_module, register_operation
+from canon_bridge.core.options import Backend, Clipped, ExampleInputs, LeftoverOption, Options, Prefer, Scope
+from canon_bridge.core.plan import Chain, Leftover, Merge, Plan, Refusal, Step, Uncovered, align
+from canon_bridge.core.precision import tensors_in
+from canon_bridge.core.trace.flow import TracingError
+from canon_bridge.core.uncovered import kind_for_rules, warn_uncovered
+from canon_bridge.core.undo.alerts import (
+    FunctionChangedError,
+    LostChangeWarning,
+    PrecisionWarning,
+    UncoveredOperationWarning,
+)
+from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.undo.forwards import bind_forward
+
+__all__ = [
+    "LINEAR",
+    "Add",
+    "Affine",
+    "Arithmetic",
+    "Backend",
+    "BatchNorm",
+    "Canonization",
+    "Chain",
+    "Clipped",
+    "Divide",
+    "Edits",
+    "ElementWise",
+    "ExampleInputs",
+    "Explicit",
+    "FunctionChangedError",
+    "Kind",
+    "Leftover",
+    "LeftoverOption",
+    "LinearMap",
+    "LostChangeWarning",
+    "Merge",
+    "Multiply",
+    "Normaliser",
+    "OfRank",
+    "Operand",
+    "Options",
+    "Plan",
+    "PrecisionWarning",
+    "Prefer",
+    "Product",
+    "Refusal",
+    "Scope",
+    "Step",
+    "Subtract",
+    "TracingError",
+    "Uncovered",
+    "UncoveredOperationWarning",
+    "align",
+    "bind_forward",
+    "check_module",
+    "check_norm",
+    "is_linear",
+    "is_norm",
+    "is_relu",
+    "kind_for_rules",
+    "merge",
+    "normalized",
+    "operation_of_module",
+    "pool_sign",
+    "register_activation",
+    "register_layer",
+    "register_norm",
+    "register_operation",
+    "signal_of",
+    "stand_in",
+    "stopped_at",
+    "tensors_in",
+    "warn_uncovered",
+    "width",
+]

@@ -1,20 +1,328 @@
-"""The public functions of the core.
-
-Floor 18: imports ``canonization`` and the keywords.
-"""
+"""The public functions, and the order of steps behind them: plan, apply, the block, undo."""
 
 import copy
+import threading
+from types import TracebackType
+from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from canon_bridge.core.canonization import Canonization, check_module
-from canon_bridge.core.merge import replace_child
-from canon_bridge.core.modules.layers import OfRank
-from canon_bridge.core.modules.linear import computes_weight, make_plain, why_not_foldable
-from canon_bridge.core.planning.options import Clipped, ExampleInputs, Leftover, Options, Prefer
-from canon_bridge.core.planning.plan import Plan
+from canon_bridge.core.apply import carry_out, replace_child
+from canon_bridge.core.explicit import OfRank
+from canon_bridge.core.first_change import first_change
+from canon_bridge.core.layers.linear import computes_weight, make_plain, why_not_foldable
+from canon_bridge.core.layers.parameters import keeping_graph
+from canon_bridge.core.norms import check_norm, is_identity
+from canon_bridge.core.obstacles import check_values, check_wrappers
+from canon_bridge.core.options import Backend, Clipped, ExampleInputs, LeftoverOption, Options, Prefer, Scope
+from canon_bridge.core.plan import Plan
+from canon_bridge.core.planner import IS_IDENTITY, make_plan
+from canon_bridge.core.precision import (
+    Loss,
+    Reference,
+    describe,
+    doubtful,
+    explained,
+    function_error,
+    outputs,
+    reference,
+)
+from canon_bridge.core.trace.flow import CONSTANTS
+from canon_bridge.core.undo.alerts import FunctionChangedError, LostChangeWarning, PrecisionWarning, alert
 from canon_bridge.core.undo.edits import TRANSIENT, Edits
+from canon_bridge.core.undo.guard import Guard, convert
+from canon_bridge.core.undo.register import other_writer, writes_in_force
+from canon_bridge.core.undo.snapshot import drop_hooks
+from canon_bridge.core.undo.users import keep_transient_buffers, overwritten
+from canon_bridge.core.undo.watch import Changes, Watch
+
+# Writes to a model and their undo are one thread's at a time, so that of two that enter one model, one is refused.
+_ONE_AT_A_TIME: Final = threading.RLock()
+
+
+class Canonization:
+    """A model that can be made canonical and made itself again; returned by :func:`canonize`.
+
+    Use it as a context manager, as often as wanted (the plan is made once, the values are read at each entry), or
+    call :meth:`apply` and :meth:`undo`.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The model.
+    plan : Plan
+        What is done to it.
+    function_error : float or None
+        How far the output of the canonical model was from that of the model itself, relative to its largest value,
+        where there were inputs to measure it on.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        options: Options,
+        backend: Backend | None = None,
+        scope: Scope | None = None,
+        arguments: tuple[Any, ...] | None = None,
+    ) -> None:
+        check_module(model)
+        self.model = model
+        self.options = options
+        self.backend = backend or Backend()
+        self.scope = scope or Scope()
+        self.function_error: float | None = None
+        self._explained = 0.0  # by what the merges lose in precision
+        self._edits: Edits | None = None
+        self._watch: Watch | None = None
+        self._make_plan(arguments)
+
+    def _make_plan(self, arguments: tuple[Any, ...] | None = None) -> None:
+        self.plan: Plan = make_plan(self.model, self.options, self.scope, arguments)
+        self._planned_on = self._state()
+        self._planned_modules = tuple(self.model.modules())  # their identities stay theirs as long as they are here
+        self._planned_inside = writes_in_force(self.model)  # of other blocks
+
+    def apply(self) -> nn.Module:
+        """Make the model canonical, in place, and return it; nothing has changed if this raises.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is canonical already, also in another thread, or another canonization came or went since the
+            plan was made.
+        ValueError
+            If a BatchNorm is in training mode.
+        FunctionChangedError
+            If the model computes another function on ``example_inputs``, by more than precision accounts for.
+
+        Warns
+        -----
+        PrecisionWarning
+            If a merge loses precision: by the statistics of a BatchNorm, or as measured on ``example_inputs``.
+        """
+        before = None
+        if self.options.arguments is not None:
+            self._check()  # before the model runs
+            before = self.reference(self.options.arguments)
+        edits = Edits()
+        try:
+            with _ONE_AT_A_TIME:
+                self._check()
+                lost = self._enter(edits)
+            self._explained = explained(lost)
+            doubts = doubtful(lost)
+            messages = [describe(doubts)] if doubts else []
+            if before is not None:
+                messages = self._measure(before, outputs(self.model, before.arguments), messages, "example_inputs")
+            if messages:
+                alert(": ".join(messages), PrecisionWarning)
+            return self.model
+        except BaseException as error:
+            if self._edits is edits:  # not that of another thread, which has it canonical
+                self._edits = self._watch = None
+            edits.undo()
+            if isinstance(error, FunctionChangedError) and before is not None:
+                raise self._named(error, before) from None
+            raise
+
+    def reference(self, arguments: tuple[Any, ...]) -> Reference:
+        """Run the model, which is not canonical, to compare it later; see :meth:`check_function`."""
+        return reference(self.model, arguments)
+
+    def check_function(self, before: Reference, after: list[Tensor]) -> None:
+        """Compare what the canonical model has returned with what the model itself returns; outside the block.
+
+        Parameters
+        ----------
+        before : Reference
+            Of the model itself.
+        after : list of Tensor
+            All tensors in the output of the canonical model.
+
+        Raises
+        ------
+        FunctionChangedError
+            If they differ by more than precision accounts for; it names the first step of the plan that makes them.
+
+        Warns
+        -----
+        PrecisionWarning
+            If they differ by more than rounding.
+        """
+        try:
+            messages = self._measure(before, after, [], "these inputs")
+        except FunctionChangedError as error:
+            raise self._named(error, before) from None
+        if messages:
+            alert(": ".join(messages), PrecisionWarning)
+
+    def _measure(self, before: Reference, after: list[Tensor], doubts: list[str], inputs: str) -> list[str]:
+        """Return what to warn of, given the doubts that there were before."""
+        self.function_error, is_rounding = function_error(before.outputs, after)
+        measured = (
+            f"canonization changed the output of {self.plan.model} on {inputs} by {self.function_error:.1e} relative "
+            "to its largest value"
+        )
+        if not is_rounding and not self.function_error <= self._allowed(before):
+            raise FunctionChangedError(measured)
+        if not is_rounding and not doubts:
+            doubts = ["more than rounding accounts for; use model.double() for attribution."]
+        return [measured, *doubts] if doubts else []
+
+    def _allowed(self, before: Reference) -> float:
+        return max(before.rounding, self._explained)
+
+    def _named(self, error: FunctionChangedError, before: Reference) -> FunctionChangedError:
+        with _ONE_AT_A_TIME:
+            step = first_change(self.model, self.plan, before, self._allowed(before))
+        return FunctionChangedError(
+            f"{error}, which precision does not account for. It differs first {step}. No map of this model would be "
+            "right: please report it, unless the model draws random numbers or counts its calls, which has to end "
+            "first."
+        )
+
+    def _enter(self, edits: Edits) -> list[Loss]:
+        guard = Guard(self.model)
+        edits.on_undo(guard.restore)
+        with keeping_graph(self.backend.differentiable):
+            lost = carry_out(edits, self.model, self.plan, self.backend)
+        if self.backend.leaves_hook is not None:
+            edits.on_undo(drop_hooks(self.model.modules(), self.backend.leaves_hook, guard.insist))
+        watch = Watch(self.model, guard)
+        self._edits, self._watch = edits, watch
+        return lost
+
+    def undo(self) -> None:
+        """Make the model itself again: same objects, storages, keys and outputs; a second call does nothing.
+
+        Also where an exception interrupts it. A model that was converted in between (``model.half()``,
+        ``model.cuda()``) comes back converted.
+
+        Warns
+        -----
+        LostChangeWarning
+            If parameters were changed that are merged: it names them.
+        """
+        try:
+            self._leave()
+        except BaseException:
+            self._leave()  # takes up what an interrupt has cut short
+            raise
+
+    def keep(self) -> None:
+        """Leave the model canonical for good: it cannot be undone any more, and counts as a model like any other."""
+        if self._edits is not None:
+            self._edits.keep()
+        self._edits = self._watch = None
+
+    def _leave(self) -> None:
+        edits = self._edits
+        if edits is None:
+            return
+        changes, set_over = Changes(), list[str]()
+        with _ONE_AT_A_TIME:
+            try:
+                watch, self._watch = self._watch, None  # not again, if this is taken up later
+                changes = watch.changes() if watch else changes
+                set_over = overwritten(edits, self.model)
+                keep_transient_buffers(edits)
+            finally:
+                edits.undo()
+                self._edits = None
+            for path, kinds in changes.converted.items():
+                convert(self._restored(path), kinds)
+        if set_over:
+            alert(
+                f"{', '.join(set_over)}: set while the model was canonical, and taken back, because canonization had a "
+                "value of its own there. Set it outside the block.",
+                LostChangeWarning,
+            )
+        if changes.lost:
+            alert(
+                f"{', '.join(changes.lost)}: changed while the model was canonical, and the change is lost, because "
+                "these parameters are merged. Train or load the model outside the block, or use "
+                "canonized_copy(model).",
+                LostChangeWarning,
+            )
+
+    def _restored(self, path: str) -> nn.Module:
+        """Return the module of the model for which the one at a path of the canonical model stood."""
+        module = self.model
+        for name in filter(None, path.split(".")):
+            child = vars(module)["_modules"].get(name)
+            if child is None:
+                break
+            module = child
+        return module
+
+    def __getstate__(self) -> dict[str, object]:
+        # A copy holds no journal: it cannot undo what was written to another model, or a second time.
+        return {**vars(self), "_edits": None, "_watch": None}
+
+    def __enter__(self) -> nn.Module:
+        return self.apply()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.undo()
+
+    def __repr__(self) -> str:
+        state = "canonical" if self._edits is not None else "as it was"
+        error = "" if self.function_error is None else f", function error {self.function_error:.1e} on example_inputs"
+        merged = f"{len(self.plan.merges)} of {len(self.plan.entries)} BatchNorms merged"
+        return f"Canonization({self.plan.model}: {state}, {merged}{error})"
+
+    def is_current(self) -> bool:
+        """Return whether the model still has the structure that the plan was made for (values may have changed)."""
+        return self._state() == self._planned_on
+
+    def _state(self) -> tuple[object, ...]:
+        named = dict(self.model.named_modules())
+        modules = tuple((id(module), type(module)) for module in self.model.modules())
+        # What a forward reads as plain attributes has been written into its new forward.
+        flags = tuple(
+            (name, value)
+            for rewrite in self.plan.rewrites
+            if rewrite.original in named
+            for name, value in vars(named[rewrite.original]).items()
+            if type(value) in CONSTANTS
+        )
+        # Other norms were searched through because they were the identity.
+        passed = {entry.norm for entry in self.plan.refusals if entry.reason is IS_IDENTITY}
+        ready = tuple(is_identity(norm) for path, norm in named.items() if path in passed)
+        return modules, flags, ready, writes_in_force(self.model)
+
+    def _check(self) -> None:
+        if self._edits is not None:
+            raise RuntimeError("the model is canonical already: leave the block (or call undo()) before the next.")
+        other = other_writer(self.model)
+        if other is not None:
+            raise RuntimeError(
+                f"the model, or a part of it, is canonical in another thread ({other.name}), and two threads cannot "
+                "have it in two states: put a lock around the block, or give each thread a canonized_copy(model)."
+            )
+        if self._planned_inside - writes_in_force(self.model) and not self.is_current():
+            self._make_plan()  # the block that the plan was made in has ended
+        if not self.is_current():
+            raise RuntimeError(
+                "the model has other modules or flags than when this plan was made, or another canonization of it "
+                "began or ended since, or a BatchNorm that was the identity is none any "
+                "more; call canonize(model) anew, in the state that the model is in now."
+            )
+        check_values(self.model)
+        paths = {path for path, _ in self.model.named_modules()}
+        for path in [entry.norm for entry in self.plan.merges if entry.norm in paths]:
+            check_norm(self.model.get_submodule(path), path)
+
+
+def check_module(model: object) -> None:
+    """Raise ``TypeError`` if the model is something else, or a wrapper that hides one."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module.")
+    check_wrappers(model)
+    check_values(model)
 
 
 def canonize(
@@ -22,14 +330,14 @@ def canonize(
     *,
     prefer: Prefer = "left",
     clipped: Clipped = "absorb",
-    leftover: Leftover = "linear",
+    leftover: LeftoverOption = "linear",
     example_inputs: ExampleInputs | None = None,
 ) -> Canonization:
     r"""Make a model canonical for the length of a ``with`` block: same function, no BatchNorm, explicit modules.
 
     Each BatchNorm in evaluation mode is the per-channel affine map :math:`y = s x + b`,
     :math:`s = \gamma / \sqrt{\sigma^2 + \epsilon}`, :math:`b = \beta - s \mu`. It is merged into the linear layer
-    before it or into the linear layers behind it, where a ReLU in between becomes the thresholded ReLU; the
+    before it or into the linear layers after it, where a ReLU in between becomes the thresholded ReLU; the
     BatchNorm then computes the exact identity.
 
     Parameters
@@ -37,7 +345,7 @@ def canonize(
     model : nn.Module
         Any model in evaluation mode, float16 to float64, on any device. It is changed in place and restored.
     prefer : {"left", "right"}, default "left"
-        Which merge to try first: into the linear layer before the BatchNorm, or into those behind it.
+        Which merge to try first: into the linear layer before the BatchNorm, or into those after it.
     clipped : {"absorb", "pass"}, default "absorb"
         What happens to relevance at units that a thresholded ReLU clips, whose value does not depend on the input:
         it is absorbed (as by a bias), or passes to the input all the same.
@@ -45,7 +353,8 @@ def canonize(
         What becomes of a BatchNorm that nothing can take: an explicit per-channel linear layer, or nothing.
     example_inputs : Tensor or tuple, optional
         Positional arguments of the model. On entry the function is compared before and after on them
-        (``Canonization.function_error``), with a warning where float32 loses precision.
+        (``Canonization.function_error``), with a warning where float32 loses precision, and an error where it is
+        another function.
 
     Returns
     -------
@@ -60,6 +369,8 @@ def canonize(
         If a BatchNorm is in training mode or has no running statistics, or a keyword has an unknown value.
     TracingError
         If the data flow of the model cannot be found (a ``RuntimeError``).
+    FunctionChangedError
+        On entry, if the canonical model computes something else on ``example_inputs`` (a ``RuntimeError``).
 
     Warns
     -----
@@ -72,9 +383,9 @@ def canonize(
     -----
     Module objects, names and types stay. Inside the block ``state_dict`` holds the merged values, and merged layers
     without bias have one. Parameters of merged layers are new objects; a change to them is lost on exit, with a
-    ``LostChangeWarning`` that names them. Gradients are those of the function; ``clipped`` holds for what a rule hands
-    down, that is, for activations that carry a hook. The model is canonical for all threads, and another thread cannot
-    enter a block on it meanwhile.
+    ``LostChangeWarning`` that names them. Gradients are those of the function, whatever hooks look on; ``clipped``
+    holds for what a rule hands down, that is, puts in the place of an activation's gradient. The model is canonical
+    for all threads, and another thread cannot enter a block on it meanwhile.
 
     References
     ----------
@@ -95,7 +406,7 @@ def plan(
     *,
     prefer: Prefer = "left",
     clipped: Clipped = "absorb",
-    leftover: Leftover = "linear",
+    leftover: LeftoverOption = "linear",
     example_inputs: ExampleInputs | None = None,
 ) -> Plan:
     """Return what :func:`canonize` would do with the same arguments, as a table for ``print``; change nothing."""
@@ -107,7 +418,7 @@ def canonized_copy(
     *,
     prefer: Prefer = "left",
     clipped: Clipped = "absorb",
-    leftover: Leftover = "linear",
+    leftover: LeftoverOption = "linear",
     example_inputs: ExampleInputs | None = None,
 ) -> nn.Module:
     """Return a permanent, independent, canonical copy of a model, in which merged BatchNorms are ``nn.Identity``.
@@ -125,7 +436,7 @@ def canonized_copy(
     edits = Edits()
     for merge in canonization.plan.merges:
         norm, ranks = twin.get_submodule(merge.norm), merge.chain.ranks
-        if not isinstance(norm, nn.Sequential):  # what a norm calls behind itself stays
+        if not isinstance(norm, nn.Sequential):  # what a norm calls after itself stays
             replace_child(edits, twin, norm, OfRank(ranks) if ranks else nn.Identity())
     for module in twin.modules():  # thresholds and signs belong to its state
         edits.set(module, "__dict__", TRANSIENT, transient.get(module, set()))

@@ -1,50 +1,90 @@
-"""What canonization costs in precision: estimated from statistics, and measured on example inputs.
+"""What canonization costs in precision: estimated from statistics, and measured on inputs."""
 
-Floor 12: imports ``affine``, ``arguments`` and ``plan``.
-"""
-
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from canon_bridge.core.modules.affine import mean_ratio, width
-from canon_bridge.core.planning.plan import Merge, Plan
-from canon_bridge.core.tracing.arguments import copied
+from canon_bridge.core.norms import mean_ratio, width
+from canon_bridge.core.plan import Merge, Plan
+from canon_bridge.core.trace.preserve import preserved
+from canon_bridge.core.trace.tracer import copied
 
 # Deviations of the function, relative to its largest value, that rounding does not account for.
 TOLERANCES: Final = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 
-# A merge to the right subtracts s * mean only behind the linear layer: its error is about 3 ratio eps, where a
+# A merge to the right subtracts s * mean only after the linear layer: its error is about 3 ratio eps, where a
 # BatchNorm subtracts exactly. In float32 1e3 standard deviations cost 3e-4, ten to twenty times the rounding of the
 # original.
 _RATIO: Final = 1e3 * torch.finfo(torch.float32).eps
 _SMALLEST_RATIO: Final = 10.0
+_LOSS: Final = 3.0
 _LISTED: Final = 5
 
 
+@dataclass(frozen=True)
+class Loss:
+    """A BatchNorm whose merge loses precision.
+
+    Attributes
+    ----------
+    norm : str
+        Its path.
+    ratio : float
+        ``max |s mean| / max |weight|``, how many standard deviations the mean is from zero.
+    eps : float
+        The machine epsilon of the merge.
+    """
+
+    norm: str
+    ratio: float
+    eps: float
+
+
 def imprecise(model: nn.Module, plan: Plan) -> dict[str, float]:
-    """Return the BatchNorms whose merge loses precision, with ``max |s mean| / max |weight|``, largest first.
+    """Return the BatchNorms whose merge loses precision, and their ratio, see :func:`doubtful`."""
+    return doubtful(losses(model, plan))
+
+
+def doubtful(found: list[Loss]) -> dict[str, float]:
+    """Return the losses that are worth a warning, by the path of the BatchNorm the ratio, largest first."""
+    ratios = {loss.norm: loss.ratio for loss in found if loss.ratio >= max(_SMALLEST_RATIO, _RATIO / loss.eps)}
+    return dict(sorted(ratios.items(), key=lambda item: -item[1]))
+
+
+def explained(found: list[Loss]) -> float:
+    """Return how large an error the losses explain.
+
+    That is ten times what they cost together, since the estimate is that of one layer, not of what comes after it.
+    """
+    return 10 * sum(_LOSS * loss.ratio * loss.eps for loss in found)
+
+
+def losses(model: nn.Module, plan: Plan) -> list[Loss]:
+    """Return what the merges of a plan lose, in a model where they are still to be carried out.
 
     Merges to the left are as precise as the BatchNorm; so is a per-channel linear layer in float32 and above.
     """
-    found: dict[str, float] = {}
+    return list(_losses(model, plan))
+
+
+def _losses(model: nn.Module, plan: Plan) -> Iterator[Loss]:
     for entry in (*plan.merges, *plan.leftovers):
         norm = model.get_submodule(entry.norm)
         layers = entry.chain.targets if isinstance(entry, Merge) else ()
         dtype = _coarsest_dtype([norm, *map(model.get_submodule, layers)])
         is_exact = entry.chain.direction == "left" if isinstance(entry, Merge) else dtype.itemsize > 2
-        ratio = mean_ratio(norm) if width(norm) and not is_exact else 0.0
-        if ratio >= max(_SMALLEST_RATIO, _RATIO / torch.finfo(dtype).eps):
-            found[entry.norm] = ratio
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+        if width(norm) and not is_exact:
+            yield Loss(entry.norm, mean_ratio(norm), torch.finfo(dtype).eps)
 
 
 def _coarsest_dtype(modules: list[nn.Module]) -> torch.dtype:
     tensors = (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
     dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
-    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64)
 
 
 def describe(found: dict[str, float]) -> str:
@@ -58,23 +98,78 @@ def describe(found: dict[str, float]) -> str:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What a model computes before it is canonical.
+
+    Attributes
+    ----------
+    arguments : tuple
+        The positional arguments of the model.
+    outputs : list of Tensor
+        All tensors in the output.
+    rounding : float
+        The largest deviation, relative to the largest value, that rounding accounts for.
+    """
+
+    arguments: tuple[Any, ...]
+    outputs: list[Tensor]
+    rounding: float
+
+
+def reference(model: nn.Module, arguments: tuple[Any, ...]) -> Reference:
+    """Run a model that is not canonical yet."""
+    with preserved(model):  # what forward writes on its modules
+        before = outputs(model, arguments)
+    return Reference(arguments, before, _rounding(model, before))
+
+
+def _rounding(model: nn.Module, values: list[Tensor]) -> float:
+    """Return the tolerance for the coarsest type that the model computes with."""
+    found = [tensor.dtype for tensor in (*model.parameters(), *model.buffers(), *values)]
+    for kind in {tensor.device.type for tensor in values}:
+        if torch.is_autocast_enabled(kind):
+            found.append(torch.get_autocast_dtype(kind))
+        if kind == "cuda" and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32):
+            found.append(torch.float16)  # TF32 has as many digits
+    return max((TOLERANCES.get(dtype, 0.0) for dtype in found), default=0.0)
+
+
 def outputs(model: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor]:
-    """Return copies of all tensors in the output, from copies of the arguments, which a model may overwrite."""
+    """Return copies of all tensors in the output, from copies of the arguments, which a model may overwrite.
+
+    Random numbers are drawn as they will be drawn again, by whatever comes next.
+    """
     own = copied(arguments)
-    with torch.no_grad():
-        return [leaf.clone() for leaf in tree_leaves(model(*own)) if isinstance(leaf, Tensor)]
+    devices = {t.device.index for t in (*model.parameters(), *tree_leaves(own)) if isinstance(t, Tensor) and t.is_cuda}
+    with torch.no_grad(), torch.random.fork_rng(sorted(devices)):
+        return tensors_in(model(*own))
+
+
+def tensors_in(output: Any) -> list[Tensor]:
+    """Return copies of all tensors in an output."""
+    return [leaf.detach().clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def function_error(before: list[Tensor], after: list[Tensor]) -> tuple[float, bool]:
     """Return the largest deviation relative to the largest value, and whether rounding accounts for it."""
+    if len(before) != len(after):
+        return float("inf"), False
     errors = [(deviation(old, new), old.dtype) for old, new in zip(before, after, strict=True) if old.numel()]
-    is_rounding = all(error <= TOLERANCES.get(dtype, 0.0) for error, dtype in errors)  # not for NaN
+    is_rounding = all(error <= TOLERANCES.get(dtype, 0.0) for error, dtype in errors)
     return max((error for error, _ in errors), default=0.0), is_rounding
 
 
 def deviation(old: Tensor, new: Tensor) -> float:
-    """Return the largest deviation relative to the largest value (or one); infinite where only one of them is NaN."""
-    if not bool(torch.equal(old.isnan(), new.isnan())):
+    """Return the largest deviation relative to the largest value (or one).
+
+    It is infinite where the shapes differ, where only one of the two is NaN, and for integers that are not equal.
+    """
+    if old.shape != new.shape or not bool(torch.equal(old.isnan(), new.isnan())):
         return float("inf")
+    if old.is_complex():
+        return deviation(torch.view_as_real(old), torch.view_as_real(new))
+    if not old.is_floating_point():
+        return 0.0 if torch.equal(old, new) else float("inf")
     scale = float(old.nan_to_num().abs().max())
     return float((new - old).nan_to_num().abs().max()) / (scale or 1.0)

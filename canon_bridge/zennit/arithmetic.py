@@ -1,58 +1,175 @@
-"""Sums, differences, products and quotients as zennit's composites want to see them.
+"""Explicit modules as zennit's composites want to see them.
 
-zennit's own types stand inside: composites give ``Sum`` the Norm rule, so that each branch gets the share of relevance
-that it has in the sum, and activations the Pass rule, so that a signal gets all the relevance of its product with a
-gate. Without such rules on them they compute ordinary gradients.
+Composites choose rules by type and give a rule one input. So zennit's own types stand inside, with one input each:
+``Sum`` gets the Norm rule, and activations the Pass rule. Without rules on them they compute ordinary gradients. What
+they stand in is of the core's own types: for a block inside this one it is one operation.
 """
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from functools import cache, partial
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
 from zennit.layer import Sum
+from zennit.types import Activation, AvgPool
 
-from canon_bridge.core.modules.arithmetic import Add, Arithmetic, Divide, Multiply, Negate, Operand, Subtract, signal_of
+from canon_bridge.core import (
+    Add,
+    Divide,
+    ElementWise,
+    Explicit,
+    Kind,
+    LinearMap,
+    Multiply,
+    Normaliser,
+    Operand,
+    Product,
+    Subtract,
+    operation_of_module,
+    signal_of,
+    stand_in,
+)
 
 
-class Signal(nn.Softsign):
-    """An element-wise function of a signal and what is done to it; by its base class an activation for zennit.
+class _OneInput(nn.Module):
+    """A function of one input that carries data and of other values, which it is given before each call."""
+
+    function: Callable[..., Any]
+    others: tuple[Any, ...]
+
+    def of(self, input: Tensor, *others: Any) -> Any:
+        """Return ``function(input, *others)``; a rule on this module keeps relevance away from the others."""
+        has_rule = bool(self._forward_pre_hooks)
+        self.others = tuple(o.detach() if has_rule and isinstance(o, Tensor) else o for o in others)
+        try:
+            return self(input)
+        finally:
+            if not has_rule:  # a rule computes the module once more
+                self.others = ()
+
+    def forward(self, input: Tensor) -> Any:
+        """Return the function of the input and of what :meth:`of` was given."""
+        output = self.function(input, *self.others)
+        # The gradients of one tensor: a scripted function puts out those that it computes with besides.
+        return output.clone() if isinstance(output, Tensor) and output.grad_fn is not None else output
+
+
+class Passed(_OneInput, nn.Softsign):
+    """An element-wise function; by its base class an activation for zennit, to which composites give Pass.
 
     Parameters
     ----------
     function : callable
-        From the signal and the other operand to the output.
+        From the input and other values to the output.
     """
 
-    def __init__(self, function: Callable[[Any, Any], Any]) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
-        self.function = function
-        self._other: Operand = 1.0
-
-    def behind(self, signal: Any, other: Operand) -> Tensor:
-        """Return ``function(signal, other)``; a rule on this module keeps relevance away from the other operand."""
-        shape = torch.broadcast_shapes(signal.shape, other.shape if isinstance(other, Tensor) else ())
-        has_rule = bool(self._forward_pre_hooks)
-        self._other = other.detach() if has_rule and isinstance(other, Tensor) else other
-        try:
-            return self(signal.expand(shape))
-        finally:
-            self._other = 1.0
-
-    def forward(self, input: Tensor) -> Any:
-        """Return the function of the signal and the operand that :meth:`behind` was given."""
-        return self.function(input, self._other)
+        self.function, self.others = function, ()
 
 
-class Negative(Signal):
-    """Return ``-x``."""
+class Distributed(_OneInput, Sum):
+    """A function that is linear in its input; by its base class a sum for zennit, to which composites give Norm.
 
-    def __init__(self) -> None:
-        super().__init__(lambda signal, _: -signal)
+    Parameters
+    ----------
+    function : callable
+        From the input and other values to the output.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function, self.others = function, ()
 
 
-class StackedSum(nn.Module):
+class OfOneInput(Explicit):
+    """An explicit module of one input with data.
+
+    Parameters
+    ----------
+    module : Explicit
+        The module.
+    """
+
+    kind: ClassVar[Callable[..., Passed | Distributed]]
+
+    def __init__(self, module: Explicit) -> None:
+        super().__init__(module.function, module.args, module.kwargs, module.data_count)
+        self.inner = self.kind(module.forward)
+
+    def forward(self, *values: Any) -> Any:
+        """Return what the explicit module makes of the values."""
+        return self.inner.of(*values)
+
+
+class PassedOperation(OfOneInput, ElementWise):
+    """An element-wise function, or one that counts as such."""
+
+    kind = Passed
+
+
+class DistributedOperation(OfOneInput, LinearMap):
+    """A function that is linear in its one input."""
+
+    kind = Distributed
+
+
+class SumOfParts(LinearMap):
+    """A function that is linear in several inputs together: the sum of what it makes of each, the others zero.
+
+    Parameters
+    ----------
+    module : LinearMap
+        The module.
+    """
+
+    def __init__(self, module: LinearMap) -> None:
+        super().__init__(module.function, module.args, module.kwargs, module.data_count)
+        self.parts = nn.ModuleList(
+            Distributed(partial(self._part, module, index)) for index in range(module.data_count)
+        )
+        self.sum = Sum(dim=-1)
+
+    @staticmethod
+    def _part(module: LinearMap, index: int, input: Tensor, *values: Any) -> Any:
+        zeros = (torch.zeros_like(value) for value in values[: module.data_count])
+        data = [input if place == index else zero for place, zero in enumerate(zeros)]
+        return module.forward(*data, *values[module.data_count :])
+
+    def forward(self, *values: Any) -> Any:
+        """Return the sum."""
+        results = [part.of(values[index], *values) for index, part in enumerate(self.parts)]  # pyright: ignore
+        return self.sum(torch.stack(results, dim=-1))
+
+
+class ProductOfMaps(Product):
+    """A function that is linear in each of several inputs: relevance goes to the signal, or in equal shares.
+
+    Parameters
+    ----------
+    module : Product
+        The module.
+    """
+
+    def __init__(self, module: Product) -> None:
+        super().__init__(module.function, module.args, module.kwargs, module.data_count, module.signal)
+        self.signals = tuple(range(module.data_count)) if module.signal is None else (module.signal,)
+        self.maps = nn.ModuleList(Distributed(partial(self._map, module, index)) for index in self.signals)
+
+    @staticmethod
+    def _map(module: Product, index: int, input: Tensor, *values: Any) -> Any:
+        return module.forward(*(input if place == index else value for place, value in enumerate(values)))
+
+    def forward(self, *values: Any) -> Any:
+        """Return the product."""
+        pairs = zip(self.maps, self.signals, strict=True)
+        results = [inner.of(values[index], *values) for inner, index in pairs]  # pyright: ignore
+        return sum(results[1:], results[0]) / len(results) if len(results) > 1 else results[0]
+
+
+class StackedSum(Add):
     """Add two operands by stacking them along a new last dimension and zennit's ``Sum`` over that.
 
     Parameters
@@ -65,7 +182,7 @@ class StackedSum(nn.Module):
         super().__init__()
         self.sum = Sum(dim=-1)
         if minus:
-            self.negative = Negative()
+            self.negative = Passed(torch.neg)
 
     def forward(self, left: Operand, right: Operand) -> Tensor:
         """Return ``left + right`` or ``left - right``; shapes broadcast, and one of the two may be a number."""
@@ -77,7 +194,7 @@ class StackedSum(nn.Module):
         return self.sum(torch.stack(torch.broadcast_tensors(first, second), dim=-1))
 
 
-class Product(Arithmetic):
+class SignalTimesGate(Multiply):
     """Multiply or divide two operands; relevance goes to the signal, or in halves where neither is a gate.
 
     Parameters
@@ -91,24 +208,61 @@ class Product(Arithmetic):
     def __init__(self, function: Callable[[Any, Any], Any], signal: int | None) -> None:
         super().__init__(signal)
         if signal != 1:
-            self.left = Signal(function)
+            self.left = Passed(function)
         if signal != 0:
-            self.right = Signal(lambda signal, other: function(other, signal))
+            self.right = Passed(partial(_swapped, function))
 
     def forward(self, left: Operand, right: Operand) -> Tensor:
         """Return the function of the two; shapes broadcast, and one of the two may be a number."""
         signal = signal_of(self.signal, left, right)
         if signal == 0:
-            return self.left.behind(left, right)
+            return _broadcast(self.left, left, right)
         if signal == 1:
-            return self.right.behind(right, left)
-        return (self.left.behind(left, right) + self.right.behind(right, left)) / 2
+            return _broadcast(self.right, right, left)
+        return (_broadcast(self.left, left, right) + _broadcast(self.right, right, left)) / 2
 
 
-MODULES: Final[Mapping[type[nn.Module], Callable[[Any], nn.Module]]] = {
+def _swapped(function: Callable[[Any, Any], Any], signal: Any, other: Any) -> Any:
+    return function(other, signal)
+
+
+def _broadcast(passed: Passed, signal: Any, other: Operand) -> Tensor:
+    shape = torch.broadcast_shapes(signal.shape, other.shape if isinstance(other, Tensor) else ())
+    return passed.of(signal.expand(shape), other)
+
+
+_EXPLICIT: Final[Mapping[type[nn.Module], Callable[[Any], nn.Module]]] = {
     Add: lambda add: StackedSum(),
     Subtract: lambda subtract: StackedSum(minus=True),
-    Multiply: lambda multiply: Product(operator.mul, multiply.signal),
-    Divide: lambda divide: Product(operator.truediv, divide.signal),
-    Negate: lambda negate: Negative(),
+    Multiply: lambda multiply: SignalTimesGate(operator.mul, multiply.signal),
+    Divide: lambda divide: SignalTimesGate(operator.truediv, divide.signal),
+    ElementWise: lambda module: PassedOperation(module),
+    Normaliser: lambda module: PassedOperation(module),
+    LinearMap: lambda linear: DistributedOperation(linear) if linear.data_count == 1 else SumOfParts(linear),
+    Product: lambda module: ProductOfMaps(module),
 }
+_TYPES: Final[Mapping[Kind, tuple[Any, type[nn.Module]]]] = {
+    Kind.ELEMENTWISE: (Activation, nn.Softsign),
+    Kind.NORMALISER: (Activation, nn.Softsign),
+    Kind.LINEAR: ((AvgPool, Sum), Sum),
+}
+
+
+def adapt(module: nn.Module) -> nn.Module:
+    """Return the module that zennit's composites have a rule for: another for explicit ones, a twin for other types."""
+    make = _EXPLICIT.get(type(module))
+    if make is not None:
+        return make(module)
+    entry = operation_of_module(module)
+    known, base = _TYPES.get(entry.kind, (object, nn.Module)) if entry is not None else (object, nn.Module)
+    if isinstance(module, known) or not type(module).__module__.startswith(("torch.nn", "timm", "torchvision")):
+        return module
+    twin = stand_in(module)
+    twin.__class__ = _of_both(type(module), base)
+    return twin
+
+
+@cache
+def _of_both(kind: type[nn.Module], base: type[nn.Module]) -> type[nn.Module]:
+    """Return a type that computes what the first does, and that composites take for the second."""
+    return type(kind.__name__, (kind, base), {"__module__": kind.__module__})

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from zennit.core import BasicHook, Composite, Hook, ParamMod
 
-from canon_bridge.auditing.books import Term, owner
+from canon_bridge.auditing.causes import Evaluation, owner
 from canon_bridge.auditing.flows import Visit
-from canon_bridge.zennit.arithmetic import Product, Signal, StackedSum
+from canon_bridge.zennit.arithmetic import Passed, SignalTimesGate, StackedSum
 
 
-class Keeper:
-    """Keeps the books of a composite.
+class CompositeRules:
+    """The rules of a composite, as the audit asks for them.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ class Keeper:
         The composite; its canonizers run.
     """
 
-    gates: tuple[type[nn.Module], ...] = (Product, Signal)
+    gates: tuple[type[nn.Module], ...] = (SignalTimesGate, Passed)
     constants: tuple[type[nn.Module], ...] = (StackedSum,)
 
     def __init__(self, model: nn.Module, rules: Composite) -> None:
@@ -42,7 +42,7 @@ class Keeper:
         hook = owner(module._forward_pre_hooks, Hook)
         return "" if hook is None else type(hook).__name__
 
-    def terms(self, visit: Visit, relevance: Tensor) -> Sequence[Term] | None:
+    def evaluations(self, visit: Visit, relevance: Tensor) -> Sequence[Evaluation] | None:
         """Return the evaluations of the rule, by what it modifies, weighed as its reducer weighs them."""
         hook = owner(visit.module._forward_pre_hooks, Hook)
         if not isinstance(hook, BasicHook):
@@ -63,7 +63,7 @@ class Keeper:
             factors = (factors,)
         weights = _weights(hook, len(outputs), value)
         return [
-            Term(weight * factor, output, constant)
+            Evaluation(weight * factor, output, constant)
             for weight, factor, output, constant in zip(weights, factors, outputs, constants, strict=True)
         ]
 

@@ -7,14 +7,22 @@ from typing import Any, Self
 from torch import nn
 from zennit.canonizers import Canonizer
 
-from canon_bridge.core.canonization import Canonization
-from canon_bridge.core.merge import merge
-from canon_bridge.core.modules.absorb import is_relu
-from canon_bridge.core.modules.affine import check_norm, is_norm, width
-from canon_bridge.core.modules.linear import is_linear
-from canon_bridge.core.planning.chains import Chain, Step
-from canon_bridge.core.planning.options import Clipped, Options, Prefer, Scope
-from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core import (
+    Canonization,
+    Chain,
+    Clipped,
+    Edits,
+    Options,
+    Prefer,
+    Scope,
+    Step,
+    check_norm,
+    is_linear,
+    is_norm,
+    is_relu,
+    merge,
+    width,
+)
 from canon_bridge.zennit.model import BACKEND
 
 

@@ -6,11 +6,20 @@ from typing import ClassVar, Self
 from torch import nn
 from zennit.canonizers import Canonizer
 
-from canon_bridge.core.canonization import Canonization
-from canon_bridge.core.planning.options import Backend, Clipped, ExampleInputs, Leftover, Options, Prefer, Scope
-from canon_bridge.zennit.arithmetic import MODULES
+from canon_bridge.core import (
+    Backend,
+    Canonization,
+    Clipped,
+    ExampleInputs,
+    LeftoverOption,
+    Options,
+    Prefer,
+    Scope,
+    warn_uncovered,
+)
+from canon_bridge.zennit.arithmetic import adapt
 
-BACKEND = Backend(MODULES)
+BACKEND = Backend(adapt)
 
 
 class ModelCanonizer(Canonizer):
@@ -46,7 +55,7 @@ class ModelCanonizer(Canonizer):
         self,
         prefer: Prefer = "left",
         clipped: Clipped = "absorb",
-        leftover: Leftover = "linear",
+        leftover: LeftoverOption = "linear",
         example_inputs: ExampleInputs | None = None,
         differentiable: bool = False,
     ) -> None:
@@ -62,6 +71,11 @@ class ModelCanonizer(Canonizer):
         ------
         TypeError, ValueError, TracingError
             As :func:`canon_bridge.canonize`; nothing has changed then.
+
+        Warns
+        -----
+        UncoveredOperationWarning
+            If there are operations without a rule between the input and the output; it names each of them.
         """
         instance = self.copy()
         try:
@@ -75,6 +89,7 @@ class ModelCanonizer(Canonizer):
     def register(self, root_module: nn.Module) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Canonize the model with this very instance."""
         self._canonization = Canonization(root_module, self.options, self.backend, self.scope)
+        warn_uncovered(self._canonization.plan)
         self._canonization.apply()
 
     def remove(self) -> None:
@@ -103,7 +118,7 @@ class DenseNetSeqThreshCanonizer(ModelCanonizer):
     def __init__(
         self,
         clipped: Clipped = "absorb",
-        leftover: Leftover = "linear",
+        leftover: LeftoverOption = "linear",
         example_inputs: ExampleInputs | None = None,
         differentiable: bool = False,
     ) -> None:
@@ -116,7 +131,7 @@ class DenseNetThreshSeqCanonizer(ModelCanonizer):
     def __init__(
         self,
         clipped: Clipped = "absorb",
-        leftover: Leftover = "linear",
+        leftover: LeftoverOption = "linear",
         example_inputs: ExampleInputs | None = None,
         differentiable: bool = False,
     ) -> None:

@@ -1,13 +1,15 @@
-"""Ways to write each operation of ``LIFTS`` as a call of a function or a method, by the name of the entry.
+"""Ways to write an operation that becomes a module as a call of a function or a method, by the name of its entry.
 
 A way takes the function (or the method, as a function), a model with tensors, and two inputs. A spelling that does
 not know the arguments of a way raises ``TypeError`` and is left out.
 """
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 SHAPES = {1: (2, 3, 12), 2: (2, 3, 9, 12), 3: (2, 3, 6, 7, 8)}
@@ -36,8 +38,35 @@ class Tensors(nn.Module):
         return self.function(self, x, y)
 
 
+# Other names of an operation, besides that of the entry.
+ALSO: dict[str, tuple[str, ...]] = {
+    "sub": ("subtract", "isub"),
+    "mul": ("multiply", "imul"),
+    "div": ("divide", "true_divide", "truediv", "itruediv"),
+    "add": ("iadd",),
+    "neg": ("negative",),
+    "clamp": ("clip",),
+    "logsigmoid": ("log_sigmoid",),
+}
+
+
+def spellings(name: str) -> Iterator[tuple[str, Any]]:
+    """Yield every function of torch, and the name of every method of tensors, that has one of the names of an entry."""
+    known: set[int] = set()
+    names = [spelling for base in (name, *ALSO.get(name, ())) for spelling in (base, f"{base}_")]
+    for home, title in ((torch, "torch"), (F, "F"), (torch.special, "special"), (operator, "operator")):
+        for spelling in names:
+            found = getattr(home, spelling, None)
+            if callable(found) and id(found) not in known:
+                known.add(id(found))
+                yield f"{title}.{spelling}", found
+    for spelling in names:
+        if hasattr(Tensor, spelling):
+            yield f"Tensor.{spelling}", spelling
+
+
 def spelled(target: Any) -> Callable[..., Any]:
-    """Return a key of ``LIFTS`` as a function."""
+    """Return a spelling as a function."""
     if not isinstance(target, str):
         return target
 
@@ -135,10 +164,10 @@ WAYS: dict[str, list[Way]] = {
         lambda f, m, x, y: f(x, y, alpha=1),
         lambda f, m, x, y: f(input=x, other=y, alpha=1.0),
     ),
-    "subtract": [way for number, way in enumerate(_sums(lambda f, m, x, y: f(x, y, alpha=1))) if number != 2],  # x - x
-    "divide": _sums(lambda f, m, x, y: f(x, m.mean[0]), lambda f, m, x, y: f(x, y.mean((2, 3), keepdim=True))),
-    "negate": [lambda f, m, x, y: f(x), lambda f, m, x, y: f(input=x), lambda f, m, x, y: f(y)],
-    "multiply": _sums(lambda f, m, x, y: f(x.sigmoid(), y), lambda f, m, x, y: f(x, y.mean((2, 3), keepdim=True))),
+    "sub": [way for number, way in enumerate(_sums(lambda f, m, x, y: f(x, y, alpha=1))) if number != 2],  # x - x
+    "div": _sums(lambda f, m, x, y: f(x, m.mean[0]), lambda f, m, x, y: f(x, y.mean((2, 3), keepdim=True))),
+    "neg": [lambda f, m, x, y: f(x), lambda f, m, x, y: f(input=x), lambda f, m, x, y: f(y)],
+    "mul": _sums(lambda f, m, x, y: f(x.sigmoid(), y), lambda f, m, x, y: f(x, y.mean((2, 3), keepdim=True))),
     "linear": [
         lambda f, m, x, y: f(x, m.features),
         lambda f, m, x, y: f(x, m.features, m.bias),
@@ -195,7 +224,6 @@ WAYS: dict[str, list[Way]] = {
     "hardshrink": _activation(_with(), _with(0.3), _with(lambd=0.2)),
     "threshold": [_with(0.2, -0.3), _with(threshold=0.2, value=-0.3), _with(0.2, -0.3, True)],
 }
-WAYS["clip"] = WAYS["clamp"]
 _OTHERS = ("relu", "relu6", "selu", "silu", "mish", "hardswish", "hardsigmoid")
 for _name in (*_OTHERS, "sigmoid", "tanh", "logsigmoid", "softsign", "tanhshrink"):
     WAYS[_name] = _activation(_with())
@@ -208,8 +236,9 @@ def accepted(target: Any, name: str) -> list[Way]:
     for way in WAYS[name]:
         model = Tensors(lambda m, x, y, way=way: way(call, m, x, y), rank)
         try:
-            model(*inputs(name))
+            result = model(*inputs(name))
         except (TypeError, RuntimeError):
             continue
-        found.append(model.function)
+        if isinstance(result, Tensor):  # some put out indices, too
+            found.append(model.function)
     return found

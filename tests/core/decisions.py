@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from canon_bridge import Leftover, Merge, Plan, canonize, plan
-from canon_bridge.core import merge
-from canon_bridge.core.modules.affine import Affine, is_identity, is_norm
-from canon_bridge.core.planning.chains import Chain, Obstacle
-from canon_bridge.core.planning.leftward import find_left
-from canon_bridge.core.planning.network import Network
-from canon_bridge.core.planning.rightward import find_right
-from canon_bridge.core.tracing.explicit import make_explicit
-from canon_bridge.core.tracing.trace import trace
+from canon_bridge.core import apply
+from canon_bridge.core.affine import Affine
+from canon_bridge.core.norms import is_identity, is_norm
+from canon_bridge.core.plan import Chain, Obstacle
+from canon_bridge.core.rewrite import make_explicit
+from canon_bridge.core.search import Network, find_left, find_right
+from canon_bridge.core.trace.trace import trace
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import BOTH, image
 
@@ -62,7 +61,7 @@ def decided(made: Plan) -> dict[str, str]:
 
 def search(model: nn.Module, path: str, direction: str) -> Chain | Obstacle:
     """Return the chain of one BatchNorm to one side, or what stands in the way, with all others as they are."""
-    network = Network(make_explicit(model, trace(model)))
+    network = Network(make_explicit(model, trace(model)), model)
     norms = {o.path: o for o in network.in_order() if is_norm(o.module)}
     network.identities |= {name for name, norm in norms.items() if is_identity(norm.module)}
     return {"left": find_left, "right": find_right}[direction](network, norms[path])
@@ -116,12 +115,12 @@ def check(case: Case) -> None:
 
 def check_sensitive(model: nn.Module, inputs: list[Tensor], expected: list[Tensor], **options: Any) -> None:
     """Fail if merges of the maps of other channels would not be noticed."""
-    take = merge.take
+    take = apply.take
 
     def rolled(*arguments: Any) -> Affine:
         affine = take(*arguments)
         return Affine(affine.scale.roll(1), affine.shift.roll(1))
 
-    with mock.patch.object(merge, "take", rolled), canonize(model, **options):
+    with mock.patch.object(apply, "take", rolled), canonize(model, **options):
         values = outputs(model, inputs)
     assert max(relative_error(value, right) for value, right in zip(values, expected, strict=True)) > WRONG

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from canon_bridge.core.modules.linear import LINEAR
+from canon_bridge.core.layers.linear import LINEAR
 
 Kinds = dict[str, type[nn.Module]]
 

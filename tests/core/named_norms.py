@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from canon_bridge.core.modules.affine import NORMS
+from canon_bridge.core.norms import NORMS
 
 Kinds = dict[str, type[nn.Module]]
 

@@ -9,8 +9,7 @@ from torchvision.models import DenseNet, resnet18
 from torchvision.models.vgg import cfgs, make_layers
 
 from canon_bridge import canonize, canonized_copy
-from canon_bridge.core.modules.affine import NORMS
-from canon_bridge.core.modules.kinds import find_kind
+from canon_bridge.core.norms import NORMS
 from tests.conftest import Snapshot, randomize, relative_error
 
 Function = Callable[..., Any]
@@ -73,7 +72,7 @@ def tiny_densenet(**keywords: Any) -> nn.Module:
 
 def norms(model: nn.Module) -> list[str]:
     """Return the paths of all normalization layers that the package knows, whatever forward they have by now."""
-    return [path for path, module in model.named_modules() if find_kind(NORMS, module) is not None]
+    return [path for path, module in model.named_modules() if NORMS.find(module) is not None]
 
 
 def alive(model: nn.Module) -> list[str]:

@@ -12,15 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import plan
-from canon_bridge.core.modules import absorb
-from canon_bridge.core.modules.absorb import ABSORBERS, MAX_POOLS, find_absorber
-from canon_bridge.core.modules.affine import Affine
+from canon_bridge.core.activations import ACTIVATIONS, MAX_POOLS, absorb_into_max_pool, find_absorber
+from canon_bridge.core.affine import Affine
 from tests.conftest import randomize
 from tests.core.pieces import check, conv, image, norm
-from tests.core.test_psi import NORMAL, ROUNDINGS, SHIFTS, SMALL, apply, error, grid, inputs
-from tests.core.test_psi import absorb as absorb_into
+from tests.core.test_activations_general import NORMAL, ROUNDINGS, SHIFTS, SMALL, apply, error, grid, inputs
+from tests.core.test_activations_general import absorb as absorb_into
 
-NAMES = [name for name in ABSORBERS if isinstance(name, str)]
+NAMES = [name for name in (*ACTIVATIONS, *MAX_POOLS) if isinstance(name, str)]
 POOL = "timm.layers.pool2d_same.MaxPool2dSame"
 
 
@@ -74,8 +73,7 @@ def known(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tu
         home, _, kind = name.rpartition(".")
         return getattr(import_module(home), kind), name
     kind = LOOK_ALIKES[name]
-    monkeypatch.setitem(ABSORBERS, f"{__name__}.{kind.__name__}", ABSORBERS[name])
-    table = MAX_POOLS if name == POOL else absorb.ACTIVATIONS
+    table = MAX_POOLS if name == POOL else ACTIVATIONS
     monkeypatch.setitem(table, f"{__name__}.{kind.__name__}", table[name])
     return kind, name
 
@@ -85,7 +83,7 @@ def test_every_scale_and_shift(known: tuple[type[nn.Module], str]) -> None:
     affine = grid((*NORMAL, *SMALL, 0.0), SHIFTS)
     x = inputs(affine, (4, 4))
     reference, module = make(kind, name), make(kind, name)
-    assert find_absorber(module) is ABSORBERS[name]
+    assert find_absorber(module) is ACTIVATIONS.get(name, absorb_into_max_pool)
     expected, left = reference(apply(affine, x)), absorb_into(module, affine, clip=True)
     for values in (x, x.clone().requires_grad_()):
         value = apply(left, module(values))
@@ -121,6 +119,8 @@ def test_in_place(known: tuple[type[nn.Module], str]) -> None:
 
 def test_a_subclass_with_another_forward_is_not_known(known: tuple[type[nn.Module], str]) -> None:
     kind, name = known
-    assert find_absorber(type("Named", (kind,), {})(*((2,) if name == POOL else ()))) is ABSORBERS[name]
+    assert find_absorber(type("Named", (kind,), {})(*((2,) if name == POOL else ()))) is ACTIVATIONS.get(
+        name, absorb_into_max_pool
+    )
     other = type("Other", (kind,), {"forward": lambda self, x: x})
     assert find_absorber(other(*((2,) if name == POOL else ()))) is None

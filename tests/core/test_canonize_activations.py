@@ -5,6 +5,7 @@ The function in float64 is the same to 1e-12; the statistics hold weights of bot
 
 import copy
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,12 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import canonize, plan
-from canon_bridge.core.modules.absorb import ACTIVATIONS
-from canon_bridge.core.modules.arithmetic import Multiply
-from canon_bridge.core.modules.kinds import find_kind
+from canon_bridge.core.activations import ACTIVATIONS
+from canon_bridge.core.explicit import Multiply
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import BOTH, Written, check, conv, image, norm
-from tests.core.test_psi import ACTIVATION, make
+from tests.core.test_activations_general import ACTIVATION, make
 
 # Name: the function, as a module reads it.
 FUNCTIONS: dict[str, Any] = {
@@ -76,7 +76,7 @@ def test_every_spelling(name: str) -> None:
     kept = Snapshot.of(model)
     with canonize(model, example_inputs=image()) as canonical:
         module = canonical.get_submodule(path)
-        assert find_kind(ACTIVATIONS, module) is not None
+        assert ACTIVATIONS.find(module) is not None
         assert not getattr(module, "inplace", False)
     kept.check()
 
@@ -190,6 +190,30 @@ def gradients(model: nn.Module, x: Tensor, twice: bool = True) -> tuple[Tensor, 
     return (first.detach(), *(torch.autograd.grad(first.square().sum(), x) if twice else ()))
 
 
+# What looks on and replaces nothing is no rule.
+LOOKING_ON: dict[str, Callable[[nn.Module], Any]] = {
+    "forward hook": lambda module: module.register_forward_hook(lambda *_: None),
+    "forward hook that returns the output": lambda module: module.register_forward_hook(lambda m, args, output: output),
+    "forward hook that copies the output": lambda module: module.register_forward_hook(lambda m, a, out: out.clone()),
+    "forward pre-hook": lambda module: module.register_forward_pre_hook(lambda *_: None),
+    "forward pre-hook that copies the input": lambda module: module.register_forward_pre_hook(
+        lambda m, args: args[0].clone()
+    ),
+    "hook of the input": lambda module: module.register_forward_pre_hook(
+        lambda m, args: args[0].register_hook(lambda gradient: None) and None
+    ),
+    "backward hook": lambda module: module.register_full_backward_hook(lambda *_: None),
+    "backward pre-hook": lambda module: module.register_full_backward_pre_hook(lambda *_: None),
+}
+
+
+def gradients_beside(look: Callable[[nn.Module], Any], model: nn.Module, x: Tensor, twice: bool) -> tuple[Tensor, ...]:
+    handle = look(model[2])
+    found = gradients(model, x, twice)
+    handle.remove()
+    return found
+
+
 @pytest.mark.parametrize("clipped", ["absorb", "pass"])
 @ACTIVATION
 def test_without_rules_gradients_in_the_block_are_those_of_the_function(kind: type[nn.Module], clipped: Any) -> None:
@@ -198,8 +222,11 @@ def test_without_rules_gradients_in_the_block_are_those_of_the_function(kind: ty
     expected = gradients(model, x, twice)
     with canonize(model, prefer="right", clipped=clipped):
         found = gradients(model, x, twice)
-        model[2].register_forward_hook(lambda *_: None)  # as a rule would
+        rule = model[2].register_full_backward_hook(lambda module, grad_input, grad_output: grad_output)
         with_rule = gradients(model, x, twice)
-    assert all(relative_error(*pair) < 1e-11 for pair in zip(found, expected, strict=True) if pair[1].any())
+        rule.remove()
+        looking_on = [gradients_beside(look, model, x, twice) for look in LOOKING_ON.values()]
+    for values in (found, *looking_on):
+        assert all(relative_error(*pair) < 1e-11 for pair in zip(values, expected, strict=True) if pair[1].any())
     if clipped == "absorb" and kind in (nn.SiLU, nn.GELU, nn.LeakyReLU, nn.Softplus):
         assert relative_error(with_rule[0], expected[0]) > 1e-2

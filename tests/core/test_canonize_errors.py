@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from canon_bridge import canonize, canonized_copy, plan
+from canon_bridge import FunctionChangedError, canonize, canonized_copy, plan
 from canon_bridge.core.undo.register import writes_in_force
 from tests.conftest import Snapshot, randomize
 from tests.core.pieces import Written, conv, image, norm
@@ -151,7 +151,7 @@ def test_an_output_that_is_not_finite_any_more_is_warned_of() -> None:
     x = torch.full((1, 1, 2, 2), 3e4, dtype=torch.float16)
     x[0, 0, 0, 0] += 32
     assert bool(model(x).isfinite().all())
-    with pytest.warns(UserWarning, match="changed the output"), canonize(model, example_inputs=x):
+    with pytest.raises(FunctionChangedError, match="changed the output"), canonize(model, example_inputs=x):
         pass
 
 
@@ -160,8 +160,10 @@ def test_an_output_with_nan_is_no_agreement(value: float, monkeypatch: pytest.Mo
     model, x = small(), image()
     outputs = iter([torch.ones(2), torch.tensor([1.0, value])])
     canonization = canonize(model, example_inputs=x)
-    monkeypatch.setattr("canon_bridge.core.canonization.outputs", lambda *_: [next(outputs)])
-    with pytest.warns(UserWarning, match="changed the output"), canonization:
+    following = [torch.ones(2)] * 20
+    for place in ("precision", "canonize"):
+        monkeypatch.setattr(f"canon_bridge.core.{place}.outputs", lambda *_: [next(outputs, following.pop())])
+    with pytest.raises(FunctionChangedError, match="changed the output"), canonization:
         pass
 
 

@@ -107,7 +107,7 @@ def test_an_exception_while_a_child_is_made_leaves_the_model_untouched() -> None
     model = small()
     before, canonization = Snapshot.of(model), canonize(model)
     with pytest.MonkeyPatch.context() as patch:
-        fail_at(patch, nn.Module, "train", 1)
+        fail_at(patch, Edits, "set", 1)
         with pytest.raises(FaultError):
             canonization.apply()
     before.check()

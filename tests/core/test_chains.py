@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import canonize, plan
-from canon_bridge.core.planning.chains import Chain, Step
+from canon_bridge.core.plan import Chain, Step
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.decisions import LINEAR, Case, check, search
 from tests.core.pieces import BOTH, Written, conv, image, norm
@@ -50,13 +50,13 @@ def joined(m: nn.Module, x: Tensor) -> Tensor:
     return m.a(m.pool(m.act(y))[:, 2:6])
 
 
-GLOBAL, JOIN = "adaptive average pooling", "concatenation"
+GLOBAL, JOIN = "adaptive_avg_pool2d", "cat"
 # name: (model, norm, direction, kind, steps, what lies in between)
 CHAINS: dict[str, tuple[Model, str, str, str, tuple[Step, ...], tuple[str, ...]]] = {
     "left": (lambda: nn.Sequential(conv(), norm()), "1", "left", "left", (takes("0"),), ()),
     "left through a pool": (
         lambda: nn.Sequential(conv(), nn.AvgPool2d(2), nn.Dropout2d(), norm()),
-        *("3", "left", "left", (takes("0"),), ("average pooling", "dropout")),
+        *("3", "left", "left", (takes("0"),), ("avg_pool2d", "dropout")),
     ),
     "left through a concatenation": (
         lambda: Written(lambda m, x: m.norm(torch.cat([m.a(x), m.b(x)], 1)), a=conv(4, 1), b=conv(4, 3), norm=norm()),
@@ -89,7 +89,7 @@ CHAINS: dict[str, tuple[Model, str, str, str, tuple[Step, ...], tuple[str, ...]]
         lambda: Written(joined, norm=norm(), act=nn.ReLU(), pool=nn.MaxPool2d(2), a=conv()),
         *("norm", "right", "mixed"),
         (absorbs("act", (-1,) * 4 + OWN), absorbs("pool", tuple(range(4, 12))), takes("a", (14, 15, 16, 17))),
-        (JOIN, "ReLU act", "MaxPool2d pool"),
+        (JOIN, "ReLU act", "MaxPool2d pool", "getitem"),
     ),
     "right into another norm": (lambda: nn.Sequential(norm(), norm()), "0", "right", "right", (takes("1"),), ()),
 }

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from canon_bridge import TracingError, canonize, plan
-from canon_bridge.core.tracing.checkpoints import without_checkpoints
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import BOTH, Written, alive, conv, image, norm, tiny_densenet
 
@@ -170,18 +169,6 @@ def test_no_container_without_checkpoints_gets_a_new_forward() -> None:
     plain = nn.Sequential(conv(), norm(), nn.ReLU())
     model = randomize(Written(lambda m, x: m.plain(checkpoint(m.a, x, use_reentrant=False)), plain=plain, a=conv()))
     assert [rewrite.path for rewrite in plan(model).rewrites] == [""]
-
-
-@REENTRANT
-def test_a_checkpoint_inside_calls_its_function_and_tells_so(reentrant: bool) -> None:
-    found: list[int] = []
-    x = torch.randn(3, requires_grad=True)
-    with without_checkpoints(lambda: found.append(1)):
-        calls: list[int] = []
-        y = checkpoint(lambda x, factor: calls.append(1) or x * factor, x, 2, use_reentrant=reentrant)
-        y.sum().backward()
-    assert (len(found), len(calls)) == (1, 1)
-    assert torch.equal(x.grad, torch.full((3,), 2.0))
 
 
 BROKEN: dict[str, Callable[[Any, Tensor], Tensor]] = {

@@ -214,10 +214,14 @@ def test_a_shared_activation_or_pool_gets_one_module_for_each_call_site(shared: 
         assert len({id(vars(module)) for module in sites}) == 5
 
 
-def test_layers_with_parameters_are_not_doubled() -> None:
+def test_a_further_call_of_a_layer_has_a_stand_in_with_the_same_parameters() -> None:
     shared = conv()
     model = Written(lambda m, x: m.shared(m.act(m.shared(m.act(x.clone())))), shared=shared, act=nn.PReLU())
-    assert check(model, image()) == {}
+    new = check(model, image())
+    assert {path: next(module.parameters()) for path, module in new.items()} == {
+        "act_2": model.act.weight,
+        "shared_2": shared.weight,
+    }
 
 
 @pytest.mark.parametrize("path", ["", "1", "1.block"])

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import canonize, plan
-from canon_bridge.core.modules.layers import Mean
+from canon_bridge.core.explicit import LinearMap
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import BOTH, Function, Written, check, conv, image, norm
 
@@ -21,47 +21,41 @@ SIZES = ((2, 4, 6, 6), (1, 4, 7, 5), (3, 4, 4, 9), (2, 4, 6, 6))
 
 # Name: the operation in a network of a norm before and a convolution or a linear layer behind it, and its module.
 COMPUTED: dict[str, tuple[Function, type[nn.Module]]] = {
-    "F.avg_pool2d(x, x.size()[2:])": (lambda x: F.avg_pool2d(x, x.size()[2:]), nn.AvgPool2d),
-    "F.avg_pool2d(x, x.shape[-2:])": (lambda x: F.avg_pool2d(x, x.shape[-2:]), nn.AvgPool2d),
-    "F.avg_pool2d(x, (x.shape[2], x.size(3)))": (lambda x: F.avg_pool2d(x, (x.shape[2], x.size(3))), nn.AvgPool2d),
+    "F.avg_pool2d(x, x.size()[2:])": (lambda x: F.avg_pool2d(x, x.size()[2:]), LinearMap),
+    "F.avg_pool2d(x, x.shape[-2:])": (lambda x: F.avg_pool2d(x, x.shape[-2:]), LinearMap),
+    "F.avg_pool2d(x, (x.shape[2], x.size(3)))": (lambda x: F.avg_pool2d(x, (x.shape[2], x.size(3))), LinearMap),
     "F.avg_pool2d(x, kernel_size=x.shape[2:], stride=1)": (
         lambda x: F.avg_pool2d(x, kernel_size=x.shape[2:], stride=1),
-        nn.AvgPool2d,
+        LinearMap,
     ),
-    "F.avg_pool2d(x, x.shape[2] // 2)": (lambda x: F.avg_pool2d(x, x.shape[2] // 2), nn.AvgPool2d),
-    "F.avg_pool2d(x, 2, x.shape[2] // 3)": (lambda x: F.avg_pool2d(x, 2, x.shape[2] // 3), nn.AvgPool2d),
-    "F.max_pool2d(x, x.size()[2:])": (lambda x: F.max_pool2d(x, x.size()[2:]), nn.MaxPool2d),
-    "F.max_pool2d(x, 2, padding=x.dim() - 3)": (lambda x: F.max_pool2d(x, 2, padding=x.dim() - 3), nn.MaxPool2d),
+    "F.avg_pool2d(x, x.shape[2] // 2)": (lambda x: F.avg_pool2d(x, x.shape[2] // 2), LinearMap),
+    "F.avg_pool2d(x, 2, x.shape[2] // 3)": (lambda x: F.avg_pool2d(x, 2, x.shape[2] // 3), LinearMap),
     "F.adaptive_avg_pool2d(x, (1, 1))": (lambda x: F.adaptive_avg_pool2d(x, (1, 1)), nn.AdaptiveAvgPool2d),
     "F.adaptive_avg_pool2d(x, x.shape[2] // 2)": (
         lambda x: F.adaptive_avg_pool2d(x, x.shape[2] // 2),
-        nn.AdaptiveAvgPool2d,
+        LinearMap,
     ),
     "F.adaptive_avg_pool2d(x, (x.shape[2], 1))": (
         lambda x: F.adaptive_avg_pool2d(x, (x.shape[2], 1)),
-        nn.AdaptiveAvgPool2d,
+        LinearMap,
     ),
-    "F.adaptive_max_pool2d(x, x.shape[2] // 2)": (
-        lambda x: F.adaptive_max_pool2d(x, x.shape[2] // 2),
-        nn.AdaptiveMaxPool2d,
-    ),
-    "F.interpolate(x, scale_factor=2)": (lambda x: F.interpolate(x, scale_factor=2), nn.Upsample),
-    "F.interpolate(x, 11)": (lambda x: F.interpolate(x, 11), nn.Upsample),
-    "F.interpolate(x, (x.shape[2] * 2, 5))": (lambda x: F.interpolate(x, (x.shape[2] * 2, 5)), nn.Upsample),
+    "F.interpolate(x, scale_factor=2)": (lambda x: F.interpolate(x, scale_factor=2), LinearMap),
+    "F.interpolate(x, 11)": (lambda x: F.interpolate(x, 11), LinearMap),
+    "F.interpolate(x, (x.shape[2] * 2, 5))": (lambda x: F.interpolate(x, (x.shape[2] * 2, 5)), LinearMap),
     "F.interpolate, bilinear": (
         lambda x: F.interpolate(x, x.shape[3], mode="bilinear", align_corners=True),
-        nn.Upsample,
+        LinearMap,
     ),
-    "F.interpolate, computed factor": (lambda x: F.interpolate(x, scale_factor=x.shape[2] / 3), nn.Upsample),
+    "F.interpolate, computed factor": (lambda x: F.interpolate(x, scale_factor=x.shape[2] / 3), LinearMap),
     "F.interpolate, recomputed factor": (
         lambda x: F.interpolate(x, None, 1.7, "bilinear", False, recompute_scale_factor=True),
-        nn.Upsample,
+        LinearMap,
     ),
-    "x.mean((2, 3), keepdim=True)": (lambda x: x.mean((2, 3), keepdim=True), Mean),
-    "x.mean([-1, -2], True)": (lambda x: x.mean([-1, -2], True), Mean),
-    "x.mean(-1, keepdim=True)": (lambda x: x.mean(-1, keepdim=True), Mean),
-    "torch.mean(x, dim=(2, 3), keepdim=True)": (lambda x: torch.mean(x, dim=(2, 3), keepdim=True), Mean),
-    "torch.mean(x, 3, True)": (lambda x: torch.mean(x, 3, True), Mean),
+    "x.mean((2, 3), keepdim=True)": (lambda x: x.mean((2, 3), keepdim=True), LinearMap),
+    "x.mean([-1, -2], True)": (lambda x: x.mean([-1, -2], True), LinearMap),
+    "x.mean(-1, keepdim=True)": (lambda x: x.mean(-1, keepdim=True), LinearMap),
+    "torch.mean(x, dim=(2, 3), keepdim=True)": (lambda x: torch.mean(x, dim=(2, 3), keepdim=True), LinearMap),
+    "torch.mean(x, 3, True)": (lambda x: torch.mean(x, 3, True), LinearMap),
 }
 WITHOUT_DIMENSIONS: dict[str, Function] = {
     "x.mean((2, 3))": lambda x: x.mean((2, 3)),
@@ -118,6 +112,10 @@ NOT_THROUGH: dict[str, tuple[Function, Callable[[], nn.Module]]] = {
     "a mean over channels and space": (lambda x: x.mean((1, 2, 3), keepdim=True), lambda: conv(1, 1, 1, 0)),
     "padding that is counted": (lambda x: F.avg_pool2d(x, 3, 1, 1), conv),
     "computed padding": (lambda x: F.avg_pool2d(x, 3, 1, x.dim() - 3), conv),
+    # A max pool becomes a module, which could absorb the map, where its arguments are known.
+    "a max pool of a computed size": (lambda x: F.max_pool2d(x, x.size()[2:]), conv),
+    "a max pool of a computed padding": (lambda x: F.max_pool2d(x, 2, padding=x.dim() - 3), conv),
+    "an adaptive max pool of a computed size": (lambda x: F.adaptive_max_pool2d(x, x.shape[2] // 2), conv),
     "another divisor": (lambda x: F.avg_pool2d(x, x.size()[2:], divisor_override=3), lambda: conv(4, 3, 1, 0)),
     "a pool with a size that is no point": (
         # Neither dimension is one, so nothing is squeezed, and the linear layer acts on the last dimension.

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import canonize, canonized_copy, plan
-from canon_bridge.core.tracing.lifts import LIFTS, build_module
-from canon_bridge.core.tracing.trace import trace
+from canon_bridge.core.rewrite import make_explicit
+from canon_bridge.core.trace.trace import trace
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.calls import Tensors
 from tests.core.pieces import BOTH, check, conv, image
@@ -196,8 +196,8 @@ def test_a_weight_of_another_module() -> None:
 
 def test_tensors_of_the_model_stay_the_same_objects() -> None:
     def made(model: nn.Module) -> nn.Module:
-        node = [node for node in trace(model).graph.nodes if node.op == "call_function"][-1]
-        return build_module(node, LIFTS[node.target], model)
+        (call,) = make_explicit(model, trace(model)).operations.values()
+        return call.module
 
     model = Tensors(lambda m, x, y: F.conv2d(x, m.weight, m.bias))
     module = made(model)

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import canonize, canonized_copy, plan
-from canon_bridge.core.modules.affine import NORMS, find_kind, is_identity, is_norm, norm_type, width
-from canon_bridge.core.modules.layers import BatchNorm
+from canon_bridge.core.explicit import BatchNorm
+from canon_bridge.core.norms import NORMS, is_identity, is_norm, norm_type, width
 from tests.conftest import Snapshot, relative_error
 from tests.core.named_norms import randomize_any
 from tests.core.pieces import BOTH, alive, check, conv, image
@@ -131,7 +131,8 @@ def test_statistics_of_the_batch_are_no_affine_map() -> None:
     before, expected = Snapshot.of(model), model(x)
     made = plan(model)
     assert made.entries == ()
-    assert made.failures == (("1", "batch_norm: batch_norm by the statistics of the batch is not an affine map"),)
+    assert [(entry.path, entry.what) for entry in made.uncovered] == [("1", "batch_norm")]
+    assert "batch_norm by the statistics of the batch is not an affine map" in made.uncovered[0].reason
     with canonize(model):
         assert relative_error(model(x), expected) < 1e-14
     before.check()
@@ -143,7 +144,7 @@ def test_training_mode_is_that_of_the_forward() -> None:
     model[1].train()
     made = plan(model)
     assert made.merges == made.leftovers == ()
-    assert "statistics of the batch" in made.failures[0][1]
+    assert "statistics of the batch" in made.uncovered[0].reason
     # A forward that says training=False does not look at it.
     model = network(Norm(CALLS["by keyword"]))
     model[1].train()
@@ -195,7 +196,7 @@ def test_the_explicit_module(affine: bool) -> None:
     norm = BatchNorm(torch.randn(4), torch.rand(4) + 0.5, weight, bias, EPS).double()
     assert is_norm(norm)
     assert width(norm) == 4
-    assert find_kind(NORMS, norm).frozen  # it normalizes by running statistics whatever its flag says
+    assert NORMS.find(norm).frozen  # it normalizes by running statistics whatever its flag says
     for rank, size in RANKS.items():
         assert rank in norm_type(norm).ranks
         x = image(3, 4, *size)

@@ -10,8 +10,8 @@ import torchvision
 from torch import Tensor, nn
 
 from canon_bridge import TracingError, canonize, plan
-from canon_bridge.core.tracing.flow import Flow, Site
-from canon_bridge.core.tracing.trace import trace, trace_locally
+from canon_bridge.core.trace.flow import Flow, Site
+from canon_bridge.core.trace.trace import trace, trace_locally
 from tests.conftest import Snapshot
 
 
@@ -128,7 +128,9 @@ def test_a_module_that_is_reached_by_two_names_is_one_module() -> None:
     block = Block()
     flow = trace(nn.Sequential(block, nn.ReLU(), block))
     convolutions = [site for site in sites_of(flow) if site.what == id(block.conv)]
-    assert convolutions == [Site("0", id(block.conv), 0), Site("0", id(block.conv), 0)]
+    assert convolutions == [Site("0", id(block.conv), 0), Site("0_2", id(block.conv), 0)]
+    assert flow.stand_ins[Site("", id(block), 1)] == "0_2"
+    assert flow.originals["0_2.conv"] == "0.conv"
 
 
 @pytest.mark.parametrize("target", [operator.iadd, operator.isub, operator.imul, operator.itruediv])

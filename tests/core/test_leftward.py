@@ -61,7 +61,7 @@ THROUGH: dict[str, Case] = {
         lambda: sequence(conv(), nn.ReflectionPad2d(1), norm()), {"2": "left 0"}, ((2, 4, 6, 6), (1, 4, 2, 5))
     ),
     "global pool and flatten": Case(
-        lambda: sequence(conv(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), norm1()), {"3": LINEAR}, SIZES
+        lambda: sequence(conv(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), norm1()), {"3": "left 0"}, SIZES
     ),
     "mean": Case(written(lambda m, x: m.norm(m.a(x).mean((-2, 3))), a=conv, norm=norm1), ALWAYS, SIZES),
     "mean that keeps the dimensions": Case(
@@ -76,9 +76,9 @@ THROUGH: dict[str, Case] = {
         written(lambda m, x: m.norm(m.a(x).transpose(-1, 1)), a=lambda: nn.Linear(6, 4), norm=norm1),
         *(ALWAYS, ((2, 5, 6), (1, 1, 6))),
     ),
-    "unsqueeze": Case(
+    "slices and unsqueeze": Case(
         written(lambda m, x: m.norm(m.a(x)[:, :].unsqueeze(2).unsqueeze(-1)), a=lambda: nn.Linear(6, 4)),
-        *({"norm": LINEAR}, ((2, 6), (1, 6))),  # not through slices
+        *(ALWAYS, ((2, 6), (1, 6))),
     ),
     "two unsqueezes": Case(
         written(lambda m, x: m.norm(m.a(x).unsqueeze(2).unsqueeze(dim=-1)), a=lambda: nn.Linear(6, 4)),
@@ -153,7 +153,7 @@ JOINED: dict[str, Case] = {
         written(lambda m, x: (y := m.a(x), m.norm(torch.cat([y, y], 1)))[1], a=conv, norm=wider),
         *({"norm": LINEAR}, SIZES),
     ),
-    "one layer for both": Case(written(same_layer, a=conv, norm=wider), {"norm": LINEAR}, SIZES),
+    "one layer for both": Case(written(same_layer, a=conv, norm=wider), {"norm": "left a, a_2"}, SIZES),
     "along the image": Case(
         written(lambda m, x: m.norm(torch.cat([m.a(x), m.b(x)], 3)), a=conv, b=conv), {"norm": LINEAR}, SIZES
     ),

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from canon_bridge.core.merge import merge
-from canon_bridge.core.modules.affine import is_identity
-from canon_bridge.core.planning.chains import Chain, Step
+from canon_bridge.core.apply import merge
+from canon_bridge.core.norms import is_identity
+from canon_bridge.core.plan import Chain, Step
 from canon_bridge.core.undo.edits import Edits
 from tests.conftest import Snapshot, randomize, relative_error
 

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from canon_bridge import canonize, canonized_copy, plan
-from canon_bridge.core.modules.affine import (
+from canon_bridge.core.affine import Affine
+from canon_bridge.core.norms import (
     check_norm,
     children_after,
     is_identity,
     is_norm,
     norm_type,
     normalized,
+    slots_for,
     width,
 )
 from tests.conftest import Snapshot, relative_error
@@ -59,7 +61,7 @@ def test_read_is_what_the_layer_computes(name: str, kinds: Find) -> None:
 def test_its_identity_is_exact_and_keeps_what_is_a_parameter(name: str, kinds: Find) -> None:
     layer, x = randomize_any(kinds(name)(4).double()), image()
     kept = Snapshot.of(layer)
-    slots = norm_type(layer).identity(layer)
+    slots = slots_for(layer, Affine.identity(norm_type(layer).read(layer).scale))
     kept.check()
     types = {key: type(getattr(layer, key[1])) for key in slots}
     assert not is_identity(layer)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from canon_bridge import Leftover, Merge, Refusal, canonize, plan
-from canon_bridge.core.planning.chains import kind_of
+from canon_bridge.core.plan import kind_of
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import BOTH, NETWORKS, Written, conv, image, norm
 
@@ -39,13 +39,14 @@ class Network(nn.Module):
 TABLE = """\
 plan for Network (prefer='left', clipped='absorb', leftover='linear')
 total: 5 BatchNorms: 1 merged left, 2 merged right, 2 to explicit linear layers, 0 left as they are; \
-4 operations made modules
+5 operations made modules
 
 count  what happens                     through, or why                                                          first
 1      merged left                      -                                                                        stem.1
 1      merged right                     -                                                                        before
-1      made a per-channel linear layer  left: Add before it is not linear; right: softmax behind it is not linear  alone
-1      merged right                     ReLU, adaptive average pooling, flatten                                  last
+1      made a per-channel linear layer  left: Add before it is not linear; \
+right: Normaliser after it is not linear  alone
+1      merged right                     ReLU, adaptive_avg_pool2d, flatten                                  last
 1      made a per-channel linear layer  it is not called in forward                                              unused
 
 BatchNorms are resolved in the order of the data flow, each after those before it: the preferred direction, then the \
@@ -55,11 +56,11 @@ order  BatchNorm  direction  merged into                 through, or why
 1      stem.1     left       stem.0                      -
 2      before     right      first, second               -
 3      alone      -          a per-channel linear layer  left: add (Add) before it is not linear; \
-right: softmax behind it is not linear
-4      last       right      classifier                  ReLU relu, adaptive average pooling, flatten
+right: softmax (Normaliser) after it is not linear
+4      last       right      classifier                  ReLU relu, adaptive_avg_pool2d, flatten
 5      unused     -          a per-channel linear layer  it is not called in forward
 
-explicit modules in the model itself: max_pool2d, add, relu, adaptive_avg_pool2d"""
+explicit modules in the model itself: max_pool2d, add, softmax, relu, adaptive_avg_pool2d"""
 
 
 def cells(text: str) -> list[list[str]]:
@@ -108,7 +109,7 @@ def test_a_leftover_says_for_each_direction_what_stood_in_the_way_the_preferred_
     (entry,) = plan(randomize(nn.Sequential(nn.Softmax(1), norm())), prefer=prefer).leftovers
     reasons = {
         "left": "left: 0 (Softmax) before it is not linear",
-        "right": "right: the output of the model behind it is not linear",
+        "right": "right: the output of the model after it is not linear",
     }
     assert entry.reason == "; ".join(sorted(reasons.values(), key=lambda reason: not reason.startswith(prefer)))
 
@@ -123,7 +124,7 @@ def test_known_networks_are_merged_to_the_last_norm(network: str, prefer: Any) -
     norms = {path for path, module in model.named_modules() if isinstance(module, _BatchNorm)}
     assert {merge.norm for merge in made.merges} == norms
     assert len(made.entries) == len(norms)
-    assert made.failures == ()
+    assert made.uncovered == ()
     # A linear layer takes at most one BatchNorm on each side.
     taken = [(merge.chain.direction, target) for merge in made.merges for target in merge.chain.targets]
     assert len(taken) == len(set(taken)) >= len(norms)
@@ -178,9 +179,9 @@ def test_a_group_is_named_by_what_happens_whatever_the_modules_are_called() -> N
     leftover, merged = plan(randomize(Named())).entries
     assert isinstance(leftover, Leftover)
     assert leftover.group[1] == (
-        "left: no linear layer comes before it; right: Linear acts on the last dimension, not on channels"
+        "left: no linear layer comes before it; right: Linear acts on another dimension than the channels"
     )
-    assert merged.group == ("merged right", "ReLU, adaptive average pooling")
+    assert merged.group == ("merged right", "ReLU, adaptive_avg_pool2d")
     numbered = nn.Sequential(norm(), nn.Flatten(2), nn.Softmax(2), nn.Linear(9, 9), nn.BatchNorm1d(4), nn.Linear(9, 9))
     assert "BatchNorm1d" not in plan(randomize(numbered)).leftovers[-1].group[1]
 
@@ -196,10 +197,12 @@ def test_what_else_is_changed_is_listed() -> None:
     layer = nn.utils.parametrizations.weight_norm(conv())
     model = Written(lambda m, x: m.a(F.relu(x)) + m.b(m.norm(x)).mul(x.sum()), a=layer, b=conv(), norm=norm())
     text = str(plan(model))
-    assert "explicit modules in the model itself: relu, multiply, add" in text
+    assert "explicit modules in the model itself: relu, sum, multiply, add" in text
     assert "computed weights made parameters: a" in text
-    odd = Written(lambda m, x: torch.add(m.norm(x), x, alpha=2), norm=norm())
-    assert "not explicit in the model itself: add: alpha=2: a weighted sum" in str(plan(odd))
+    odd = Written(lambda m, x: m.norm(x).cumprod(1), norm=norm())
+    assert "operations without a rule, in whose place the map has a gradient:\n- cumprod in the model itself" in str(
+        plan(odd)
+    )
 
 
 def test_modules_in_place_that_nobody_relies_on_are_listed() -> None:

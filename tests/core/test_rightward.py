@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from canon_bridge.core.modules.absorb import ACTIVATIONS, MAX_POOLS
+from canon_bridge.core.activations import ACTIVATIONS, MAX_POOLS
 from tests.core.decisions import LINEAR, Case, check
 from tests.core.pieces import Written, conv, norm
 
@@ -139,7 +139,7 @@ SHAPES: dict[str, Case] = {
         *({"norm": LINEAR}, ((4, 4, 6, 6), (1, 4, 6, 6))),
     ),
     "flatten at a computed place": Case(
-        written(lambda m, x: m.fc(m.norm(x).flatten(x.dim() - 3)), fc=fc(144)), {"norm": LINEAR}
+        written(lambda m, x: m.fc(m.norm(x).flatten(x.dim() - 3)), fc=fc(144)), to("fc")
     ),
     "channel shuffle": Case(
         written(lambda m, x: m.a(F.relu(m.mix(m.norm(x)))), mix=lambda: nn.ChannelShuffle(2), a=conv), to("a"), SIZES
@@ -150,9 +150,9 @@ SHAPES: dict[str, Case] = {
     "padding that copies": Case(
         written(lambda m, x: m.a(F.pad(m.norm(x), (1, 2, 1, 1), "replicate")), a=conv), to("a")
     ),
-    "padding of the channels": Case(
+    "padding of the channels": Case(  # which turns them round
         lambda: nn.Sequential(nn.BatchNorm1d(4), nn.CircularPad2d((0, 0, 1, -1)), nn.Conv1d(4, 3, 1)),
-        *({"0": LINEAR}, ((2, 4, 6),)),
+        *({"0": "right 2"}, ((2, 4, 6),)),
     ),
     "a parameter for each of several features a channel": Case(
         behind(nn.Flatten, lambda: nn.PReLU(144), fc(144)), {"0": LINEAR}
@@ -172,7 +172,12 @@ def test_through_changes_of_shape(name: str) -> None:
     check(SHAPES[name])
 
 
-@pytest.mark.parametrize("tensor", ["the activation", "the input of the model", "before the norm"])
+NOT_YET = pytest.mark.xfail(reason="sizes that lie beside the one that is read have to be known, too")
+
+
+@pytest.mark.parametrize(
+    "tensor", ["the activation", pytest.param("the input of the model", marks=NOT_YET), "before the norm"]
+)
 def test_a_view_with_the_batch_of_another_tensor(tensor: str) -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         y = m.first(x)

@@ -83,17 +83,18 @@ CONCATENATIONS: dict[str, Case] = {
     ),
     "at a point, before a Linear": Case(
         written(lambda m, x: m.fc(torch.cat([m.norm(x).mean((2, 3)), m.b(x).mean((2, 3))], 1)), b=conv, fc=fc(8)),
-        {"norm": LINEAR},  # how wide a mean is, is not asked for
+        to("fc"),
     ),
     "collected in lists": Case(
         written(lists, grow=lambda: conv(4, 3), other=lambda: norm(7), last=lambda: conv(7, 2)),
         {"norm": "right grow", "other": "right last"},
     ),
-    "along the image": Case(
-        written(lambda m, x: (y := m.norm(x), m.a(torch.cat([y, y], 2)))[1], a=conv), {"norm": LINEAR}
+    "along the image": Case(written(lambda m, x: (y := m.norm(x), m.a(torch.cat([y, y], 2)))[1], a=conv), to("a")),
+    "with something as wide as the input": Case(
+        written(lambda m, x: m.a(torch.cat([x.roll(1, 2) * 2, m.norm(x)], 1)), a=wide(8)), to("a")
     ),
     "with something of unknown width": Case(
-        written(lambda m, x: m.a(torch.cat([x.roll(1, 2) * 2, m.norm(x)], 1)), a=wide(8)), {"norm": LINEAR}
+        written(lambda m, x: m.a(torch.cat([x.view(x.size(0), -1, 6, 6), m.norm(x)], 1)), a=wide(8)), {"norm": LINEAR}
     ),
     "with layers called by keyword": Case(
         written(
@@ -121,8 +122,9 @@ DIVISIONS: dict[str, Case] = {
     "every other channel": Case(
         written(lambda m, x: m.a(m.norm(x)[:, ::2, 1:-1]), a=wide(2)), to("a"), ((2, 4, 6, 6), (1, 4, 3, 5))
     ),
+    "a part of each axis": Case(written(lambda m, x: m.a(m.norm(x)[0:1, ..., 1:]), a=conv), to("a")),
     "the same layer for other channels": Case(
-        written(lambda m, x: (y := m.norm(x), m.a(y[:, :2]) + m.a(y[:, 2:]))[1], a=wide(2)), {"norm": LINEAR}
+        written(lambda m, x: (y := m.norm(x), m.a(y[:, :2]) + m.a(y[:, 2:]))[1], a=wide(2)), to("a", "a_2")
     ),
 }
 

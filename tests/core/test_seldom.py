@@ -10,21 +10,26 @@ from torch import Tensor, nn
 
 from canon_bridge import canonize, canonized_copy, plan
 from canon_bridge.captum import LRP, presets, rules
-from canon_bridge.core.modules import functional
-from canon_bridge.core.modules.arithmetic import Add
-from canon_bridge.core.modules.layers import OfRank
-from canon_bridge.core.modules.weights import make_tensors_plain
-from canon_bridge.core.tracing.arguments import DATA, fits, unpack
+from canon_bridge.core.explicit import Add, OfRank, adaptive_max_pool, max_pool
+from canon_bridge.core.layers.weights import make_tensors_plain
+from canon_bridge.core.trace.flow import DATA, fits, unpack
 from canon_bridge.core.undo.edits import Edits
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import Written, conv, image, norm
 
+OTHER = "last acts on another dimension than the channels"
 OBSTACLES: dict[str, tuple[Callable[..., Any], str]] = {
-    "parts that are stacked": (lambda m, x: m.last(torch.stack(m.norm(x).chunk(2, 1)).sum(0)), "stack behind it"),
-    "rows and not channels": (lambda m, x: m.last(m.norm(x).chunk(2, 2)[0][:, :2]), "a division of other dimensions"),
+    "parts that are stacked": (
+        lambda m, x: m.last(torch.stack(m.norm(x).chunk(2, 1)).sum(0)),
+        OTHER,
+    ),
+    "rows and not channels": (
+        lambda m, x: m.last(m.norm(x).transpose(1, 2).chunk(3, 1)[0]),
+        OTHER,
+    ),
     "channels on different axes": (
-        lambda m, x: m.last(torch.cat([y := m.norm(x)[:, :, :4, :4], y.transpose(1, 2)], 1)[:, :2]),
-        "hold channels on different axes",
+        lambda m, x: m.last(torch.cat([y := m.norm(x)[:, :, :4, :4], y.transpose(1, 2)], 1)[:, 3:5]),
+        OTHER,
     ),
 }
 
@@ -93,9 +98,7 @@ def test_a_copy_for_one_number_of_dimensions_refuses_another() -> None:
         OfRank((2, 3))(torch.ones(1, 2, 3, 4))
 
 
-@pytest.mark.parametrize(
-    "build", [functional.max_pool(nn.MaxPool2d), functional.adaptive_max_pool(nn.AdaptiveMaxPool2d)]
-)
+@pytest.mark.parametrize("build", [max_pool(nn.MaxPool2d), adaptive_max_pool(nn.AdaptiveMaxPool2d)])
 def test_a_pool_with_two_outputs_has_no_module(build: Callable[..., nn.Module]) -> None:
     assert build(2) is not None
     with pytest.raises(ValueError, match="two outputs"):

@@ -15,6 +15,8 @@ import torch
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
+from canon_bridge.core import Explicit
+
 Tensors = tuple[Tensor, ...]
 Stabilizer = float | Callable[[Tensor], Tensor]
 
@@ -27,10 +29,17 @@ class Call:
     arguments: tuple[Any, ...]
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        """Compute the module, without its hooks, with other values for those arguments that are tensors."""
-        values = iter(tensors)
+        """Compute the module, without its hooks, with other values for those arguments that are its data."""
+        values, flags = iter(tensors), are_data(self.module, self.arguments)
+        arguments = (next(values) if flag else a for a, flag in zip(self.arguments, flags, strict=True))
         with _evaluation():
-            return self.module.forward(*(next(values) if isinstance(a, Tensor) else a for a in self.arguments))
+            return self.module.forward(*arguments)
+
+
+def are_data(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[bool, ...]:
+    """Return which arguments of a call are data: tensors, but for those that an operation has besides its data."""
+    count = module.data_count if isinstance(module, Explicit) else len(arguments)
+    return tuple(isinstance(value, Tensor) and index < count for index, value in enumerate(arguments))
 
 
 _evaluating: ContextVar[bool] = ContextVar("evaluating", default=False)
@@ -108,6 +117,10 @@ class Rule(PropagationRule):
         return relevance / (denominator + sign * self.stabilizer)
 
 
+def _constant(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
 def _tensors(inputs: Any) -> Tensors:
     return tuple(value for value in (inputs if isinstance(inputs, tuple) else (inputs,)) if isinstance(value, Tensor))
 
@@ -117,9 +130,10 @@ class _Propagation(torch.autograd.Function):
     def forward(ctx: Any, rule: Rule, module: nn.Module, output: Tensor, *inputs: Any) -> Tensor:
         # Kept without the tensors: those are saved in the way that autograd frees.
         ctx.rule, ctx.module = rule, module
-        ctx.arguments = tuple(None if isinstance(value, Tensor) else value for value in inputs)
-        ctx.is_tensor = tuple(isinstance(value, Tensor) for value in inputs)
-        ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
+        ctx.is_tensor = are_data(module, inputs)
+        pairs = list(zip(inputs, ctx.is_tensor, strict=True))
+        ctx.arguments = tuple(None if is_data else _constant(value) for value, is_data in pairs)
+        ctx.save_for_backward(*(value for value, is_data in pairs if is_data))
         return output.detach().clone()
 
     @staticmethod

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from canon_bridge.captum.rules.base import Call, Rule, Tensors
-from canon_bridge.core.modules.arithmetic import Arithmetic, signal_of
+from canon_bridge.captum.rules.base import Call, Rule, Stabilizer, Tensors
+from canon_bridge.core import Arithmetic, Product, signal_of
 
 
 class Pass(Rule):
@@ -31,17 +31,27 @@ class SignalTakesAll(Rule):
     Arras et al. 2019, "Explaining and Interpreting LSTMs": the variants "all" and "half" for gated interactions.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, stabilizer: Stabilizer = 1e-6) -> None:
+        super().__init__(stabilizer)
 
     def propagate(self, call: Call, inputs: Tensors, relevance: Tensor) -> Tensors:
         """Return the relevance of the signal, and zero for the gate."""
+        if isinstance(call.module, Product):
+            return self._of_map(call, inputs, relevance, call.module.signal)
         left, right = call.arguments
         named = call.module.signal if isinstance(call.module, Arithmetic) else None
         signal = signal_of(named, left, right)
         shares = (0.5, 0.5) if signal is None else (1.0 - signal, float(signal))
         by_operand = zip((left, right), shares, strict=True)
         return tuple((share * relevance).sum_to_size(a.shape) for a, share in by_operand if isinstance(a, Tensor))
+
+    def _of_map(self, call: Call, inputs: Tensors, relevance: Tensor, signal: int | None) -> Tensors:
+        """Return the relevance by the epsilon rule of the map that the other factors make of the signal."""
+        leaves = tuple(value.detach().requires_grad_() for value in inputs)
+        output = call.forward(*leaves)
+        gradients = torch.autograd.grad(output, leaves, self.divide(relevance, output.detach()))
+        shares = [1 / len(leaves) if signal is None else float(index == signal) for index in range(len(leaves))]
+        return tuple(s * leaf.detach() * g for s, leaf, g in zip(shares, leaves, gradients, strict=True))
 
 
 class WinnerTakesAll(Rule):

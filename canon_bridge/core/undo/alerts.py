@@ -1,7 +1,4 @@
-"""The warnings of the package, by category, and where they point to.
-
-Floor 0: imports nothing of the package.
-"""
+"""The warnings and errors of the package, by category, and where warnings point to."""
 
 import sys
 import warnings
@@ -17,6 +14,14 @@ class LostChangeWarning(UserWarning):
 
 class PrecisionWarning(UserWarning):
     """Warn of a merge that loses precision."""
+
+
+class UncoveredOperationWarning(UserWarning):
+    """Warn of operations without a rule, when a map is made: in their place the map has a gradient."""
+
+
+class FunctionChangedError(RuntimeError):
+    """Raise when the canonical model computes another function; the message names the first change that does it."""
 
 
 def alert(message: str, category: type[Warning]) -> None:

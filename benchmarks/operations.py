@@ -1,0 +1,101 @@
+"""The table of operations in the docs, made from the table in the code: ``python -m benchmarks.operations``."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from canon_bridge.core.activations import find_absorber
+from canon_bridge.core.operations import OPERATIONS, RULES, Kind, Operation, operation_of_function
+
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "operations.md"
+
+INTRODUCTION = """# Operations
+
+What canon_bridge knows of each operation, by the name that ATen gives it. Made by
+`python -m benchmarks.operations --write`; a test compares this page with the table in
+`canon_bridge/core/operations.py`.
+
+All spellings lead to one entry: function, method, operator, in place, `out=`, by keyword, an operator of `torch.ops`.
+The rule is the same in zennit and in Captum. Whether a per-channel map *passes* an operation that moves elements or is
+linear is found by running it on tensors that hold the numbers of the channels: it passes where every output is a copy
+or a mean of elements of one channel.
+"""
+
+PASSES = {
+    Kind.LINEAR_LAYER: ("takes it", "takes it"),
+    Kind.NORM: ("takes it", "takes it"),
+    Kind.ELEMENTWISE: ("no", "no"),
+    Kind.MOVEMENT: ("found by running it", "found by running it"),
+    Kind.SELECTION: ("no", "no"),
+    Kind.LINEAR: ("found by running it", "found by running it"),
+}
+ABSORBS = "absorbs it"
+
+
+def count_of_core() -> tuple[int, int]:
+    """Return how many operators torch tags as core, by their base names, and how many of them have an entry."""
+    packets: dict[str, bool] = {}
+    for name in torch._C._dispatch_get_all_op_names():
+        home, _, rest = name.partition("::")
+        base, _, overload = rest.partition(".")
+        if home != "aten":
+            continue
+        operator = getattr(getattr(torch.ops.aten, base, None), overload or "default", None)
+        if operator is not None and torch.Tag.core in operator.tags:
+            packets[base] = operation_of_function(operator) is not None
+    return len(packets), sum(packets.values())
+
+
+def passes(entry: Operation) -> tuple[str, str]:
+    """Return whether a map passes an operation to the left and to the right."""
+    left, right = PASSES.get(entry.kind, ("no", "no"))
+    try:
+        module = entry.make() if entry.make is not None else None
+    except (TypeError, ValueError):  # it wants arguments
+        module = None
+    wants_arguments = "max_pool" in entry.name or entry.name in ("prelu", "clamp", "clamp_min", "threshold")
+    absorbs = entry.make is not None and (wants_arguments or (module is not None and find_absorber(module) is not None))
+    return left, ABSORBS if absorbs else right
+
+
+def lines() -> Iterator[str]:
+    """Yield the lines of the page."""
+    known, covered = count_of_core()
+    by_kind = {kind: [entry for entry in OPERATIONS.values() if entry.kind is kind] for kind in Kind}
+    yield INTRODUCTION
+    yield f"{len(OPERATIONS)} entries. Of {known} operators that torch tags as core, {covered} have one; the others are"
+    yield "backward operators and internals, listed with their reasons in `tests/core/test_operations.py`.\n"
+    for kind, entries in by_kind.items():
+        yield f"## {kind.value.capitalize()}\n"
+        yield f"Rule: {RULES[kind]}.\n"
+        if kind is Kind.WITHOUT_RULE:
+            yield "| operation | why |"
+            yield "|---|---|"
+            yield from (f"| `{entry.name}` | {entry.note} |" for entry in entries)
+        elif kind in PASSES:
+            yield "| operation | passes to the left | to the right |"
+            yield "|---|---|---|"
+            rows: dict[tuple[str, str], list[str]] = {}
+            for entry in entries:
+                rows.setdefault(passes(entry), []).append(f"`{entry.name}`")
+            yield from (f"| {', '.join(names)} | {left} | {right} |" for (left, right), names in rows.items())
+        else:
+            yield ", ".join(f"`{entry.name}`" for entry in entries) + ". A map passes none of them."
+        yield ""
+
+
+def main() -> None:
+    """Print the page, or write it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help=f"write {DOCUMENT.name} instead of printing it")
+    page = "\n".join(lines()).rstrip() + "\n"
+    if parser.parse_args().write:
+        DOCUMENT.write_text(page)
+    else:
+        print(page)
+
+
+if __name__ == "__main__":
+    main()

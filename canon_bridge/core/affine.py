@@ -1,0 +1,54 @@
+"""The per-channel affine map, which is what a norm computes in evaluation mode and what merges move about."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """The per-channel map ``y = scale * x + shift``.
+
+    Attributes
+    ----------
+    scale, shift : Tensor
+        Shape ``(C,)``, at least float32, on one device.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    @classmethod
+    def identity(cls, like: Tensor) -> "Affine":
+        """Return the map ``y = x``, of the shape, precision and device of a tensor."""
+        return cls(torch.ones_like(like, requires_grad=False), torch.zeros_like(like, requires_grad=False))
+
+    def repeat(self, times: int) -> "Affine":
+        """Return the map after a flatten that turns each channel into ``times`` neighbouring features."""
+        if times == 1:
+            return self
+        return Affine(self.scale.repeat_interleave(times), self.shift.repeat_interleave(times))
+
+    def after(self, before: "Affine") -> "Affine":
+        """Return the map that applies ``before`` and then this one."""
+        return Affine(self.scale * before.scale, self.scale * before.shift + self.shift)
+
+    def joined(self, other: "Affine") -> "Affine":
+        """Return the map with the channels of both, one after the other."""
+        return Affine(torch.cat([self.scale, other.scale]), torch.cat([self.shift, other.shift]))
+
+    def select(self, channels: Sequence[int]) -> "Affine":
+        """Return the map with the given channels, in that order; -1 stands for a channel that stays as it is."""
+        index = torch.tensor(channels, dtype=torch.long, device=self.scale.device)
+        chosen, stays = index.clamp(min=0), index < 0
+        one, zero = self.scale.new_ones(()), self.scale.new_zeros(())
+        return Affine(
+            torch.where(stays, one, self.scale[chosen]), torch.where(stays, zero, self.shift[chosen].to(zero.dtype))
+        )
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the precision to compute a merge in: the layer's own, and never less than float32."""
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,221 @@
+"""Carry out a plan: all writes to a model, in their order. Nothing is checked here; :class:`Canonization` does that."""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from canon_bridge.core.activations import Compares, compares_with_baselines, find_absorber
+from canon_bridge.core.explicit import EXPANSIONS
+from canon_bridge.core.layers.linear import fold_after, fold_before, make_plain
+from canon_bridge.core.layers.parameters import make_live
+from canon_bridge.core.norms import NormType, as_convolution, children_after, compose, is_norm, norm_type, take
+from canon_bridge.core.options import Backend
+from canon_bridge.core.plan import Chain, Plan
+from canon_bridge.core.precision import Loss, losses
+from canon_bridge.core.registry import find_entry
+from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.undo.forwards import bind_forward, forward_slots
+from canon_bridge.core.undo.snapshot import drop_scratch
+from canon_bridge.core.undo.users import follow_mode
+
+
+def carry_out(edits: Edits, model: nn.Module, plan: Plan, backend: Backend) -> list[Loss]:
+    """Make a model canonical, in place, and return what precision the merges lose.
+
+    Parameters
+    ----------
+    edits : Edits
+        The journal; its undo makes the model itself again.
+    model : nn.Module
+        The model, in the state that the plan was made for.
+    plan : Plan
+        What is done; values are read anew.
+    backend : Backend
+        What the framework wants besides.
+    """
+    for rewrite in plan.rewrites:
+        container = model.get_submodule(rewrite.path)
+        for name, make in rewrite.children:
+            edits.set(container, "_modules", name, make(container))
+        for name, tensor in rewrite.constants.items():
+            edits.set_buffer(container, name, tensor)  # it moves with the model
+        bind_forward(edits, container, rewrite.function)
+    for path in plan.expanded:
+        former = model.get_submodule(path)
+        make = find_entry(EXPANSIONS, former)
+        assert make is not None  # the plan has asked
+        replace_child(edits, model, former, make(former).train(former.training))
+    for path in plan.out_of_place:
+        edits.set(model.get_submodule(path), "__dict__", "inplace", False)
+    for path in plan.plain:
+        make_plain(edits, model.get_submodule(path))
+    lost = losses(model, plan)
+    compares = backend.compares_with_reference or compares_with_baselines
+    for entry in plan.merges:
+        _merge(edits, model, entry.chain, plan.options.clipped == "absorb", compares)
+    # All of them are looked up before the first is replaced, for one may be a part of another.
+    for norm in [model.get_submodule(leftover.norm) for leftover in plan.leftovers]:
+        make_linear(edits, model, norm)
+    for norm in [model.get_submodule(entry.norm) for entry in plan.merges]:
+        if children_after(norm):
+            replace_child(edits, model, norm, sequence_after(norm))
+    _adapt(edits, model, backend)
+    return lost
+
+
+def _merge(edits: Edits, model: nn.Module, chain: Chain, clip_relevance: bool, compares: Compares) -> None:
+    merge(edits, model.get_submodule, chain, clip_relevance, compares)
+    if chain.ranks:
+        norm = model.get_submodule(chain.norm)
+        expect_rank(edits, norm, chain.ranks, f"{chain.norm} and {chain.targets[0]}")
+
+
+def _adapt(edits: Edits, model: nn.Module, backend: Backend) -> None:
+    # Where another canonization is in force, its explicit modules are not those of this framework.
+    for module in list(model.modules()):
+        adapted = backend.adapt(module)
+        if adapted is not module:
+            share_hooks(module, adapted.train(module.training))
+            replace_child(edits, model, module, adapted)
+    modules = list(model.modules())
+    for module in modules:
+        backend.prepare(edits, module)
+    if backend.differentiable:
+        make_live(edits, modules)
+    if backend.leaf_hook is not None:
+        for module in modules:
+            if not vars(module)["_modules"]:
+                edits.add_pre_hook(module, backend.leaf_hook)
+    if backend.scratch:
+        edits.on_undo(drop_scratch(modules, backend.scratch))
+
+
+def merge(
+    edits: Edits,
+    find: Callable[[str], nn.Module],
+    chain: Chain,
+    clip_relevance: bool,
+    compares: Compares = compares_with_baselines,
+) -> None:
+    """Merge a norm into the layers of its chain.
+
+    Parameters
+    ----------
+    edits : Edits
+        The journal.
+    find : callable
+        From a path to the module.
+    chain : Chain
+        Where the map goes.
+    clip_relevance : bool
+        Whether relevance at clipped units stops; see :func:`absorb_into_relu`.
+    compares : callable, optional
+        For which modules it does not, because a method compares with a reference input there.
+    """
+    affine = take(edits, find(chain.norm))
+    for step in chain.steps:
+        module, arriving = find(step.module), affine.select(step.channels)
+        if step.absorbs:
+            absorb = find_absorber(module, again=True)
+            assert absorb is not None  # the plan has asked
+            affine = affine.joined(absorb(edits, module, arriving, clip_relevance, compares))
+        elif is_norm(module):
+            compose(edits, module, arriving, comes_before=chain.direction == "right")
+        elif chain.direction == "right":
+            fold_before(edits, module, arriving)
+        else:
+            fold_after(edits, module, arriving)
+
+
+def make_linear(edits: Edits, model: nn.Module, norm: nn.Module) -> None:
+    """Put a per-channel linear layer, a 1x1 depthwise convolution, in the place of a norm that nothing can take.
+
+    Everywhere in the model where the norm is registered.
+    """
+    weight, bias = as_convolution(norm)
+    channels = bias.numel()
+    layer = nn.Conv2d(channels, channels, 1, groups=channels, device="meta").eval()
+    # What a forward may look up on the norm besides calling it.
+    plain = {name: value for name, value in vars(norm).items() if type(value) in _PLAIN and name not in vars(layer)}
+    vars(layer).update(plain)
+    vars(layer)["_parameters"].update(weight=weight, bias=bias)
+    vars(layer).update(forward_slots(layer, _per_channel_linear))
+    vars(layer)["_stands_for"] = norm_type(norm)
+    if children_after(norm):
+        layer = sequence_after(norm, ("linear", layer))
+    share_hooks(norm, layer)
+    replace_child(edits, model, norm, layer)
+
+
+def sequence_after(norm: nn.Module, *first: tuple[str, nn.Module]) -> nn.Sequential:
+    """Return the children that a norm calls after itself, as a sequence with the names and hooks of the norm."""
+    children = [(name, getattr(norm, name)) for name in children_after(norm)]
+    sequence = nn.Sequential(OrderedDict([*first, *children])).eval()
+    share_hooks(norm, sequence)
+    return sequence
+
+
+def share_hooks(norm: nn.Module, stand_in: nn.Module) -> None:
+    """Give the module that stands in for a norm the same hooks, as long as it does."""
+    vars(stand_in).update({name: value for name, value in vars(norm).items() if "hook" in name})
+
+
+def replace_child(edits: Edits, model: nn.Module, child: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` in the place of ``child`` under every name that it has in the model.
+
+    Where the user has called ``train()`` or ``eval()`` by the time of the undo, the child follows.
+    """
+    edits.on_undo(partial(follow_mode, child, new, new.training))
+    for parent in list(model.modules()):
+        for name in [name for name, module in vars(parent)["_modules"].items() if module is child]:
+            edits.set(parent, "_modules", name, new)
+
+
+def expect_rank(edits: Edits, norm: nn.Module, ranks: tuple[int, ...], paths: str) -> None:
+    """Make a merged norm, whose type accepts several ranks, refuse input of another rank than the merge holds for."""
+    bind_forward(edits, norm, _of_rank, ranks, paths)
+
+
+def _per_channel_linear(layer: nn.Module, input: Tensor) -> Tensor:
+    # Any number of spatial dimensions, also none: (N, C, *spatial) as (N, C, positions, 1).
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    assert isinstance(bias, Tensor)
+    norm: NormType = vars(layer)["_stands_for"]
+    if input.dim() not in norm.ranks:  # the norm takes no other either, or finds its channels elsewhere
+        wanted = " or ".join(_SHAPES[rank] for rank in norm.ranks)
+        raise ValueError(f"expected input of shape {wanted}, as the BatchNorm takes it, but got {tuple(input.shape)}.")
+    if layer.training and not norm.frozen:
+        raise ValueError(
+            "a BatchNorm was put into training mode while the model was canonical: it is a linear layer here and "
+            "cannot normalize by the batch; call model.eval(), or train the model outside the block."
+        )
+    if not input.numel():  # convolutions refuse an axis without elements
+        shape = (-1, *(1,) * (input.dim() - 2))
+        return input * weight.view(shape) + bias.view(shape)
+    flat = input.reshape(*input.shape[:2], math.prod(input.shape[2:]), 1)
+    # A norm takes half precision with statistics in float32, and so does what stands in for it.
+    wide = flat.to(torch.promote_types(flat.dtype, weight.dtype))
+    output = F.conv2d(wide, weight, bias, groups=weight.shape[0]).view(input.shape)
+    return output if wide.dtype == input.dtype else output.to(input.dtype)
+
+
+_PLAIN: Final = (bool, int, float, str)
+_SHAPES: Final = {2: "(N, C)", 3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
+
+
+def _of_rank(norm: nn.Module, ranks: tuple[int, ...], paths: str, input: Tensor) -> Tensor:
+    if input.dim() not in ranks:
+        wanted = " or ".join(_SHAPES[rank] for rank in ranks)
+        raise ValueError(
+            f"{paths} are merged for input of shape {wanted}, but got {tuple(input.shape)}: here the layers "
+            "count other channels. Add the batch dimension, or use a convolution with kernel size 1 where a Linear "
+            "layer acts on the last dimension."
+        )
+    return type(norm).forward(norm, input)

@@ -1,0 +1,391 @@
+"""What is known of the values of a traced model: data, memory, sizes. Unknown is a value of its own, and never assumed.
+
+Sizes are found by running: every operation is computed on tensors without memory in three *worlds* that differ in all
+sizes that are not known. What is the same in all of them is known; what cannot be computed in one of them is not.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+
+from canon_bridge.core.layers.linear import in_channels, is_linear, linear_type, out_channels
+from canon_bridge.core.norms import is_norm, norm_type, width
+from canon_bridge.core.operations import (
+    STOPS,
+    Kind,
+    Operation,
+    may_share,
+    operation_of_call,
+    operation_of_module,
+    overwritten,
+)
+
+UNKNOWN: Final[Any] = object()
+_CALLS: Final = ("call_module", "call_function", "call_method")
+WORLDS: Final = range(3)
+
+# What reads no value of its arguments.
+_READS_NOTHING: Final = frozenset({Kind.SIZE, Kind.CREATION})
+# Results that are several tensors.
+_SEVERAL: Final = frozenset(
+    [
+        "chunk",
+        "split",
+        "split_with_sizes",
+        "tensor_split",
+        "hsplit",
+        "vsplit",
+        "dsplit",
+        "unbind",
+        "unsafe_split",
+        "unsafe_chunk",
+        "topk",
+        "sort",
+        "aminmax",
+        "meshgrid",
+        "broadcast_tensors",
+        "kthvalue",
+        "mode",
+        "cummax",
+        "cummin",
+        "unsafe_split_with_sizes",
+        *(f"{pool}{dim}d_with_indices" for pool in ("max_pool", "adaptive_max_pool") for dim in (1, 2, 3)),
+        *(f"fractional_max_pool{dim}d_with_indices" for dim in (2, 3)),
+    ]
+)
+
+
+def note_data(node: fx.Node, module: nn.Module | None) -> None:
+    """Note on a new node what it is, whether values of the input reach it, and whether relevance can flow through it.
+
+    ``meta["operation"]`` is its entry or None, ``meta["has_data"]`` is False for sizes and tensors of the model,
+    ``meta["carries"]`` is False also for what has no gradient, such as a comparison.
+    """
+    entry = operation_of_module(module) if module is not None else operation_of_call(node)
+    before = [name.meta.get("has_data", True) for name in node.all_input_nodes]
+    carried = [name.meta.get("carries", True) for name in node.all_input_nodes]
+    node.meta["operation"] = entry
+    if node.op in ("placeholder", "get_attr"):
+        node.meta["has_data"] = node.meta["carries"] = node.op == "placeholder"
+        return
+    node.meta["has_data"] = any(before) and (entry is None or entry.kind not in _READS_NOTHING)
+    node.meta["carries"] = any(carried) and (entry is None or entry.kind not in STOPS)
+
+
+def entry_of(node: fx.Node) -> Operation | None:
+    """Return what a node is, as :func:`note_data` noted it."""
+    return node.meta.get("operation")
+
+
+def has_data(value: object) -> bool:
+    """Return whether a value of the graph depends on values of the input."""
+    return isinstance(value, fx.Node) and value.meta.get("has_data", True)
+
+
+def carries(value: object) -> bool:
+    """Return whether relevance can flow through a value of the graph."""
+    return isinstance(value, fx.Node) and value.meta.get("carries", True)
+
+
+def reads_values(node: fx.Node, tensor: fx.Node) -> bool:
+    """Return whether a node reads values of a tensor, not only its shape or type."""
+    if node.op == "output":
+        return True
+    entry = entry_of(node)
+    if entry is not None and entry.kind in _READS_NOTHING:
+        return False
+    lends_shape = entry is not None and entry.name in ("reshape_as", "view_as", "expand_as", "type_as")
+    return not (lends_shape and node.args and node.args[0] is not tensor)
+
+
+def is_tensor(value: object) -> bool:
+    """Return whether a value of the graph is one tensor through which relevance can flow."""
+    if not isinstance(value, fx.Node) or not carries(value):
+        return False
+    entry = entry_of(value)
+    if entry is not None and entry.kind is Kind.SUM:  # joined tuples of tensors
+        return not any(isinstance(a, list | tuple) or _is_several(a) for a in value.args)
+    return not _is_several(value)
+
+
+def _is_several(value: object) -> bool:
+    entry = entry_of(value) if isinstance(value, fx.Node) else None
+    if isinstance(value, fx.Node) and value.kwargs.get("return_indices") is True:
+        return True
+    return entry is not None and entry.name in _SEVERAL
+
+
+class Aliases:
+    """The memory that the nodes of a graph share.
+
+    Parameters
+    ----------
+    graph : fx.Graph
+        The operations in order.
+    modules : dict
+        The module that each node calls, where it calls one.
+    """
+
+    def __init__(self, graph: fx.Graph, modules: dict[fx.Node, nn.Module]) -> None:
+        self.modules = modules
+        self.order = {node: index for index, node in enumerate(graph.nodes)}
+        self._targets = {node: overwritten(node, modules.get(node)) for node in graph.nodes if node.op in _CALLS}
+        self._origins: dict[fx.Node, frozenset[fx.Node]] = {}
+        self._readers: dict[fx.Node, list[tuple[fx.Node, fx.Node]]] = {}
+        for node in graph.nodes:
+            shared = {origin for base in self._bases(node) for origin in self._origins[base]}
+            self._origins[node] = frozenset(shared or {node})
+            for name in node.all_input_nodes:
+                for origin in self._origins[name]:
+                    self._readers.setdefault(origin, []).append((node, name))
+        self._spread_data(graph)
+
+    def _spread_data(self, graph: fx.Graph) -> None:
+        """Note that data come to a tensor that carries none where they are written to other names of its memory."""
+        dirty: set[fx.Node] = set()
+        for node in graph.nodes:
+            for mark in ("has_data", "carries"):
+                if node.op.startswith("call") and not node.meta.get(mark, True) and self._reads(node, dirty, mark):
+                    node.meta[mark] = True
+            target = self.overwritten(node)
+            if target is not None and carries(node) and not all(map(carries, self._origins[target])):
+                dirty |= self._origins[target]
+
+    def _reads(self, node: fx.Node, dirty: set[fx.Node], mark: str) -> bool:
+        entry = entry_of(node)
+        if entry is not None and entry.kind in (_READS_NOTHING if mark == "has_data" else STOPS):
+            return False
+        return any(name.meta.get(mark, True) or self._origins[name] & dirty for name in node.all_input_nodes)
+
+    def overwritten(self, node: fx.Node) -> fx.Node | None:
+        """Return the argument that the call overwrites, or None."""
+        return self._targets.get(node)
+
+    def origins(self, node: fx.Node) -> frozenset[fx.Node]:
+        """Return the nodes whose memory the value of a node may be."""
+        return self._origins[node]
+
+    def read_after(self, node: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
+        """Return who reads values, after ``node`` has overwritten its argument, of that memory by a name from before.
+
+        Returns
+        -------
+        list of (fx.Node, fx.Node)
+            The reader, and the name (node) by which it reads.
+        """
+        target = self.overwritten(node)
+        if target is None:
+            return []
+        now = self.order[node]
+        found = (pair for origin in self._origins[target] for pair in self._readers.get(origin, []))
+        late = [(r, name) for r, name in found if self.order[r] > now > self.order[name] and reads_values(r, name)]
+        return list(dict.fromkeys(late))
+
+    def _bases(self, node: fx.Node) -> list[fx.Node]:
+        """Return the arguments whose memory the result may be."""
+        if node.op in ("placeholder", "get_attr", "output"):
+            return []
+        target = self.overwritten(node)
+        entry = entry_of(node)
+        if not may_share(entry, node):
+            return [] if target is None else [target]
+        first = [a for a in node.args[:1] if isinstance(a, fx.Node)]
+        known = entry is not None and entry.kind is Kind.MOVEMENT and first
+        return first if known else [name for name in node.all_input_nodes if name.op != "get_attr"]
+
+
+class Facts:
+    """The sizes of the values of one flow, as far as they are known.
+
+    Parameters
+    ----------
+    graph : fx.Graph
+        The operations in order.
+    modules : dict
+        The module that each node calls, or becomes.
+    values : dict
+        The value of each node on example inputs, where the flow was traced with values.
+    """
+
+    def __init__(self, graph: fx.Graph, modules: dict[fx.Node, nn.Module], values: dict[fx.Node, Any], root: Any):
+        self.modules, self.values, self.root = modules, values, root
+        self._nodes = iter(graph.nodes)
+        self._found: dict[fx.Node, Any] = {}
+        self._fresh = _primes()
+
+    def rank(self, node: object) -> int | None:
+        """Return how many dimensions the output of a node has, the batch included, or None if that is not known."""
+        shapes = self.shapes(node)
+        return None if shapes is None else len(shapes[0])
+
+    def size(self, node: object, axis: int) -> int | None:
+        """Return how long an axis of the output of a node is, or None if that is not known."""
+        shapes = self.shapes(node)
+        if shapes is None or axis >= len(shapes[0]):
+            return None
+        sizes = {shape[axis] for shape in shapes}
+        return sizes.pop() if len(sizes) == 1 else None
+
+    def shapes(self, node: object) -> list[tuple[int, ...]] | None:
+        """Return the shape of a tensor in each world, or None if it is not known."""
+        found = self.of(node)
+        return [tuple(tensor.shape) for tensor in found] if _are_tensors(found) else None
+
+    def of(self, node: object) -> Any:
+        """Return what a node computes in each world (a tensor on the meta device, a size, a tuple), or UNKNOWN."""
+        if not isinstance(node, fx.Node):
+            return [node] * len(WORLDS)
+        while node not in self._found:
+            following = next(self._nodes)
+            self._found[following] = self._compute(following)
+        return self._found[node]
+
+    def _compute(self, node: fx.Node) -> Any:
+        if node in self.values:
+            return self._like(self.values[node])
+        found = self._by_kind(node)
+        return self._for_readers(node) if found is UNKNOWN else found
+
+    def _by_kind(self, node: fx.Node) -> Any:
+        if node.op in ("placeholder", "output"):
+            return UNKNOWN
+        if node.op == "get_attr":
+            return self._attribute(str(node.target))
+        module, entry = self.modules.get(node), entry_of(node)
+        first = self.of(node.args[0]) if node.args else UNKNOWN
+        if module is not None and is_linear(module):
+            return self._after_layer(module, first)
+        if module is not None and is_norm(module):
+            return first if _are_tensors(first) else self._tensors(width(module), norm_type(module).ranks)
+        if entry is None or entry.kind is Kind.WITHOUT_RULE or overwritten(node, module) is not None:
+            return first if entry is not None and overwritten(node, module) is not None else UNKNOWN
+        if entry.kind in (Kind.ELEMENTWISE, Kind.NORMALISER):
+            return first if _are_tensors(first) else UNKNOWN
+        if entry.name in ("add", "sub", "rsub", "mul", "div", "maximum", "minimum"):
+            return self._broadcast([self.of(value) for value in node.args[:2]])
+        if node.op == "call_module" and (any(True for _ in module.parameters()) if module is not None else True):
+            return UNKNOWN
+        return self._run(node, module)
+
+    def _run(self, node: fx.Node, module: nn.Module | None) -> Any:
+        results: list[Any] = []
+        for world in WORLDS:
+            try:
+                args, kwargs = map_arg((node.args, node.kwargs), lambda name, w=world: _in(self.of(name), w))
+                with torch.no_grad(), torch.device("meta"):  # tensors that forward makes need no memory either
+                    results.append(call(node, module, args, kwargs))
+            except Exception:  # whatever an operation raises on sizes that it cannot have
+                return self._after_pool(node)
+        return results if len({_structure(result) for result in results}) == 1 else UNKNOWN
+
+    def _broadcast(self, operands: list[Any]) -> Any:
+        """Return the shape of two operands together: an unknown size is the other's, if that is known and not one."""
+        tensors = [found for found in operands if _are_tensors(found)]
+        if not tensors or any(found is UNKNOWN for found in operands):
+            return UNKNOWN
+        rank = max(found[0].dim() for found in tensors)
+        padded = [[(1,) * (rank - tensor.dim()) + tuple(tensor.shape) for tensor in found] for found in tensors]
+        sizes: list[tuple[int, ...]] = []
+        for axis in range(rank):
+            found = {tuple(shape[axis] for shape in shapes) for shapes in padded} - {(1,) * len(WORLDS)}
+            known = [size for size in found if len(set(size)) == 1]
+            sizes.append(known[0] if known else found.pop() if len(found) == 1 else self._new() if found else (1, 1, 1))
+        return [_meta(tuple(size[w] for size in sizes)) for w in WORLDS]
+
+    def _after_pool(self, node: fx.Node) -> Any:
+        """Return what a pool puts out whose window is larger than the sizes here: other sizes, the same channels."""
+        entry, first = entry_of(node), self.of(node.args[0]) if node.args else UNKNOWN
+        if entry is None or "pool" not in entry.name or not _are_tensors(first) or first[0].dim() < 3:
+            return UNKNOWN
+        wide = [self._new() for _ in range(first[0].dim() - 2)]
+        return [_meta((*tensor.shape[:2], *(size[w] for size in wide))) for w, tensor in enumerate(first)]
+
+    def _after_layer(self, module: nn.Module, first: Any) -> Any:
+        spatial, channels = linear_type(module).spatial, out_channels(module)
+        if not _are_tensors(first):
+            return self._tensors(channels, (spatial + 2,)) if spatial else UNKNOWN
+        if not spatial:
+            return [_meta((*tensor.shape[:-1], channels)) for tensor in first]
+        if first[0].dim() != spatial + 2:
+            return UNKNOWN
+        wide = [self._new() for _ in range(spatial)]
+        return [_meta((tensor.shape[0], channels, *(size[w] for size in wide))) for w, tensor in enumerate(first)]
+
+    def _for_readers(self, node: fx.Node) -> Any:
+        """Return what a value must be for the layers that read it."""
+        for reader in node.users:
+            module = self.modules.get(reader)
+            if module is None or reader.args[:1] != (node,):
+                continue
+            if is_linear(module) and linear_type(module).spatial:
+                return self._tensors(in_channels(module), (linear_type(module).spatial + 2,))
+            if is_norm(module):
+                return self._tensors(width(module), norm_type(module).ranks)
+        return UNKNOWN
+
+    def _tensors(self, channels: int, ranks: tuple[int, ...]) -> Any:
+        if len(ranks) != 1:
+            return UNKNOWN
+        sizes = [self._new() for _ in range(ranks[0] - 1)]
+        return [_meta((sizes[0][w], channels, *(size[w] for size in sizes[1:]))) for w in WORLDS]
+
+    def _like(self, value: Any) -> Any:
+        """Return what is known from a value on example inputs: its dimensions and its channels, not how large it is."""
+        if not isinstance(value, Tensor) or value.dim() < 2:
+            return UNKNOWN
+        sizes = [self._new() if axis != 1 else (length,) * 3 for axis, length in enumerate(value.shape)]
+        return [_meta(tuple(size[w] for size in sizes)) for w in WORLDS]
+
+    def _attribute(self, name: str) -> Any:
+        value = self.root
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        return [value.detach().to("meta")] * len(WORLDS) if isinstance(value, Tensor) else UNKNOWN
+
+    def _new(self) -> tuple[int, ...]:
+        return 1, next(self._fresh), next(self._fresh)
+
+
+def call(node: fx.Node, module: nn.Module | None, args: Any, kwargs: Any) -> Any:
+    """Compute the call of a node on other values."""
+    if node.op == "call_module":
+        assert module is not None
+        return type(module).forward(module, *args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    function: Any = node.target
+    return function(*args, **kwargs)
+
+
+def _in(found: Any, world: int) -> Any:
+    if found is UNKNOWN:
+        raise LookupError("not known")
+    return found[world]
+
+
+def _are_tensors(found: Any) -> bool:
+    return found is not UNKNOWN and isinstance(found[0], Tensor)
+
+
+def _meta(shape: tuple[int, ...]) -> Tensor:
+    return torch.empty(shape, device="meta")
+
+
+def _structure(result: Any) -> Any:
+    if isinstance(result, Tensor):
+        return result.dim()
+    if isinstance(result, tuple | list):
+        return tuple(_structure(item) for item in result)
+    return type(result)
+
+
+def _primes() -> Iterator[int]:
+    """Yield prime numbers, so that no size is the sum, the product or the part of others by chance."""
+    number = 101
+    while True:
+        if all(number % divisor for divisor in range(3, int(number**0.5) + 1, 2)):
+            yield number
+        number += 2

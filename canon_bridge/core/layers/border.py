@@ -1,0 +1,197 @@
+"""Which kernel taps of a convolution lie inside its input, position by position.
+
+On one axis the set of valid taps takes few distinct values (four for a 3-tap kernel
+with padding 1); everything that depends on the border is kept once for each distinct set and gathered by position.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Number = Any  # an integer, or a tensor of integers
+
+
+@dataclass(frozen=True)
+class AxisGeometry:
+    """One spatial axis of a (transposed) convolution: sizes, and the zero padding at both ends.
+
+    Attributes
+    ----------
+    low, high : int
+        The padding; where it depends on the size, the most that there is for any size.
+    extra : int
+        Only for a transposed convolution: how many positions ``output_padding`` may add at the upper end.
+    by_size : bool
+        Whether just so much is padded that there are ``ceil(size / stride)`` positions, the odd element at the upper
+        end ("same" padding as TensorFlow has it); never for a transposed convolution.
+    """
+
+    kernel: int
+    stride: int
+    dilation: int
+    low: int
+    high: int
+    transposed: bool = False
+    extra: int = 0
+    by_size: bool = False
+
+    @property
+    def has_border(self) -> bool:
+        """Whether some output position may see fewer taps than another."""
+        if self.transposed:
+            return self.kernel > 1 or self.stride > 1 or self.extra > 0 or self.low > 0
+        return self.low > 0 or self.high > 0
+
+    def padding(self, size: Number) -> tuple[Number, Number]:
+        """Return the padding at both ends of an input of ``size`` elements."""
+        if not self.by_size:
+            return self.low, self.high
+        last = (-(-size // self.stride) - 1) * self.stride  # where the first tap of the last position stands
+        total = _clip(last + self.dilation * (self.kernel - 1) + 1 - size, 0, self.kernel * self.dilation)
+        return total // 2, total - total // 2
+
+    def valid_taps(self, position: Number, size: Number) -> tuple[Number, Number, Number]:
+        """Return ``(first, last, phase)`` of the taps that lie inside an input of ``size`` elements.
+
+        Numbers, or tensors of integers, so that it can be computed where sizes are symbols.
+
+        The taps are those in ``first..last`` and, for a transposed convolution, only those that are congruent to
+        the phase. An empty set has ``first > last``. Values are clipped to the range that :func:`tap_sets` lists.
+        """
+        if self.transposed:
+            # Tap k reads input (position + low - k * dilation) / stride, if that is an integer in [0, size).
+            origin = position + self.low
+            first, last = -(((size - 1) * self.stride - origin) // self.dilation), origin // self.dilation
+            return _clip(first, 0, self.kernel), _clip(last, -1, self.kernel - 1), origin % self.stride
+        # Tap k reads input position * stride - low + k * dilation, if that is in [0, size).
+        origin = position * self.stride - self.padding(size)[0]
+        first, last = -(origin // self.dilation), (size - 1 - origin) // self.dilation
+        return _clip(first, 0, self.kernel), _clip(last, -1, self.kernel - 1), 0
+
+    def taps(self, first: int, last: int, phase: int) -> tuple[float, ...]:
+        """Return the set as 0/1 weights for each tap."""
+        return tuple(
+            float(first <= tap <= last and (not self.transposed or (tap * self.dilation - phase) % self.stride == 0))
+            for tap in range(self.kernel)
+        )
+
+
+@dataclass(frozen=True)
+class TapSets:
+    """The distinct sets of taps on one axis: their 0/1 rows, and the row for each ``(first, last, phase)``."""
+
+    rows: tuple[tuple[float, ...], ...]
+    row_of: dict[tuple[int, int, int], int]
+
+
+@cache
+def tap_sets(geometry: AxisGeometry) -> TapSets:
+    """Return all sets of taps that can occur on the axis, for any size of the input."""
+    kernel, dilation = geometry.kernel, geometry.dilation
+    if geometry.transposed:
+        firsts, lasts, phases = range(kernel + 1), range(-1, kernel), range(geometry.stride)
+    else:
+        # At the lower end at most ceil(low / dilation) taps fall outside, at the upper end ceil(high / dilation).
+        firsts = range(min(kernel, -(-geometry.low // dilation)) + 1)
+        lasts = range(max(-1, kernel - 1 + (-geometry.high // dilation)), kernel)
+        phases = range(1)
+    rows: dict[tuple[float, ...], int] = {}
+    row_of = {
+        (first, last, phase): rows.setdefault(geometry.taps(first, last, phase), len(rows))
+        for first in firsts
+        for last in lasts
+        for phase in phases
+    }
+    return TapSets(tuple(rows), row_of)
+
+
+def number_of_tap_sets(geometry: AxisGeometry) -> int:
+    """Return how many sets :func:`tap_sets` lists, without listing them."""
+    kernel, dilation = geometry.kernel, geometry.dilation
+    if geometry.transposed:
+        # The taps of one phase are those of one remainder; all runs of them occur, and none.
+        phases = Counter(tap * dilation % geometry.stride for tap in range(kernel))
+        return 1 + sum(taps * (taps + 1) // 2 for taps in phases.values())
+    firsts = min(kernel, -(-geometry.low // dilation)) + 1
+    lowest = max(-1, kernel - 1 + (-geometry.high // dilation))
+    runs = sum(kernel - max(first, lowest) for first in range(min(firsts, kernel)))
+    return runs + (lowest < firsts - 1)  # the last for no tap at all
+
+
+@lru_cache(maxsize=4096)
+def rows_by_position(geometry: AxisGeometry, size: int, output_size: int) -> tuple[int, ...]:
+    """Return for each of ``output_size`` positions the row of ``tap_sets`` that holds there.
+
+    Parameters
+    ----------
+    geometry : AxisGeometry
+        The axis.
+    size, output_size : int
+        Number of elements of the input and of the output on this axis.
+    """
+    row_of = tap_sets(geometry).row_of
+    return tuple(row_of[geometry.valid_taps(position, size)] for position in range(output_size))
+
+
+@dataclass(frozen=True)
+class Border:
+    """One spatial axis of a layer with a compact map, and what its forward has to look up for it.
+
+    Attributes
+    ----------
+    geometry : AxisGeometry
+        The axis.
+    table : tuple
+        The row of :func:`tap_sets` by first tap, by last tap plus one, and by phase; zero for what cannot occur.
+    """
+
+    geometry: AxisGeometry
+    table: tuple[tuple[tuple[int, ...], ...], ...]
+
+    @classmethod
+    def of(cls, geometry: AxisGeometry) -> "Border":
+        """Look up the sets of taps once and for all."""
+        row_of, ends = tap_sets(geometry).row_of, range(geometry.kernel + 1)
+        phases = range(geometry.stride if geometry.transposed else 1)
+        table = tuple(tuple(tuple(row_of.get((f, e - 1, p), 0) for p in phases) for e in ends) for f in ends)
+        return cls(geometry, table)
+
+    def rows(self, size: Number, output_size: Number, device: torch.device) -> Tensor:
+        """Return what :func:`rows_by_position` returns, as a tensor that is computed from the sizes if need be.
+
+        Where a graph is recorded (``torch.compile``, ``torch.export``, ``torch.jit.trace``), sizes may be symbols that
+        stand for any size.
+        """
+        if type(size) is int and type(output_size) is int and not torch.compiler.is_compiling():
+            return torch.tensor(rows_by_position(self.geometry, size, output_size), device=device)
+        positions = torch.arange(output_size, device=device)
+        first, last, phase = self.geometry.valid_taps(positions, positions.new_zeros(()) + size)
+        return torch.tensor(self.table, device=device)[first, last + 1, phase]
+
+
+def gather(compact: Tensor, borders: tuple[Border, ...], sizes: list[tuple[Number, Number]]) -> Tensor:
+    """Spread a compact map ``(C, n_1, ..., n_d)`` over the positions of the output, ``(C, *output sizes)``.
+
+    Every element-wise change of the compact map commutes with this, so rules may clamp, square or zero it.
+
+    Parameters
+    ----------
+    compact : Tensor
+        One entry for each channel and each combination of tap sets; an axis of length 1 broadcasts.
+    borders : tuple of Border
+        One for each spatial axis.
+    sizes : list of (int, int)
+        Input size and output size on each axis.
+    """
+    for axis, (border, (size, output_size)) in enumerate(zip(borders, sizes, strict=True), start=1):
+        if compact.shape[axis] > 1:
+            compact = compact.index_select(axis, border.rows(size, output_size, compact.device))
+    return compact
+
+
+def _clip(value: Number, low: int, high: int) -> Number:
+    return value.clamp(low, high) if isinstance(value, Tensor) else torch.sym_min(torch.sym_max(value, low), high)

@@ -1,0 +1,363 @@
+"""Normalization layers: the scale and shift of each channel that one computes in evaluation mode, and how to write it.
+
+A new normalization layer is one entry of ``NORMS``, or one call of :func:`register_norm`. Nothing outside the entries
+knows by which tensors a layer computes.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from canon_bridge.core.affine import Affine, working_dtype
+from canon_bridge.core.layers.parameters import gradients, parameter, tracked
+from canon_bridge.core.layers.weights import computed_tensors
+from canon_bridge.core.registry import Registry, TypeKey
+from canon_bridge.core.undo.edits import Edits
+
+
+def _always(module: nn.Module) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class NormType:
+    """How one type of normalization layer is read and written.
+
+    Attributes
+    ----------
+    read : callable
+        Module to :class:`Affine`; the module is in evaluation mode.
+    write : callable
+        From the module and an :class:`Affine` to ``{attribute: value}``: what makes the module compute just that map,
+        and for scale 1 and shift 0 the identity to the bit. Tensors are in the precision of the map; each goes where
+        the module has its attribute, with the precision and the flags that it has there.
+    ranks : tuple of int
+        Numbers of dimensions of the input, ``(N, C, *spatial)``, that the type accepts.
+    then : tuple of str
+        Names of children that its forward calls after the normalization, one after the other.
+    frozen : bool
+        Whether it computes the same in training mode.
+    width : callable or None
+        Module to its number of channels, also where it has no statistics; None where :attr:`read` tells it.
+    statistics : callable
+        Whether the module normalizes by statistics of its own in evaluation mode; else it is refused.
+    mean_ratio : callable or None
+        By how many standard deviations the mean is from zero, see :func:`mean_ratio`; None where that is not known.
+    """
+
+    read: Callable[[nn.Module], Affine]
+    write: Callable[[nn.Module, Affine], Mapping[str, object]]
+    ranks: tuple[int, ...] = field(kw_only=True)
+    then: tuple[str, ...] = ()
+    frozen: bool = False
+    width: Callable[[nn.Module], int] | None = None
+    statistics: Callable[[nn.Module], bool] = _always
+    mean_ratio: Callable[[nn.Module], float] | None = None
+
+
+def _read_batch_norm(module: Any) -> Affine:
+    # s = weight / sqrt(running_var + eps), b = bias - s * running_mean (design 3; Ioffe & Szegedy 2015, eq. 3).
+    mean, variance = module.running_mean, module.running_var  # tensors: check_norm has refused all others
+    weight, bias = module.weight, module.bias
+    dtype = working_dtype(mean.dtype)
+    scale = (variance.to(dtype) + float(module.eps)).rsqrt()
+    if isinstance(weight, Tensor):
+        scale = weight.to(dtype) * scale
+    shift = -scale * mean.to(dtype)
+    if isinstance(bias, Tensor):
+        shift = bias.to(dtype) + shift
+    return Affine(scale, shift)
+
+
+def _write_batch_norm(module: Any, affine: Affine) -> dict[str, object]:
+    # eps 0 too: with running_var 1 and eps 1e-5 the layer would still scale by 1 - 5e-6.
+    mean, variance = module.running_mean, module.running_var
+    written: dict[str, object] = {
+        "eps": 0.0,
+        "running_mean": torch.zeros_like(mean),
+        "running_var": torch.ones_like(variance),
+    }
+    for name, value, neutral in (("weight", affine.scale, 1), ("bias", affine.shift, 0)):
+        if isinstance(getattr(module, name), Tensor) or value.requires_grad or not bool((value == neutral).all()):
+            written[name] = value.to(mean.dtype)
+    return written
+
+
+def _width_of_batch_norm(module: Any) -> int:
+    mean = module.running_mean
+    return mean.numel() if isinstance(mean, Tensor) else int(module.num_features)
+
+
+def _has_statistics(module: Any) -> bool:
+    return isinstance(module.running_mean, Tensor) and isinstance(module.running_var, Tensor)
+
+
+def _mean_ratio_of_batch_norm(module: Any) -> float:
+    weight = module.weight
+    largest = float(weight.abs().max()) if isinstance(weight, Tensor) else 1.0
+    scale = _read_batch_norm(module).scale
+    return float((scale * module.running_mean).abs().max()) / largest if largest else 0.0
+
+
+def _batch_norm(*ranks: int, then: tuple[str, ...] = (), frozen: bool = False) -> NormType:
+    return NormType(
+        *(_read_batch_norm, _write_batch_norm),
+        ranks=ranks,
+        then=then,
+        frozen=frozen,
+        width=_width_of_batch_norm,
+        statistics=_has_statistics,
+        mean_ratio=_mean_ratio_of_batch_norm,
+    )
+
+
+_THEN: Final = ("drop", "act")
+
+NORMS: Final = Registry[NormType](
+    {
+        nn.BatchNorm1d: _batch_norm(2, 3),
+        nn.BatchNorm2d: _batch_norm(4),
+        nn.BatchNorm3d: _batch_norm(5),
+        nn.SyncBatchNorm: _batch_norm(2, 3, 4, 5),
+        "canon_bridge.core.explicit.BatchNorm": _batch_norm(2, 3, 4, 5, frozen=True),
+        "torchvision.ops.misc.FrozenBatchNorm2d": _batch_norm(4, frozen=True),
+        "detectron2.layers.batch_norm.FrozenBatchNorm2d": _batch_norm(4, frozen=True),
+        "timm.layers.norm_act.BatchNormAct2d": _batch_norm(4, then=_THEN),
+        "timm.layers.norm_act.SyncBatchNormAct": _batch_norm(4, then=_THEN),
+        "timm.layers.norm_act.FrozenBatchNormAct2d": _batch_norm(4, then=_THEN, frozen=True),
+    }
+)
+
+
+def register_norm(
+    type_or_name: TypeKey,
+    *,
+    read: Callable[[nn.Module], Affine],
+    write: Callable[[nn.Module, Affine], Mapping[str, object]],
+    ranks: tuple[int, ...],
+    width: Callable[[nn.Module], int] | None = None,
+    frozen: bool = False,
+    then: tuple[str, ...] = (),
+) -> None:
+    r"""Make a type of normalization layer known, so that layers of it are merged as BatchNorms are.
+
+    In evaluation mode such a layer computes :math:`y_c = s_c x_c + b_c` for each channel :math:`c` of its input
+    ``(N, C, *spatial)``, with :math:`s` and :math:`b` that depend on its parameters and buffers alone.
+
+    Parameters
+    ----------
+    type_or_name : type or str
+        The class, or its full name, ``"package.module.Type"``. Subclasses that override nothing count, too.
+    read : callable
+        ``read(module)`` returns ``Affine(scale, shift)``, each of shape ``(C,)`` and no less precise than float32.
+    write : callable
+        ``write(module, affine)`` returns ``{attribute: value}``: with these attributes the module computes the map
+        ``affine``, and exactly its input for scale 1 and shift 0. It changes nothing itself. Tensors become parameters
+        or buffers, as they are now, and get the precision and ``requires_grad`` that they have now.
+    ranks : tuple of int
+        How many dimensions the input may have, the batch included.
+    width : callable, optional
+        ``width(module)`` returns the number of channels; by default it is read.
+    frozen : bool, default False
+        Whether the layer computes the same in training mode, which is refused for others.
+    then : tuple of str, default ()
+        Names of children that its forward calls after the normalization, one after the other.
+
+    Raises
+    ------
+    TypeError
+        If ``type_or_name`` is neither a type of module nor a full name, or ``read`` or ``write`` is no function.
+    ValueError
+        If ``ranks`` holds anything but numbers from 2 on.
+
+    Examples
+    --------
+    >>> class Scaled(nn.Module):
+    ...     def __init__(self, channels):
+    ...         super().__init__()
+    ...         self.alpha, self.beta = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+    ...         self.register_buffer("mean", torch.zeros(channels))
+    ...
+    ...     def forward(self, x):  # (N, C)
+    ...         return (x - self.mean) * self.alpha + self.beta
+    >>> def read(module):
+    ...     return Affine(module.alpha, module.beta - module.alpha * module.mean)
+    >>> def write(module, affine):
+    ...     return {"alpha": affine.scale, "beta": affine.shift, "mean": torch.zeros_like(module.mean)}
+    >>> register_norm(Scaled, read=read, write=write, ranks=(2,))
+    """
+    for name, value in (("read", read), ("write", write)):
+        if not callable(value):
+            raise TypeError(f"{name} is {value!r}; it must be a function, see canon_bridge.register_norm.")
+    if not ranks or not all(type(rank) is int and rank >= 2 for rank in ranks):
+        raise ValueError(f"ranks is {ranks!r}; it must hold the numbers of dimensions of (N, C, *spatial), from 2 on.")
+    NORMS.add(type_or_name, NormType(read, write, ranks=tuple(ranks), then=tuple(then), frozen=frozen, width=width))
+
+
+def norm_type(module: nn.Module) -> NormType:
+    """Return the entry of ``NORMS`` for a layer for which :func:`is_norm` holds."""
+    entry = NORMS.find(module)
+    if entry is None:
+        raise TypeError(f"{type(module).__name__} is no normalization layer with an entry in NORMS.")
+    return entry
+
+
+def children_after(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the children that the layer calls after the normalization, in order; none for most."""
+    entry = NORMS.find(module)
+    return tuple(name for name in entry.then if name in vars(module)["_modules"]) if entry else ()
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Return whether the module is of a type in ``NORMS``, with its class's own forward and tensors that can be set."""
+    return NORMS.find(module) is not None and "forward" not in vars(module) and not computed_tensors(module)
+
+
+@torch.no_grad()
+def width(norm: nn.Module) -> int:
+    """Return the number of channels of a normalization layer."""
+    entry = norm_type(norm)
+    return entry.read(norm).scale.numel() if entry.width is None else entry.width(norm)
+
+
+def normalized(norm: nn.Module, input: Tensor) -> Tensor:
+    """Return what the normalization layer alone makes of its input, without the children that it calls."""
+    affine = norm_type(norm).read(norm)
+    shape = (-1, *(1,) * (input.dim() - 2))
+    return input * affine.scale.to(input.dtype).view(shape) + affine.shift.to(input.dtype).view(shape)
+
+
+@torch.no_grad()
+def mean_ratio(norm: nn.Module) -> float:
+    r"""Return by how many standard deviations the mean is from zero, :math:`\max |s \mu| / \max |\gamma|`.
+
+    A channel counts by its weight, compared with the largest of the layer. Zero where it is not known.
+    """
+    entry = norm_type(norm)
+    return 0.0 if entry.mean_ratio is None or not width(norm) else entry.mean_ratio(norm)
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """Return whether the layer normalizes by statistics of its own in evaluation mode."""
+    return norm_type(module).statistics(module)
+
+
+def check_norm(module: nn.Module, path: str) -> None:
+    """Raise ``ValueError`` where the layer normalizes by batch statistics, which are not an affine map.
+
+    Parameters
+    ----------
+    module : nn.Module
+        A layer for which :func:`is_norm` holds.
+    path : str
+        Its name in the model, for the message.
+    """
+    if module.training and not norm_type(module).frozen:
+        raise ValueError(f"{path} is in training mode: its batch statistics cannot be merged; call model.eval() first.")
+    if not has_statistics(module):
+        raise ValueError(
+            f"{path} has no running statistics (track_running_stats=False): it normalizes by the batch even in "
+            "evaluation mode, which is not an affine map; give it running statistics or replace it by "
+            "GroupNorm or LayerNorm before canonization."
+        )
+
+
+@torch.no_grad()
+def is_identity(module: nn.Module) -> bool:
+    """Return whether a layer in ``NORMS`` computes exactly ``y = x``, in any precision (so an ``eps`` must be 0)."""
+    if not has_statistics(module):
+        return False
+    entry = norm_type(module)
+    affine = entry.read(module)
+    if not bool((affine.scale == 1).all()) or not bool((affine.shift == 0).all()):
+        return False
+    # Rounding may hide what is small. What is no tensor of the channels has to be what the identity has there.
+    exact = entry.write(module, Affine.identity(affine.scale))
+    return all(_is_same(getattr(module, n), value) for n, value in exact.items() if not _is_per_channel(value))
+
+
+def _is_per_channel(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
+def _is_same(present: Any, wanted: Any) -> bool:
+    return bool(present == wanted)
+
+
+def write(edits: Edits, norm: nn.Module, affine: Affine) -> None:
+    """Make a norm compute a map.
+
+    Parameters
+    ----------
+    edits : Edits
+        The journal that records the writes.
+    norm : nn.Module
+        A layer for which :func:`is_norm` holds.
+    affine : Affine
+        The map, of as many channels.
+    """
+    for (table, name), value in slots_for(norm, affine).items():
+        edits.set(norm, table, name, value)
+
+
+def slots_for(norm: nn.Module, affine: Affine) -> dict[tuple[str, str], object]:
+    """Return ``{(table, name): value}``, the slots with which a norm computes a map."""
+    parameters, buffers = vars(norm)["_parameters"], vars(norm)["_buffers"]
+    slots: dict[tuple[str, str], object] = {}
+    for name, value in norm_type(norm).write(norm, affine).items():
+        former = getattr(norm, name, None)
+        if isinstance(value, Tensor) and isinstance(former, Tensor):
+            value = value.to(former.dtype)
+        if name in parameters and isinstance(value, Tensor):
+            requires_grad = isinstance(former, Tensor) and former.requires_grad
+            slots["_parameters", name] = parameter(value.clone(), requires_grad)
+        else:
+            table = "_buffers" if name in buffers else "__dict__"
+            slots[table, name] = tracked(value).clone() if isinstance(value, Tensor) else value
+    return slots
+
+
+def take(edits: Edits, norm: nn.Module) -> Affine:
+    """Return the map of a norm, and make the norm the identity."""
+    with gradients():
+        affine = norm_type(norm).read(norm)
+    write(edits, norm, Affine.identity(affine.scale))
+    return affine
+
+
+def compose(edits: Edits, norm: nn.Module, affine: Affine, comes_before: bool) -> None:
+    """Have a norm compute its own map together with one that comes before or after it.
+
+    Parameters
+    ----------
+    edits : Edits
+        The journal that records the writes.
+    norm : nn.Module
+        The norm.
+    affine : Affine
+        The other map; for a norm after a flatten it may have fewer channels.
+    comes_before : bool
+        Whether it is applied before the norm.
+    """
+    with gradients():
+        own = norm_type(norm).read(norm)
+        affine = affine.repeat(own.scale.numel() // affine.scale.numel())
+        write(edits, norm, own.after(affine) if comes_before else affine.after(own))
+
+
+def as_convolution(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return weight ``(C, 1, 1, 1)`` and bias ``(C,)`` of the depthwise convolution that computes what a norm computes.
+
+    They are parameters in the norm's own precision, and require gradients where one of its parameters does.
+    """
+    with gradients():
+        affine = norm_type(norm).read(norm)
+    own = (*vars(norm)["_parameters"].values(), *vars(norm)["_buffers"].values())
+    floating = [value for value in own if isinstance(value, Tensor) and value.is_floating_point()]
+    dtype = min((value.dtype for value in floating), key=lambda dtype: torch.finfo(dtype).eps)
+    requires_grad = any(value.requires_grad for value in floating)
+    weight, bias = (tracked(value).to(dtype) for value in (affine.scale, affine.shift))
+    return parameter(weight.view(-1, 1, 1, 1).clone(), requires_grad), parameter(bias.clone(), requires_grad)

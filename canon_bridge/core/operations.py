@@ -1,0 +1,637 @@
+"""THE table of operations: what each is, by the name that ATen gives it, and how all its spellings lead to it.
+
+Tracing, making explicit, planning, both adapters and the audit read it. A new operation is one entry, or one call of
+:func:`register_operation`; a spelling that torch's own names do not tell is one entry of ``_ALIASES``.
+"""
+
+import keyword
+import operator
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+
+from canon_bridge.core import explicit
+from canon_bridge.core.activations import ACTIVATIONS, MAX_POOLS
+from canon_bridge.core.explicit import MakeModule
+from canon_bridge.core.layers.linear import LINEAR
+from canon_bridge.core.norms import NORMS
+from canon_bridge.core.registry import TypeKey, find_entry
+
+
+class Kind(Enum):
+    """What an operation is, which decides its rule; the value says it in words."""
+
+    LINEAR_LAYER = "linear layer"
+    NORM = "norm"
+    ELEMENTWISE = "element-wise function of one input"
+    MOVEMENT = "movement of elements"
+    SELECTION = "selection of elements"
+    LINEAR = "linear in the data"
+    SUM = "sum of two"
+    PRODUCT = "product"
+    NORMALISER = "normaliser"
+    SIZE = "reads sizes, no values"
+    CREATION = "new tensor without data"
+    RANDOM = "random"
+    NOT_DIFFERENTIABLE = "not differentiable"
+    WITHOUT_RULE = "without a rule"
+
+
+RULES: Final[Mapping[Kind, str]] = {
+    Kind.LINEAR_LAYER: "the rule of the preset for linear layers",
+    Kind.NORM: "merged, then pass",
+    Kind.ELEMENTWISE: "pass",
+    Kind.MOVEMENT: "gradient: relevance goes where the element came from",
+    Kind.SELECTION: "gradient: the winner takes all",
+    Kind.LINEAR: "epsilon (Norm), R_in = x * vjp(R / y)",
+    Kind.SUM: "epsilon (Norm) over both terms",
+    Kind.PRODUCT: "the signal takes all",
+    Kind.NORMALISER: "pass, as if the statistics were constants",
+    Kind.SIZE: "no relevance",
+    Kind.CREATION: "no relevance",
+    Kind.RANDOM: "no relevance",
+    Kind.NOT_DIFFERENTIABLE: "no relevance",
+    Kind.WITHOUT_RULE: "none: named in Plan.uncovered",
+}
+
+# What no relevance comes through: a value that is computed so is a constant for everything after it.
+STOPS: Final = frozenset({Kind.SIZE, Kind.CREATION, Kind.RANDOM, Kind.NOT_DIFFERENTIABLE})
+# What rules have to see as a module of its own.
+WANTS_MODULE: Final = frozenset({Kind.ELEMENTWISE, Kind.LINEAR, Kind.SUM, Kind.PRODUCT, Kind.NORMALISER})
+# What has the gradient for its rule.
+GRADIENT_IS_RULE: Final = frozenset({Kind.MOVEMENT, Kind.SELECTION})
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An entry of the table.
+
+    Attributes
+    ----------
+    name : str
+        The operator of ATen (``torch.ops.aten``), or the function of ``torch.nn.functional`` where ATen has none.
+    kind : Kind
+        What it is; this decides the rule, and whether a per-channel map passes it.
+    make : callable, optional
+        Makes a module of ``torch.nn`` from the arguments after the tensor, whose parameters have the names of the
+        function's; it raises ``ValueError`` where there is none. Without it the generic module of the kind is used.
+    tensors : tuple of str
+        Parameters of ``make`` that are tensors of the model.
+    shares : bool or None
+        Whether the result may be the same memory as an argument; None: torch's schema says it.
+    note : str
+        Why it has no rule, or what there is to know of the rule.
+    """
+
+    name: str
+    kind: Kind
+    make: MakeModule | None = None
+    tensors: tuple[str, ...] = ()
+    shares: bool | None = None
+    note: str = ""
+
+
+_KINDS: Final[Mapping[Kind, str]] = {
+    Kind.LINEAR_LAYER: """linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution
+        conv_tbc """,
+    Kind.NORM: "batch_norm native_batch_norm",
+    Kind.ELEMENTWISE: """relu relu6 hardtanh leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid sigmoid tanh
+        logsigmoid log_sigmoid softplus softsign softshrink hardshrink tanhshrink threshold prelu rrelu clamp clamp_min
+        clamp_max abs acos acosh asin asinh atan atanh ceil cos cosh deg2rad rad2deg digamma erf erfc erfinv exp exp2
+        expm1 expit floor frac i0 i0e i1 i1e lgamma log log10 log1p log2 log_ndtr logit nan_to_num ndtr ndtri neg
+        positive pow float_power reciprocal round rsqrt sgn sign sin sinc sinh sqrt square tan trunc fmod remainder
+        polygamma multigammaln erfcx entr""",
+    Kind.MOVEMENT: """view reshape reshape_as view_as flatten ravel unflatten permute transpose t numpy_T matrix_H mT H
+        adjoint swapaxes movedim squeeze unsqueeze expand expand_as broadcast_to broadcast_tensors type_as to float
+        double half bfloat16 type contiguous clone alias narrow narrow_copy select slice getitem index index_select
+        gather take take_along_dim split split_with_sizes chunk tensor_split hsplit vsplit dsplit unbind unsafe_split
+        unsafe_chunk unsafe_split_with_sizes cat stack hstack vstack dstack column_stack flip fliplr flipud
+        roll rot90 repeat repeat_interleave tile pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d
+        replication_pad1d replication_pad2d replication_pad3d pixel_shuffle pixel_unshuffle channel_shuffle
+        native_channel_shuffle unfold im2col diagonal diag diag_embed tril triu where masked_fill masked_scatter
+        masked_select index_put index_copy index_fill scatter slice_scatter select_scatter diagonal_scatter as_strided
+        atleast_1d atleast_2d atleast_3d meshgrid block_diag identity dropout alpha_dropout feature_alpha_dropout
+        feature_dropout native_dropout copy fill zero setitem max_unpool1d max_unpool2d max_unpool3d unsafe_view
+        conj resolve_conj resolve_neg real lift_fresh requires_grad _to_copy cpu cuda data view_as_real
+        view_as_complex embedding as_tensor asarray
+        diagflat cartesian_prod combinations fft_fftshift fft_ifftshift""",
+    Kind.SELECTION: """max min amax amin aminmax median nanmedian mode kthvalue topk sort msort maximum minimum
+        fmax fmin max_pool1d max_pool2d max_pool3d adaptive_max_pool1d
+        adaptive_max_pool2d adaptive_max_pool3d fractional_max_pool2d fractional_max_pool3d cummax cummin
+        max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool1d_with_indices
+        adaptive_max_pool2d_with_indices adaptive_max_pool3d_with_indices fractional_max_pool2d_with_indices
+        fractional_max_pool3d_with_indices""",
+    Kind.LINEAR: """sum nansum mean nanmean cumsum trace diff avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
+        adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d interpolate
+        upsample_bilinear2d upsample_nearest2d upsample_bicubic2d upsample_linear1d upsample_nearest1d
+        upsample_nearest3d upsample_trilinear3d fold col2im lerp scatter_add index_add trapezoid
+        sum_to_size affine_grid affine_grid_generator cumulative_trapezoid""",
+    Kind.SUM: "add sub rsub",
+    Kind.PRODUCT: """mul div matmul mm bmm mv dot vdot inner outer ger einsum tensordot baddbmm addmm addmv addbmm addr
+        addcmul addcdiv chain_matmul multi_dot kron vecdot cross grid_sample grid_sampler grid_sampler_2d
+        grid_sampler_3d scaled_dot_product_attention glu bilinear""",
+    Kind.NORMALISER: """softmax _softmax log_softmax _log_softmax softmin layer_norm native_layer_norm group_norm
+        native_group_norm instance_norm rms_norm local_response_norm normalize""",
+    Kind.SIZE: """size shape dim ndim ndimension numel nelement element_size stride storage_offset dtype device layout
+        itemsize nbytes is_contiguous is_floating_point is_complex is_tensor is_cuda is_signed is_leaf get_device len
+        requires_grad_flag result_type same_size isinstance sym_size sym_stride sym_numel sym_storage_offset
+        sym_is_contiguous grad_fn names is_nonzero_size broadcast_shapes""",
+    Kind.CREATION: """zeros ones empty eye zeros_like ones_like empty_like full_like new_zeros new_ones new_empty
+        empty_strided new_empty_strided tril_indices triu_indices hann_window hamming_window""",
+    Kind.RANDOM: """rand randn randint randperm rand_like randn_like randint_like bernoulli multinomial normal uniform
+        exponential cauchy geometric log_normal random poisson""",
+    Kind.NOT_DIFFERENTIABLE: """argmax argmin argsort eq ne lt le gt ge logical_and logical_or logical_xor logical_not
+        bitwise_and bitwise_or bitwise_xor bitwise_not bitwise_left_shift bitwise_right_shift isnan isinf isfinite
+        isneginf isposinf isclose allclose equal any all nonzero argwhere bincount histc searchsorted bucketize one_hot
+        unique unique_consecutive floor_divide item tolist int long short bool byte char count_nonzero detach
+        full arange linspace logspace tensor new_full new_tensor from_numpy scalar_tensor
+        _local_scalar_dense signbit is_nonzero and or xor not contains numpy is_ truth isin
+        isreal""",
+}
+
+_WITHOUT_RULE: Final[Mapping[str, str]] = {
+    "prod cumprod": "the product of many elements has no signal that could take all",
+    "logsumexp logcumsumexp logaddexp logaddexp2": "it mixes elements and is not linear",
+    "std var std_mean var_mean norm native_norm frobenius_norm nuclear_norm vector_norm matrix_norm linalg_norm "
+    "linalg_vector_norm linalg_matrix_norm renorm dist cdist pdist _cdist_forward _pdist_forward pairwise_distance "
+    "cosine_similarity lp_pool1d lp_pool2d lp_pool3d": "a norm, distance or spread mixes elements and is not linear",
+    "atan2 hypot copysign nextafter ldexp xlogy xlog1py heaviside gcd lcm frexp": "a function of two inputs that is "
+    "neither their sum nor their product",
+    "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell multi_head_attention_forward "
+    "embedding_bag _embedding_bag": "several operations in one, whose parts cannot be seen",
+    "fft ifft rfft irfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn hfft ihfft fft_fft fft_ifft fft_rfft "
+    "fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn _fft_c2r _fft_r2c stft istft imag angle "
+    "polar complex": "relevance of complex numbers is not defined",
+    "det slogdet logdet inverse pinverse svd qr cholesky lu eig eigh inv solve matrix_exp matrix_power lstsq "
+    "linalg_inv linalg_solve linalg_det linalg_svd linalg_qr linalg_cholesky linalg_eigh linalg_matrix_exp": "it is "
+    "not linear in the matrix",
+    "cross_entropy nll_loss mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy "
+    "binary_cross_entropy_with_logits kl_div ctc_loss cosine_embedding_loss": "a loss is not what a map explains",
+    "bilinear_layer": "it is a product of two inputs, with a weight of its own",
+    "gumbel_softmax": "its noise is drawn anew in each pass, so no map explains its output",
+    "quantile nanquantile": "it interpolates between sorted elements",
+    "scatter_reduce index_reduce": "it may reduce by a product or a mean of what is there",
+}
+
+# Names that mean the same operation; only those that torch's schemas do not tell.
+_ALIASES: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("multiply", "imul"), "mul"),
+    **dict.fromkeys(("truediv", "divide", "true_divide", "itruediv"), "div"),
+    **dict.fromkeys(("subtract", "isub"), "sub"),
+    **dict.fromkeys(("iadd", "__add__", "__radd__"), "add"),
+    **dict.fromkeys(("negative",), "neg"),
+    **dict.fromkeys(("absolute",), "abs"),
+    **dict.fromkeys(("clip",), "clamp"),
+    **dict.fromkeys(("concat", "concatenate"), "cat"),
+    **dict.fromkeys(("row_stack",), "vstack"),
+    **dict.fromkeys(("moveaxis",), "movedim"),
+    **dict.fromkeys(("swapdims", "transpose_"), "swapaxes"),
+    **dict.fromkeys(("_native_batch_norm_legit", "_native_batch_norm_legit_no_training"), "native_batch_norm"),
+    **dict.fromkeys(("greater",), "gt"),
+    **dict.fromkeys(("less",), "lt"),
+    **dict.fromkeys(("greater_equal",), "ge"),
+    **dict.fromkeys(("less_equal",), "le"),
+    **dict.fromkeys(("not_equal",), "ne"),
+    **dict.fromkeys(("floordiv", "ifloordiv"), "floor_divide"),
+    **dict.fromkeys(("mod", "imod"), "remainder"),
+    **dict.fromkeys(("ipow",), "pow"),
+    **dict.fromkeys(("imatmul",), "matmul"),
+    **dict.fromkeys(("pos",), "positive"),
+    **dict.fromkeys(("fix",), "trunc"),
+    **dict.fromkeys(("invert",), "bitwise_not"),
+    **dict.fromkeys(("and_", "iand"), "bitwise_and"),
+    **dict.fromkeys(("or_", "ior"), "bitwise_or"),
+    **dict.fromkeys(("xor", "ixor"), "bitwise_xor"),
+    **dict.fromkeys(("not_",), "not"),
+    **dict.fromkeys(("arccos",), "acos"),
+    **dict.fromkeys(("arccosh",), "acosh"),
+    **dict.fromkeys(("arcsin",), "asin"),
+    **dict.fromkeys(("arcsinh",), "asinh"),
+    **dict.fromkeys(("arctan",), "atan"),
+    **dict.fromkeys(("arctanh",), "atanh"),
+    **dict.fromkeys(("special_expit",), "sigmoid"),
+    **dict.fromkeys(("upsample", "upsample_nearest", "upsample_bilinear"), "interpolate"),
+    **dict.fromkeys(("dropout1d", "dropout2d", "dropout3d", "feature_dropout"), "dropout"),
+    **dict.fromkeys(("scatter_value", "scatter_src"), "scatter"),
+    **dict.fromkeys(("T",), "numpy_T"),
+    **dict.fromkeys(("__setitem__", "setitem"), "setitem"),
+    **dict.fromkeys(("__getitem__", "values"), "getitem"),
+    **dict.fromkeys(("indices",), "argmax"),
+    **dict.fromkeys(("__len__",), "len"),
+    **dict.fromkeys(("clamp_max_", "minimum_"), "clamp_max"),
+    **dict.fromkeys(("matrix_multiply",), "matmul"),
+    **dict.fromkeys(("arctan2",), "atan2"),
+    **dict.fromkeys(("trapz",), "trapezoid"),
+    **dict.fromkeys(("special_gammaln",), "lgamma"),
+    **dict.fromkeys(("special_psi",), "digamma"),
+    **dict.fromkeys(("mvlgamma",), "multigammaln"),
+    **dict.fromkeys(("conj_physical",), "conj"),
+    **dict.fromkeys(("linalg_pinv",), "pinverse"),
+    **dict.fromkeys(("special_softmax",), "softmax"),
+    **dict.fromkeys(("special_log_softmax",), "log_softmax"),
+}
+
+_POOL: Final = ("avg_pool", "max_pool", "adaptive_avg_pool", "adaptive_max_pool")
+_TENSORS: Final = ("running_mean", "running_var", "weight", "bias")
+
+
+def _pool_makers() -> Iterator[tuple[str, MakeModule]]:
+    adapt = {"max_pool": explicit.max_pool, "adaptive_max_pool": explicit.adaptive_max_pool}
+    for kind in _POOL:
+        for dim in (1, 2, 3):
+            module = getattr(nn, "".join(part.capitalize() for part in kind.split("_")) + f"{dim}d")
+            yield f"{kind}{dim}d", adapt.get(kind, lambda module: module)(module)
+
+
+_MAKERS: Final[Mapping[str, MakeModule]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hardtanh": nn.Hardtanh,
+    "clamp": explicit.clamp,
+    "clamp_min": explicit.clamp_min,
+    "leaky_relu": nn.LeakyReLU,
+    "rrelu": explicit.rrelu,
+    "elu": explicit.elu,
+    "selu": nn.SELU,
+    "celu": nn.CELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "mish": nn.Mish,
+    "hardswish": nn.Hardswish,
+    "hardsigmoid": nn.Hardsigmoid,
+    "sigmoid": nn.Sigmoid,
+    "expit": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "logsigmoid": nn.LogSigmoid,
+    "softplus": nn.Softplus,
+    "softsign": nn.Softsign,
+    "softshrink": nn.Softshrink,
+    "hardshrink": nn.Hardshrink,
+    "tanhshrink": nn.Tanhshrink,
+    "threshold": nn.Threshold,
+    **dict(_pool_makers()),
+}
+
+_LAYER_MAKERS: Final[Mapping[str, MakeModule]] = {
+    "linear": explicit.linear,
+    **{f"conv{dim}d": explicit.convolution(getattr(nn, f"Conv{dim}d")) for dim in (1, 2, 3)},
+    **{
+        f"conv_transpose{dim}d": explicit.transposed_convolution(getattr(nn, f"ConvTranspose{dim}d"))
+        for dim in (1, 2, 3)
+    },
+}
+
+# Results that may be an argument itself, which no schema of ATen says.
+_SHARING: Final = frozenset(
+    [
+        "type_as",
+        "float",
+        "double",
+        "half",
+        "bfloat16",
+        "type",
+        "dropout",
+        "alpha_dropout",
+        "feature_alpha_dropout",
+        "getitem",
+        "identity",
+        "setitem",
+        "broadcast_tensors",
+        "atleast_1d",
+        "atleast_2d",
+        "atleast_3d",
+        "meshgrid",
+        "data",
+        "real",
+        "requires_grad",
+        "cpu",
+        "cuda",
+        "pad",
+        "numpy_T",
+        "mT",
+        "H",
+        "copy",
+        "fill",
+        "zero",
+        "as_tensor",
+        "asarray",
+        *("positive", "sum_to_size", "einsum", "feature_dropout"),
+        *("unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk"),
+        *("detach", "numpy", "from_numpy", "long", "int", "short", "bool", "byte", "char"),
+    ]
+)
+
+
+def _entries() -> Iterator[Operation]:
+    for kind, names in _KINDS.items():
+        for name in names.split():
+            shares = True if name in _SHARING else None
+            if name in _LAYER_MAKERS:
+                yield Operation(name, kind, _LAYER_MAKERS[name], ("weight", "bias"))
+            elif name == "prelu":
+                yield Operation(name, kind, explicit.prelu, ("weight",))
+            elif name == "batch_norm":
+                yield Operation(name, kind, explicit.batch_norm, _TENSORS)
+            else:
+                yield Operation(name, kind, _MAKERS.get(name), shares=shares)
+    for names, note in _WITHOUT_RULE.items():
+        for name in names.split():
+            yield Operation(name, Kind.WITHOUT_RULE, note=note)
+
+
+OPERATIONS: Final[dict[str, Operation]] = {entry.name: entry for entry in _entries()}
+
+
+def setitem_(target: Any, index: Any, value: Any) -> Any:
+    """Compute ``target[index] = value`` and return the target: what a forward reads of it later comes from here."""
+    target[index] = value
+    return target
+
+
+# Pools that put out the indices, too, unlike their namesakes in torch.nn.functional.
+_PAIRS: Final = ("adaptive_max_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d", "fractional_max_pool3d")
+_NN: Final[Any] = getattr(torch._C, "_nn")  # noqa: B009 - the type checker does not know it
+
+# Functions by themselves: arguments in another order than their namesake's, and what users have taught.
+_BY_FUNCTION: Final[dict[Any, Operation]] = {
+    torch.batch_norm: Operation("batch_norm", Kind.NORM, explicit.raw_batch_norm, _TENSORS),
+    setitem_: OPERATIONS["setitem"],
+    OrderedDict: OPERATIONS["identity"],  # a dictionary of values
+    torch.adaptive_max_pool1d: OPERATIONS["adaptive_max_pool1d_with_indices"],
+    **{getattr(_NN, name): OPERATIONS[f"{name}_with_indices"] for name in _PAIRS},
+    **{getattr(torch.ops.aten, name): OPERATIONS[f"{name}_with_indices"] for name in ("adaptive_max_pool1d", *_PAIRS)},
+}
+
+
+# Modules without tensors that are one operation; layers, norms, activations and pools have tables of their own.
+_MODULES: Final[Mapping[str, Iterable[TypeKey]]] = {
+    "identity": (nn.Identity, nn.Unflatten),
+    "dropout": (
+        *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+        *("timm.layers.drop.DropPath", "torchvision.ops.stochastic_depth.StochasticDepth"),
+    ),
+    "flatten": (nn.Flatten,),
+    "pixel_shuffle": (nn.PixelShuffle,),
+    "pixel_unshuffle": (nn.PixelUnshuffle,),
+    "channel_shuffle": (nn.ChannelShuffle,),
+    "interpolate": (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d),
+    "pad": (
+        *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+        *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+        *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+        *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+    ),
+    "im2col": (nn.Unfold,),
+    "fold": (nn.Fold,),
+    **{f"avg_pool{dim}d": (getattr(nn, f"AvgPool{dim}d"),) for dim in (1, 2, 3)},
+    **{f"adaptive_avg_pool{dim}d": (getattr(nn, f"AdaptiveAvgPool{dim}d"),) for dim in (1, 2, 3)},
+    "max_pool2d": (nn.FractionalMaxPool2d, nn.FractionalMaxPool3d),
+    "max_unpool2d": (nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d),
+    "softmax": (nn.Softmax, nn.Softmax2d, nn.Softmin),
+    "log_softmax": (nn.LogSoftmax,),
+    "layer_norm": (
+        *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d),
+        *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+        *("timm.layers.norm.LayerNorm", "timm.layers.norm.LayerNorm2d", "timm.layers.norm.GroupNorm"),
+        *("torchvision.models.convnext.LayerNorm2d", "timm.layers.norm.GroupNorm1"),
+    ),
+    "glu": (nn.GLU,),
+    "embedding": (nn.Embedding,),
+    "lp_pool2d": (nn.LPPool1d, nn.LPPool2d, nn.LPPool3d),
+    "lstm": (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell, nn.MultiheadAttention, nn.EmbeddingBag),
+    "bilinear_layer": (nn.Bilinear,),
+    "cosine_similarity": (nn.CosineSimilarity, nn.PairwiseDistance),
+}
+MODULES: Final[dict[TypeKey, Operation]] = {key: OPERATIONS[name] for name, keys in _MODULES.items() for key in keys}
+
+
+def operation_of_module(module: nn.Module) -> Operation | None:
+    """Return what a module is, if it is one operation: by its type, whatever was set on the instance; else None."""
+    name = getattr(module, "canonical_operation", None)  # explicit modules, ours and those of the adapters, say it
+    entry = find_entry(MODULES, module) if name is None else OPERATIONS[name]
+    if entry is not None:
+        return entry
+    for table, name in ((NORMS, "batch_norm"), (LINEAR, "linear"), (MAX_POOLS, "max_pool2d")):
+        if table.find(module) is not None:
+            return OPERATIONS[name]
+    if ACTIVATIONS.find(module) is None:
+        return None
+    own = OPERATIONS.get(type(module).__name__.lower().removesuffix("me"))
+    return own if own is not None and own.kind is Kind.ELEMENTWISE else OPERATIONS["relu"]
+
+
+def operation_of_call(node: fx.Node) -> Operation | None:
+    """Return the entry for a call of a function or a tensor method, however it is spelled; None if it is not known."""
+    if node.op == "call_method":
+        return _named(str(node.target))
+    if node.op != "call_function":
+        return None
+    if node.target is getattr:
+        return _named(str(node.args[1]))
+    return operation_of_function(node.target) or _learned(node)
+
+
+def _learned(node: fx.Node) -> Operation | None:
+    """Return what an autograd function or a scripted one is, which are known by name only: found by running it."""
+    if not hasattr(node.target, "calls") or len(node.all_input_nodes) != 1:
+        return None
+
+    def function(value: Tensor) -> Any:
+        args, kwargs = map_arg((node.args, node.kwargs), lambda _: value)
+        return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
+
+    is_known = node.args[:1] == tuple(node.all_input_nodes) and is_elementwise(function)
+    return Operation(_identifier(node.target), Kind.ELEMENTWISE, shares=True) if is_known else None
+
+
+def is_elementwise(function: Callable[[Tensor], Any]) -> bool:
+    """Return whether each element of the result comes from the element at the same place, by running the function."""
+    with torch.no_grad(), torch._C.DisableTorchFunction():  # not recorded, where a model is being traced
+        return _is_elementwise(function)
+
+
+def _is_elementwise(function: Callable[[Tensor], Any]) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64)
+    order = torch.randperm(values.numel(), generator=generator)
+    try:
+        result = function(values.clone())
+        moved = function(values.flatten()[order].view(values.shape).clone())
+        shorter = function(values[:1].clone())
+        return bool(
+            result.shape == values.shape
+            and torch.allclose(result.flatten()[order], moved.flatten(), rtol=1e-9)
+            and torch.allclose(result[:1], shorter, rtol=1e-9)
+        )
+    except Exception:  # whatever it raises on such a tensor
+        return False
+
+
+def operation_of_function(function: Any) -> Operation | None:
+    """Return the entry for a function of torch, of the ``operator`` module, or one that was registered."""
+    taught = _BY_FUNCTION.get(_itself(function))
+    if taught is not None:
+        return taught
+    name = _name_in_aten(function) or _spellings().get(function)
+    return None if name is None else _named(name)
+
+
+def _itself(function: Any) -> Any:
+    """Return what stands for a function however it is called: the class of ``apply``, the operator of an overload."""
+    function = getattr(function, "calls", function)  # as tracing records it
+    function = getattr(function, "_opoverload", function)  # torch.library.custom_op
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
+        return owner
+    return getattr(function, "overloadpacket", function)
+
+
+def _identifier(function: Any) -> str:
+    """Return a name for the module of a function."""
+    name = str(getattr(function, "__name__", type(function).__name__)).partition(".")[0]
+    return name if name.isidentifier() and not keyword.iskeyword(name) else "function"
+
+
+def _name_in_aten(function: Any) -> str | None:
+    packet = getattr(function, "overloadpacket", function)
+    is_known = isinstance(packet, torch._ops.OpOverloadPacket) and str(packet).startswith("aten.")
+    return packet.__name__ if is_known else None
+
+
+@cache
+def _spellings() -> Mapping[Any, str]:
+    """Return the name of every function that torch and Python have, by the function itself."""
+    homes = (
+        *(operator, F, torch.special, torch.linalg, torch.fft),
+        *(getattr(torch._C, name) for name in ("_nn", "_special", "_linalg", "_VariableFunctions")),
+        torch,
+    )
+    found: dict[Any, str] = {len: "len", isinstance: "isinstance"}
+    for home in homes:
+        for name in dir(home):
+            value = getattr(home, name, None)
+            is_function = callable(value) and not isinstance(value, type) and getattr(value, "__hash__", None)
+            if is_function and (value not in found or _named(found[value]) is None):  # some have several names
+                found[value] = name
+    return found
+
+
+@cache
+def _named(name: str) -> Operation | None:
+    for spelling in (name, name.removesuffix("_"), name.removeprefix("special_"), name.removeprefix("linalg_")):
+        found = OPERATIONS.get(_ALIASES.get(spelling, spelling))
+        if found is not None:
+            return found
+    return None
+
+
+def is_random(function: Any) -> bool:
+    """Return whether a function or method draws random numbers."""
+    entry = operation_of_function(function) or _named(str(getattr(function, "__name__", "")))
+    return entry is not None and entry.kind is Kind.RANDOM
+
+
+def overwritten(node: fx.Node, module: nn.Module | None) -> fx.Node | None:
+    """Return the argument that a call overwrites, or None: by its name, as torch has it, ``inplace`` and ``out``."""
+    out = node.kwargs.get("out")
+    if isinstance(out, fx.Node):
+        return out
+    first = node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("self"))
+    return first if isinstance(first, fx.Node) and _works_in_place(node, module) else None
+
+
+def _works_in_place(node: fx.Node, module: nn.Module | None) -> bool:
+    if module is not None:
+        return getattr(module, "inplace", False) is True
+    if node.kwargs.get("inplace") is True:  # functions hand it on by keyword, however they were called
+        return True
+    if node.op == "call_method":
+        name = str(node.target)
+        return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+    if node.op != "call_function":
+        return False
+    name, home = getattr(node.target, "__name__", ""), getattr(node.target, "__module__", "")
+    if home == "_operator":  # `and_` and `or_` overwrite nothing
+        return name == "setitem" or (name.startswith("i") and hasattr(operator, f"__{name}__") and name != "invert")
+    name = _name_in_aten(node.target) or name
+    return name.endswith("_") and not name.endswith("__")
+
+
+def may_share(entry: Operation | None, node: fx.Node) -> bool:
+    """Return whether the result of a call may be the memory of an argument; so it may if nothing is known of it."""
+    if entry is None or node.op == "call_module":
+        return entry is None or entry.kind not in _FRESH
+    if entry.shares is not None:
+        return entry.shares
+    return entry.kind is Kind.MOVEMENT and _schema_shares(entry.name)
+
+
+_FRESH: Final = frozenset({*Kind} - {Kind.MOVEMENT, Kind.WITHOUT_RULE})
+
+
+@cache
+def _schema_shares(name: str) -> bool:
+    packet = getattr(torch.ops.aten, name, None)
+    if packet is None:  # a function of Python alone: what it returns may be what it got
+        return True
+    schemas = [getattr(packet, overload)._schema for overload in packet.overloads()]
+    return any(r.alias_info is not None and not r.alias_info.is_write for s in schemas for r in s.returns)
+
+
+def out_of_place(node: fx.Node) -> Callable[..., Any]:
+    """Return the function of a call that returns its result and overwrites nothing."""
+    if node.op == "call_method":
+        name = str(node.target)
+        return getattr(Tensor, name.removesuffix("_") if hasattr(Tensor, name.removesuffix("_")) else name)
+    function: Any = node.target
+    name, home = getattr(function, "__name__", ""), getattr(function, "__module__", "")
+    if home == "_operator":
+        return getattr(operator, name[1:]) if name.startswith("i") and hasattr(operator, name[1:]) else function
+    known = _name_in_aten(function)
+    places, name = ((torch, _NN, F), name) if known is None else ((torch.ops.aten,), known)
+    for place in places:  # F.elu has other arguments than F.elu_, which is torch's own
+        if name.endswith("_") and not name.endswith("__") and hasattr(place, name[:-1]):
+            return getattr(place, name[:-1])
+    return function
+
+
+def register_operation(function: Any, kind: Kind | str, *, make: MakeModule | None = None) -> None:
+    """Teach what a function is, for tracing, planning and the rules of both frameworks.
+
+    Parameters
+    ----------
+    function : callable
+        The function, as forward calls it: one that tracing records (``torch.fx.wrap``, a custom
+        ``torch.autograd.Function``'s ``apply``, a scripted function, an operator of ``torch.ops``).
+    kind : Kind or str
+        What it is: ``"elementwise"``, ``"movement"``, ``"selection"``, ``"linear"``, ``"sum"``, ``"product"``,
+        ``"normaliser"`` or ``"not_differentiable"``. The data are its first argument; for sums and products its first
+        two.
+    make : callable, optional
+        Makes the module that stands for a call, from the arguments after the first.
+
+    Raises
+    ------
+    TypeError
+        If ``function`` is not callable.
+    ValueError
+        If ``kind`` is not one of those.
+    """
+    if not callable(function):
+        raise TypeError(f"function is a {type(function).__name__}; it must be callable, as forward calls it.")
+    allowed = {k.name.lower(): k for k in (*WANTS_MODULE, *GRADIENT_IS_RULE, Kind.NOT_DIFFERENTIABLE)}
+    found = allowed.get(kind.name.lower() if isinstance(kind, Kind) else kind)
+    if found is None:
+        raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(sorted(map(repr, allowed)))}.")
+    if found is Kind.SUM:  # of any number of terms: linear in all of them
+        found = Kind.LINEAR
+    function = _itself(function)
+    _BY_FUNCTION[function] = Operation(_identifier(function), found, make, shares=True)

@@ -1,0 +1,166 @@
+"""Decide what becomes of each normalization layer; nothing is written to the model."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from canon_bridge.core.explicit import EXPANSIONS
+from canon_bridge.core.layers.linear import computes_weight, is_linear, why_not_foldable
+from canon_bridge.core.norms import check_norm, is_identity, is_norm
+from canon_bridge.core.options import Options, Scope
+from canon_bridge.core.plan import Entry, Leftover, Merge, Obstacle, Plan, Refusal, Words, words
+from canon_bridge.core.registry import find_entry
+from canon_bridge.core.rewrite import ExplicitFlow, ModuleCall, make_explicit
+from canon_bridge.core.search import Network, find_left, find_right, name_of
+from canon_bridge.core.trace.trace import trace
+from canon_bridge.core.uncovered import find_uncovered
+
+IS_IDENTITY = "it is the identity already"
+_READ = "a forward reads its tensors by itself"
+
+
+def make_plan(model: nn.Module, options: Options, scope: Scope, arguments: tuple[Any, ...] | None = None) -> Plan:
+    """Decide what becomes of each BatchNorm of the model.
+
+    The order of resolution: BatchNorms in the order of the data flow; for each, the preferred direction, then the
+    other one, then what ``leftover`` says. A merge sees those before it as carried out.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model, in evaluation mode; it is not changed.
+    options : Options
+        The keywords of ``canonize``.
+    scope : Scope
+        Which part of it to plan.
+    arguments : tuple, optional
+        What to trace the model with, besides the example inputs of the options.
+
+    Raises
+    ------
+    ValueError
+        If a BatchNorm is in training mode or has no running statistics.
+    TracingError
+        If the data flow cannot be found.
+    """
+    check_types(model)
+    for path, module in model.named_modules():
+        if is_norm(module):
+            check_norm(module, path or "the model")
+    explicit = make_explicit(
+        model, trace(model, arguments if options.arguments is None else options.arguments), scope.explicit
+    )
+    planner = _Planner(explicit, model, options, scope)
+    entries = [*planner.entries(), *planner.others(model)]
+    everything = scope.explicit
+    return Plan(
+        type(model).__name__,
+        options,
+        tuple(entries),
+        explicit.rewrites,
+        find_uncovered(explicit) if everything else (),
+        planner.network.in_place_modules() if everything else (),
+        planner.computed_weights() if everything else (),
+        planner.expanded() if everything else (),
+        dict(explicit.flow.originals),
+    )
+
+
+def check_types(model: nn.Module) -> None:
+    """Raise ``TypeError`` for modules whose parts cannot be changed: scripted and quantized ones."""
+    for path, module in model.named_modules():
+        kind = type(module).__module__
+        if isinstance(module, torch.jit.ScriptModule):
+            found = "a scripted module"
+        elif "quantized" in kind and kind.startswith("torch."):
+            found = f"a quantized module ({type(module).__name__})"
+        else:
+            continue
+        raise TypeError(f"{path or 'the model'} is {found}, which cannot be changed; canonize the model it came from.")
+
+
+class _Planner:
+    """The normalization layers of one flow, resolved one after the other."""
+
+    def __init__(self, explicit: ExplicitFlow, model: nn.Module, options: Options, scope: Scope) -> None:
+        self.network = Network(explicit, model)
+        self.options = options
+        self.scope = scope
+        self.norms = {operation.path: operation for operation in self.network.in_order() if is_norm(operation.module)}
+        network = self.network
+        network.identities |= {path for path, norm in self.norms.items() if is_identity(norm.module)}
+        if scope.kinds is not None:
+            network.untouchable |= set(self.norms)
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield what becomes of each layer, in the order of the data flow."""
+        for path, norm in self.norms.items():
+            entry = self._resolve(norm)
+            if isinstance(entry, Merge):
+                self.network.identities.add(path)
+            elif isinstance(entry, Refusal):
+                self.network.untouchable.add(path)
+            yield entry
+
+    def others(self, model: nn.Module) -> Iterator[Entry]:
+        """Yield the BatchNorms that are not in the flow, or of a type whose forward is not known."""
+        for path, module in model.named_modules():
+            if path in self.norms:
+                continue
+            holder = self._holder(path)
+            if is_norm(module) and path in self.network.read_elsewhere:
+                yield Refusal(path, _READ)
+            elif is_norm(module) and holder is not None:
+                yield Refusal(path, words("it is up to {}, whose forward is not followed", holder))
+            elif is_norm(module):
+                yield self._rest(path, "it is not called in forward")
+            elif isinstance(module, _BatchNorm):
+                yield Refusal(path, f"its forward may differ from a BatchNorm's ({type(module).__name__})")
+
+    def _holder(self, path: str) -> str | None:
+        """Return the module around a layer that is one operation of the flow, if there is one."""
+        names = path.split(".")
+        above = [".".join(names[:end]) for end in range(1, len(names))]
+        calls = next((calls for holder in above if (calls := self.network.calls(holder))), None)
+        return None if calls is None else name_of(self.network.operations[calls[0]])
+
+    def expanded(self) -> tuple[str, ...]:
+        """Return the modules that are several operations in one, which become modules of their own."""
+        calls = self.network.operations.values()
+        return tuple(dict.fromkeys(call.path for call in calls if find_entry(EXPANSIONS, call.module) is not None))
+
+    def computed_weights(self) -> tuple[str, ...]:
+        """Return the linear layers whose weight becomes a plain parameter."""
+        linears = {o.path: o.module for o in self.network.operations.values() if is_linear(o.module)}
+        return tuple(
+            path for path, module in linears.items() if computes_weight(module) and why_not_foldable(module) is None
+        )
+
+    def _resolve(self, norm: ModuleCall) -> Entry:
+        network, path = self.network, norm.path
+        if path in network.identities:
+            return Refusal(path, IS_IDENTITY)
+        if path in network.read_elsewhere:
+            return Refusal(path, _READ)
+        find = {"left": find_left, "right": find_right}
+        other = "right" if self.options.prefer == "left" else "left"
+        obstacles: list[Words] = []
+        for into_norms in (False, True):  # a linear layer on either side comes before another norm
+            obstacles = []
+            for direction in (self.options.prefer, other):
+                chain = find[direction](network, norm, into_norms=into_norms)
+                if isinstance(chain, Obstacle):
+                    obstacles.append(words(f"{direction}: {{}}", chain.reason))
+                elif self.scope.kinds is None or chain.kind in self.scope.kinds:
+                    return Merge(chain)
+        return self._rest(
+            path, words("; ".join("{}" for _ in obstacles), *obstacles) or "such a merge was not asked for"
+        )
+
+    def _rest(self, path: str, reason: str) -> Entry:
+        """Return what becomes of a layer that nothing takes."""
+        is_linear_wanted = self.options.leftover == "linear" and self.scope.kinds is None
+        return (Leftover if is_linear_wanted else Refusal)(path, reason)

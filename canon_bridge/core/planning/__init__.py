@@ -1,1 +1,0 @@
-"""Which BatchNorm is merged into what, and the plan in print."""

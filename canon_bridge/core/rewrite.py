@@ -1,0 +1,717 @@
+"""New forwards for containers, in which every operation that rules must see, and every call, has a module of its own.
+
+What gets a module, how it is made, and the forward that calls it. Nothing here writes to a model.
+"""
+
+import functools
+import inspect
+import operator
+import types
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves
+
+from canon_bridge.core import explicit
+from canon_bridge.core.explicit import MakeModule, Slot
+from canon_bridge.core.facts import Aliases, carries, entry_of, has_data, is_tensor
+from canon_bridge.core.norms import children_after
+from canon_bridge.core.operations import WANTS_MODULE, Kind, Operation, out_of_place, setitem_
+from canon_bridge.core.trace.flow import Flow, Site, TracingError, fits, is_proxy
+from canon_bridge.core.trace.trace import trace_locally
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleCall:
+    """What a node of the flow calls once the model is explicit.
+
+    Attributes
+    ----------
+    path : str
+        Name of the module in the canonical model.
+    module : nn.Module
+        The module; for what is made on entry, one like it.
+    is_made : bool
+        Whether it is made on entry, for a function or for a further call of a module.
+    holds_tensors : bool
+        Whether the tensors that a function is given become those of the module.
+    """
+
+    path: str
+    module: nn.Module
+    is_made: bool = False
+    holds_tensors: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Rewrite:
+    """A new forward for one container, and the children that it calls in addition.
+
+    Attributes
+    ----------
+    path, original : str
+        The container, in the canonical model and in the model as it is.
+    function : callable
+        ``forward(self, ...)``, to be bound to the container.
+    children : tuple of (str, callable)
+        Name of each new child module, and what makes it, given the container.
+    constants : dict
+        Tensors that forward creates, by attribute name.
+    """
+
+    path: str
+    original: str
+    function: Callable[..., Any]
+    children: tuple[tuple[str, MakeModule], ...]
+    constants: dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class ExplicitFlow:
+    """A flow in which every operation that rules must see, and every call of a module, has a module.
+
+    Attributes
+    ----------
+    flow : Flow
+        The flow.
+    operations : dict
+        The module that each node calls.
+    aliases : Aliases
+        Which nodes share memory.
+    rewrites : tuple of Rewrite
+        The new forwards, those of containers before those of what is in them.
+    failures : dict
+        Why a node has no module of its own, or shares one with other calls.
+    relied_on : frozenset of fx.Node
+        Calls in place whose result is read by the former name in a forward that has to stay as it is.
+    """
+
+    flow: Flow
+    operations: dict[fx.Node, ModuleCall]
+    aliases: Aliases
+    rewrites: tuple[Rewrite, ...]
+    failures: dict[fx.Node, str]
+    relied_on: frozenset[fx.Node]
+
+
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """One call site that needs a module of its own.
+
+    ``arguments`` makes of the call, as the container alone writes it, the arguments that the module gets.
+    """
+
+    site: Site
+    name: str
+    make: MakeModule
+    module: nn.Module
+    arguments: Callable[[fx.Node], tuple[Any, ...]] | None
+    holds_tensors: bool = False
+
+
+def make_explicit(model: nn.Module, flow: Flow, rewrite: bool = True) -> ExplicitFlow:
+    """Find the operations and calls that need a module of their own, and write forwards that call it.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The traced model; it is not changed.
+    flow : Flow
+        Its data flow.
+    rewrite : bool
+        If False, no new modules: only modules that are there already are operations.
+    """
+    survey = _Survey(model, flow)
+    rewrites: list[Rewrite] = []
+    for owner in flow.owners if rewrite else ():
+        if survey.resolved(owner) != owner:
+            continue
+        if children_after(model.get_submodule(survey.original(owner))):
+            survey.give_up(owner, "it is a norm that calls other modules")  # not a forward that could be written anew
+            continue
+        wanted, overwritten_later = survey.wanted(owner), survey.overwritten_later(owner)
+        # Where the course depends on values, the new forward checks that it is the course that the flow holds for.
+        if not (wanted or overwritten_later or survey.relies(owner) or owner in flow.decided):
+            continue
+        try:
+            container = model.get_submodule(survey.original(owner))
+            rewrites.append(_write_forward(container, owner, flow, wanted, overwritten_later))
+        except TracingError as error:
+            survey.give_up(owner, str(error))
+        else:
+            survey.made.update({entry.site: entry for entry in wanted})
+            survey.written.add(owner)
+    if rewrite and flow.expected and not any(new.path == "" for new in rewrites):
+        rewrites.append(guard_forward(model, flow))
+    if not rewrite:
+        survey.give_up_all()
+    operations = survey.operations()
+    relied_on = frozenset(node for node in flow.reread if not survey.is_written_for(node))
+    return ExplicitFlow(flow, operations, survey.aliases, tuple(rewrites), survey.failures, relied_on)
+
+
+class _Survey:
+    """All calls of a flow, by the forward that writes them, and which of them need a module of their own."""
+
+    def __init__(self, model: nn.Module, flow: Flow) -> None:
+        self.model, self.flow = model, flow
+        self.failures: dict[fx.Node, str] = {}
+        self.made: dict[Site, _Wanted] = {}
+        self.written: set[str] = set()  # the containers that have a new forward
+        self.modules = {node: model.get_submodule(str(node.target)) for node in flow.sites if node.op == "call_module"}
+        self.aliases = Aliases(flow.graph, self.modules)
+        self.nodes: dict[str, list[fx.Node]] = defaultdict(list)
+        for node, site in flow.sites.items():
+            self.nodes[site.owner].append(node)
+        self._shared: dict[str, str] = {}  # stand-ins that cannot be, and what is called in their place
+
+    def original(self, place: str) -> str:
+        """Return the path of the module that is called at a place, in the model as it is."""
+        return self.flow.originals.get(place, place)
+
+    def resolved(self, place: str) -> str:
+        """Return the place of the module that is called in the end."""
+        parts = place.split(".")
+        for end in range(1, len(parts) + 1):
+            head = ".".join(parts[:end])
+            if head in self._shared:
+                return self.resolved(".".join([self._shared[head], *parts[end:]]))
+        return place
+
+    def wanted(self, owner: str) -> list[_Wanted]:
+        """Return the calls of one forward that need a module of their own."""
+        container = self.model.get_submodule(self.original(owner))
+        entries = [self._further_call(site, place) for site, place in self._further_calls(owner)]
+        for node in self.nodes[owner]:
+            if node.op != "call_module":
+                taken = {entry.name for entry in entries}
+                entries += self._function(node, self.flow.sites[node], container, taken)
+        return entries
+
+    def _further_calls(self, owner: str) -> list[tuple[Site, str]]:
+        return [(site, place) for site, place in self.flow.stand_ins.items() if site.owner == owner]
+
+    def relies(self, owner: str) -> bool:
+        """Return whether a forward calls a module in place and reads its input as overwritten, which it alone does."""
+        return any(
+            node.op == "call_module" and self._may_be_out_of_place(node)
+            for node in self.nodes[owner]
+            if node in self.flow.reread
+        )
+
+    def is_written_for(self, node: fx.Node) -> bool:
+        """Return whether a new forward hands the result of a call in place to all who read the overwritten tensor."""
+        return self.flow.reread[node] <= {self.flow.sites[node].owner} <= self.written
+
+    def overwritten_later(self, owner: str) -> list[Site]:
+        """Return the calls of modules in one forward whose result something overwrites that has to stay in place.
+
+        Rules hold on to the result of a module, which has to be another tensor then.
+        """
+        origins = self._overwritten_origins
+        sites = (self.flow.sites[node] for node in self.nodes[owner] if node in origins and _becomes_module(node))
+        return list(sites)
+
+    @functools.cached_property
+    def _overwritten_origins(self) -> set[fx.Node]:
+        origins: set[fx.Node] = set()
+        for node in self.flow.sites:
+            target = self.aliases.overwritten(node)
+            entry = entry_of(node)
+            stays = node.op == "call_module" or entry is None or not _wants_module(node, entry)
+            if target is not None and (not self._may_be_out_of_place(node) or (stays and node.op != "call_module")):
+                origins |= self.aliases.origins(target)
+        return origins
+
+    def give_up(self, owner: str, reason: str) -> None:
+        """Note that a forward cannot be written anew: its functions stay, and further calls are of the same modules."""
+        places = tuple(place for _, place in self._further_calls(owner))
+        self._shared.update({place: self.original(place) for place in places})
+        for node, place in self.flow.places.items():
+            if place.startswith(tuple(f"{path}." for path in places)) or place in places:
+                self.failures[node] = reason
+        for node in self.nodes[owner]:
+            entry = entry_of(node)
+            if node.op != "call_module" and entry is not None and _wants_module(node, entry):
+                self.failures.setdefault(node, reason)
+
+    def give_up_all(self) -> None:
+        """Note that no forward is written anew."""
+        for owner in self.flow.owners:
+            self.give_up(owner, "functions stay functions here")
+
+    def operations(self) -> dict[fx.Node, ModuleCall]:
+        """Return what each node calls."""
+        operations: dict[fx.Node, ModuleCall] = {}
+        for node, site in self.flow.sites.items():
+            owner = self.resolved(site.owner)
+            entry = self.made.get(Site(owner, site.what, site.occurrence))
+            if entry is not None:
+                path = f"{owner}.{entry.name}" if owner else entry.name
+                module = self.modules.get(node, entry.module)
+                operations[node] = ModuleCall(path, module, True, entry.holds_tensors)
+            elif node.op == "call_module":
+                operations[node] = ModuleCall(self.resolved(self.flow.places[node]), self.modules[node])
+        return operations
+
+    def _function(self, node: fx.Node, site: Site, container: nn.Module, taken: set[str]) -> list[_Wanted]:
+        """Return what is wanted for a call of a function: one module, or none."""
+        entry = entry_of(node)
+        if entry is None or not _wants_module(node, entry):
+            return []
+        if not self._may_be_out_of_place(node):
+            self.failures[node] = "it overwrites a tensor that is read under another name"
+            return []
+        try:
+            made = _make(node, entry, self.model, self.modules.get)
+        except ValueError as error:
+            if entry.kind is not Kind.SELECTION:
+                self.failures[node] = str(error)
+            return []
+
+        def make(container: nn.Module) -> nn.Module:
+            return made.make().train(container.training)
+
+        name = _free_name(container, made.name, taken)
+        return [_Wanted(site, name, make, made.make(), made.arguments, made.holds_tensors)]
+
+    def _further_call(self, site: Site, place: str) -> _Wanted:
+        module = self.model.get_submodule(self.original(place))
+        nodes = [node for node, called in self.flow.places.items() if called == place]
+        in_place = any(not self._may_be_out_of_place(node) for node in nodes)
+
+        def make(container: nn.Module) -> nn.Module:
+            twin = explicit.stand_in(module)
+            if getattr(twin, "inplace", False) is True:
+                vars(twin)["inplace"] = in_place
+            return twin
+
+        return _Wanted(site, place.rpartition(".")[2], make, module, None)
+
+    def _may_be_out_of_place(self, node: fx.Node) -> bool:
+        """Return whether a new forward can hand the result to all who read the overwritten tensor later.
+
+        It can if they are in the same forward and do not read it by the name of a part of it, or of what it is part of.
+        """
+        others = self.flow.reread.get(node, set()) - {self.flow.sites[node].owner}
+        target = self.aliases.overwritten(node)
+        return not others and all(_writes_back(reader, node, target) for reader, _ in self.aliases.read_after(node))
+
+
+def _becomes_module(node: fx.Node) -> bool:
+    entry = entry_of(node)
+    return node.op == "call_module" or (entry is not None and _wants_module(node, entry))
+
+
+def _writes_back(reader: fx.Node, node: fx.Node, part: fx.Node | None) -> bool:
+    """Return whether a node writes a result back to the part that it was computed from, as ``x[i] += y`` does."""
+    if reader.target is not setitem_ or part is None or part.target is not operator.getitem:
+        return False
+    return reader.args[2] is node and reader.args[:2] == part.args[:2]
+
+
+def _wants_module(node: fx.Node, entry: Operation) -> bool:
+    """Return whether a call of a function is to become a call of a module."""
+    if not is_tensor(node) and not (carries(node) and entry.kind in WANTS_MODULE):
+        return False
+    if entry.kind is Kind.SUM and not is_tensor(node):  # joined tuples
+        return False
+    return entry.kind in WANTS_MODULE or entry.kind in (Kind.LINEAR_LAYER, Kind.NORM) or entry.make is not None
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """How a call becomes a module: what it is called, its maker, and what it gets of the call."""
+
+    name: str
+    make: MakeModule
+    arguments: Callable[[fx.Node], tuple[Any, ...]]
+    holds_tensors: bool = False
+
+
+def _make(node: fx.Node, entry: Operation, root: nn.Module, module_of: "ModuleOf") -> _Made:
+    """Return how the call becomes a module; raise ``ValueError`` where it has no module form, with the reason."""
+    if entry.make is not None:
+        try:
+            return _of_torch(node, entry, root)
+        except ValueError:
+            if entry.kind not in WANTS_MODULE and entry.kind is not Kind.LINEAR_LAYER:
+                raise
+    if entry.name in ("add", "sub", "rsub", "mul", "div"):
+        return _arithmetic(node, entry, module_of)
+    flags = tuple(map(is_tensor, _occurrences(node)))
+    count = sum(flags)
+    if any(carries(leaf) and not is_tensor(leaf) for leaf in _occurrences(node)):
+        raise ValueError("an argument is several tensors")
+    kind, more = _GENERIC.get(entry.kind, explicit.Product), dict[str, Any]()
+    if entry.kind in (Kind.PRODUCT, Kind.LINEAR_LAYER):
+        if entry.name == "glu":
+            return _gated(node)
+        kind, more = _product(node, entry, flags, module_of)
+    elif count != 1 and entry.kind is not Kind.LINEAR:
+        raise ValueError(f"it has {count} inputs with data, and is known for one")
+    function, (args, kwargs) = out_of_place(node), _template(node, flags)
+    make = functools.partial(kind, function, args, kwargs, count, **more)
+    return _Made(entry.name.lstrip("_"), make, lambda call: _slots(call, flags))
+
+
+_GENERIC: Final = {
+    Kind.ELEMENTWISE: explicit.ElementWise,
+    Kind.LINEAR: explicit.LinearMap,
+    Kind.NORMALISER: explicit.Normaliser,
+}
+_IGNORED: Final = frozenset({"input", "other", "self", "inplace", "out"})  # what a module out of place has no use for
+
+
+def _of_torch(node: fx.Node, entry: Operation, root: nn.Module) -> _Made:
+    """Return the module of torch for a call, with the tensors of the model that it is given."""
+    first = _operands(node, 1)
+    if len(first) != 1 or not is_tensor(first[0]):
+        raise ValueError("its first argument carries no data")
+    make = functools.partial(_build, node, entry, root)  # with the tensors of the moment in which it is called
+    make()
+    return _Made(entry.name, make, lambda call: _operands(call, 1), bool(entry.tensors))
+
+
+def _build(node: fx.Node, entry: Operation, root: nn.Module) -> nn.Module:
+    assert entry.make is not None
+    keywords = {name: value for name, value in node.kwargs.items() if name not in _IGNORED}
+    try:
+        arguments = dict(inspect.signature(entry.make).bind(*node.args[1:], **keywords).arguments)
+        for name in entry.tensors:
+            if _nodes_in(arguments.get(name)):
+                arguments[name] = _constant(arguments[name], root)
+        if _nodes_in(arguments):
+            raise ValueError("an argument is computed in forward")
+        return entry.make(**arguments).eval()
+    except (TypeError, AttributeError, AssertionError) as error:
+        raise ValueError(f"its arguments have no module form ({error})") from error
+
+
+def _arithmetic(node: fx.Node, entry: Operation, module_of: "ModuleOf") -> _Made:
+    """Return the module of a sum, difference, product or quotient."""
+    values = _operands(node, 2)
+    alpha = node.args[2] if len(node.args) > 2 else node.kwargs.get("alpha", 1)
+    if len(values) != 2 or alpha != 1 or node.kwargs.get("rounding_mode") is not None:
+        if entry.kind is not Kind.SUM:
+            raise ValueError("it is rounded, or has other arguments than two")
+        flags = tuple(map(is_tensor, _occurrences(node)))
+        make = functools.partial(explicit.LinearMap, out_of_place(node), *_template(node, flags), sum(flags))
+        return _Made(entry.name, make, lambda call: _slots(call, flags))
+    if not all(map(_may_be_operand, values)):
+        raise ValueError("an operand is no tensor and no number")
+    kind, name = {
+        "add": (explicit.Add, "add"),
+        "sub": (explicit.Subtract, "subtract"),
+        "rsub": (explicit.Subtract, "subtract"),
+        "mul": (explicit.Multiply, "multiply"),
+        "div": (explicit.Divide, "divide"),
+    }[entry.name]
+    turned = entry.name == "rsub"
+    signal = _signal(values[::-1] if turned else values, name, module_of)
+    return _Made(
+        name,
+        functools.partial(kind, signal),
+        lambda call: _operands(call, 2)[::-1] if turned else _operands(call, 2),
+    )
+
+
+def _gated(node: fx.Node) -> _Made:
+    dim: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", -1)
+    if type(dim) is not int:
+        raise ValueError("its dimension is computed in forward")
+    return _Made("glu", functools.partial(explicit.Gated, dim), lambda call: _operands(call, 1))
+
+
+# Which argument carries the signal, where the operation tells.
+_SIGNALS: Final = {"grid_sample": 0, "grid_sampler": 0, "scaled_dot_product_attention": 2, "linear": 0, "conv": 0}
+_WITH_TERM: Final = frozenset(["addmm", "addmv", "addbmm", "baddbmm", "addr", "addcmul", "addcdiv"])
+
+
+def _product(
+    node: fx.Node, entry: Operation, flags: tuple[bool, ...], module_of: "ModuleOf"
+) -> tuple[type[explicit.Explicit], dict[str, Any]]:
+    """Return the module for a product of values of which one or several carry data."""
+    count = sum(flags)
+    if entry.name in _WITH_TERM:
+        is_divisor = entry.name == "addcdiv" and flags[2:3] == (True,)
+        if flags[1:3] == (True, True) or is_divisor:
+            raise ValueError("it has several factors with data besides a term")
+        return explicit.LinearMap, {}
+    if count == 1:
+        return explicit.LinearMap, {}
+    leaves = [leaf for leaf, flag in zip(_occurrences(node), flags, strict=True) if flag]
+    known = next((place for name, place in _SIGNALS.items() if entry.name.startswith(name)), None)
+    if known is not None and known < len(flags) and flags[known]:
+        return explicit.Product, {"signal": sum(flags[:known])}
+    certainties = [_certainty(leaf, module_of) for leaf in leaves]
+    least = min(certainties)
+    signal = certainties.index(least) if certainties.count(least) == 1 else None
+    return explicit.Product, {"signal": signal}
+
+
+def _occurrences(node: fx.Node) -> list[fx.Node]:
+    """Return all nodes among the arguments of a call, in order, each as often as it is written."""
+    keywords = {name: value for name, value in node.kwargs.items() if name not in ("out", "inplace")}
+    return _nodes_in((node.args, keywords))
+
+
+def _nodes_in(structure: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    if isinstance(structure, tuple) and any(map(is_proxy, tree_leaves(structure))):
+        return [leaf.node for leaf in tree_leaves(structure) if is_proxy(leaf)]
+    map_arg(structure, found.append)
+    return found
+
+
+def _template(node: fx.Node, flags: tuple[bool, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call with slots for its nodes: first for those with a flag, then for the others."""
+    order = sorted(range(len(flags)), key=lambda index: not flags[index])
+    slots = iter([Slot(order.index(index)) for index in range(len(flags))])
+    keywords = {name: value for name, value in node.kwargs.items() if name not in ("out", "inplace")}
+    return _plain(node.args, slots), _plain(keywords, slots)
+
+
+def _plain(structure: Any, slots: Iterator[Slot]) -> Any:
+    if isinstance(structure, fx.Node):
+        return next(slots)
+    if isinstance(structure, tuple):
+        return tuple(_plain(item, slots) for item in structure)
+    if isinstance(structure, list):
+        return [_plain(item, slots) for item in structure]
+    if isinstance(structure, dict):
+        return {key: _plain(item, slots) for key, item in structure.items()}
+    if isinstance(structure, slice):
+        return slice(*(_plain(part, slots) for part in (structure.start, structure.stop, structure.step)))
+    return structure
+
+
+def _slots(call: fx.Node, flags: tuple[bool, ...]) -> tuple[Any, ...]:
+    """Return the nodes of a call in the order of their slots."""
+    leaves = _occurrences(call)
+    if len(leaves) != len(flags):
+        raise TracingError("a call has other arguments when its forward is traced alone")
+    order = sorted(range(len(flags)), key=lambda index: not flags[index])
+    return tuple(leaves[index] for index in order)
+
+
+def _operands(node: fx.Node, count: int) -> tuple[Any, ...]:
+    """Return the leading tensor arguments of the call, however they were passed."""
+    by_keyword = [node.kwargs[k] for k in ("self", "input", "other") if k in node.kwargs]
+    return (*node.args, *by_keyword)[:count]
+
+
+def _may_be_operand(value: Any) -> bool:
+    if isinstance(value, fx.Node):
+        return is_tensor(value) or not carries(value)
+    return isinstance(value, int | float)
+
+
+def _constant(node: fx.Node, root: nn.Module) -> Any:
+    """Return the value of a node that is computed from tensors of the model alone."""
+    if node.op == "placeholder" or node.op == "call_module" or has_data(node):
+        raise ValueError("a tensor is computed from the input")
+    if node.op == "get_attr":
+        try:
+            return operator.attrgetter(str(node.target))(root)
+        except AttributeError as error:
+            raise ValueError("a tensor is made in forward") from error
+    args, kwargs = map_arg((node.args, node.kwargs), lambda before: _constant(before, root))
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+# Gates: what scales a signal. How sure it is that something after such an activation is one: from zero to one, or
+# bounded in another way.
+
+ModuleOf = Callable[[fx.Node], nn.Module | None]
+_GATES: Final = {
+    **dict.fromkeys(("sigmoid", "expit", "hardsigmoid", "softmax", "_softmax", "erf"), 2),
+    **dict.fromkeys(("tanh", "relu6", "hardtanh", "clamp"), 1),
+}
+# A gate stays one after these, where no other data join it.
+_KEEPS: Final = frozenset({Kind.MOVEMENT, Kind.LINEAR, Kind.SUM, Kind.PRODUCT})
+
+
+def _signal(values: tuple[Any, ...], name: str, module_of: ModuleOf) -> int | None:
+    """Return which of two operands carries the signal, or None; see :class:`Arithmetic`."""
+    with_data = [index for index, value in enumerate(values) if is_tensor(value)]
+    if len(with_data) == 1:
+        return with_data[0]
+    if name == "divide":
+        return 0
+    if name != "multiply":
+        return None
+    left, right = (_certainty(value, module_of) for value in values)
+    return None if left == right else int(left > right)
+
+
+def _certainty(node: fx.Node, module_of: ModuleOf) -> int:
+    """Return how sure it is that the node is a gate; zero if nothing speaks for it."""
+    while True:
+        entry = entry_of(node)
+        if entry is None:
+            return 0
+        lends_shape = entry.name in ("expand_as", "view_as", "reshape_as", "type_as")
+        inputs = node.all_input_nodes[:1] if lends_shape else node.all_input_nodes
+        before = [value for value in inputs if carries(value)]
+        if entry.name in _GATES or entry.kind not in _KEEPS or len(before) != 1:
+            return _GATES.get(entry.name, 0)
+        (node,) = before
+
+
+# The forward itself.
+
+
+def _write_forward(
+    container: nn.Module, path: str, flow: Flow, wanted: list[_Wanted], overwritten_later: list[Site]
+) -> Rewrite:
+    """Write a forward for a container that calls a module at each of the sites; raise ``TracingError`` if it cannot."""
+    local = trace_locally(container, path, flow)
+    node_at = {site: node for node, site in local.sites.items()}
+    entries = {entry.site: entry for entry in wanted}
+    for site in (*entries, *(site for site in overwritten_later if site not in entries)):
+        node = node_at.get(site)
+        if node is None:
+            raise TracingError(f"the forward of {path or 'the model'} takes another course when traced alone")
+        call = _retarget(local.graph, node, entries[site]) if site in entries else node
+        if call is not node:
+            node.replace_all_uses_with(call)
+            local.graph.erase_node(node)
+        if site in overwritten_later:
+            with local.graph.inserting_after(call):
+                copy = local.graph.call_method("clone", (call,))
+            call.replace_all_uses_with(copy, delete_user_cb=lambda user, copy=copy: user is not copy)
+    for node in reversed(local.graph.nodes):  # tensors that modules hold now need not be there any more
+        if node.op == "get_attr" and not node.users:
+            local.graph.erase_node(node)
+    signature = inspect.signature(container.forward)
+    function = _compile(local.graph, path, signature)
+    if local.written:
+        function = _writing(function, tuple(local.written))
+    function = _expecting(function, local.expected, signature, path)
+    if _reads_mode(container):
+        function = _in_mode(function, container.training, path)
+    children = tuple((entry.name, entry.make) for entry in wanted)
+    return Rewrite(path, flow.originals.get(path, path), function, children, dict(local.constants))
+
+
+def guard_forward(model: nn.Module, flow: Flow) -> Rewrite:
+    """Return a rewrite of the root that runs its own forward and refuses arguments that the flow does not hold for."""
+    own = model.forward
+    function = getattr(own, "__func__", None) or type(model).forward
+    return Rewrite("", "", _expecting(function, flow.expected, inspect.signature(own), ""), (), {})
+
+
+def _retarget(graph: fx.Graph, node: fx.Node, entry: _Wanted) -> fx.Node:
+    if entry.arguments is None:  # a module: the same arguments go to its stand-in
+        node.target = entry.name
+        return node
+    with graph.inserting_before(node):
+        return graph.call_module(entry.name, entry.arguments(node))
+
+
+def _compile(graph: fx.Graph, path: str, signature: inspect.Signature) -> Callable[..., Any]:
+    by_name = any(parameter.kind is parameter.KEYWORD_ONLY for parameter in signature.parameters.values())
+    for node in graph.nodes if by_name else ():
+        if node.op == "placeholder":  # fx forgets that an argument is by name alone, and puts it after defaults
+            node.args = ()
+    code = graph.python_code("self")
+    namespace: dict[str, Any] = {**code.globals, "__name__": __name__}
+    exec(compile(code.src, f"<canon_bridge: forward of {path or 'the model'}>", "exec"), namespace)
+    function = namespace["forward"]
+    assert isinstance(function, types.FunctionType)
+    # What pickle says that it cannot find.
+    function.__qualname__ = f"the forward that canonization wrote for {path or 'the model'}; save its state_dict()"
+    return _by_name(function, signature) if by_name else function
+
+
+def _by_name(function: Callable[..., Any], signature: inspect.Signature) -> Callable[..., Any]:
+    """Return the forward, which takes all arguments by position, as one with the signature of the container's own."""
+
+    @functools.wraps(function)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        more: dict[str, Any] = {}
+        values: list[Any] = []
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                more = bound.arguments[name]
+            elif parameter.kind is parameter.VAR_POSITIONAL:
+                values += bound.arguments[name]
+            else:
+                values.append(bound.arguments[name])
+        return function(self, *values, **more)
+
+    return forward
+
+
+def _writing(function: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:
+    """Return the forward, which puts what its container wrote on itself out beside its result, with those writes."""
+
+    @functools.wraps(function)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        result, *values = function(self, *args, **kwargs)
+        for name, value in zip(names, values, strict=True):
+            setattr(self, name, value)
+        return result
+
+    return forward
+
+
+def _expecting(
+    function: Callable[..., Any], expected: dict[str, Any], signature: inspect.Signature, path: str
+) -> Callable[..., Any]:
+    """Return the forward with a check that its arguments are such as it was written for."""
+    if not expected:
+        return function
+
+    @functools.wraps(function)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        for name, wanted in expected.items():
+            if not fits(bound.arguments[name], wanted):
+                raise ValueError(
+                    f"{path or 'the model'} was called with another {name} than it was canonized for ({wanted!r}); "
+                    "pass example_inputs with all the arguments that you will use."
+                )
+        return function(self, *args, **kwargs)
+
+    return forward
+
+
+def _reads_mode(container: nn.Module) -> bool:
+    """Return whether the forward of a container names ``training``, which a new forward holds as a constant."""
+    code = getattr(inspect.unwrap(container.forward), "__code__", None)
+    return code is not None and "training" in code.co_names
+
+
+def _in_mode(function: Callable[..., Any], mode: bool, path: str) -> Callable[..., Any]:
+    """Return the forward with a check that its module is in the mode that it was written for."""
+
+    @functools.wraps(function)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if self.training != mode:
+            raise ValueError(
+                f"{path or 'the model'} is in {'training' if self.training else 'evaluation'} mode now, and its "
+                "forward asks for that: it was canonized in the other one. Change the mode outside the block."
+            )
+        return function(self, *args, **kwargs)
+
+    return forward
+
+
+def _free_name(owner: nn.Module, name: str, taken: set[str]) -> str:
+    candidate, number = name, 1
+    while hasattr(owner, candidate) or candidate in taken:
+        number += 1
+        candidate = f"{name}_{number}"
+    return candidate

@@ -1,0 +1,536 @@
+"""Where the affine map of a norm can go: the layers that take it, to the left and to the right, and which is taken.
+
+Nothing here writes to a model or reads the values of its parameters.
+"""
+
+import functools
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+
+from canon_bridge.core.activations import find_absorber, wanted_rank
+from canon_bridge.core.facts import Facts, call, entry_of, has_data, reads_values
+from canon_bridge.core.labels import OUTSIDE, Labels, Mixed, Positions, encode
+from canon_bridge.core.layers.linear import (
+    in_channels,
+    is_linear,
+    linear_type,
+    out_channels,
+    why_not_before,
+    why_not_foldable,
+)
+from canon_bridge.core.norms import is_norm, norm_type, width
+from canon_bridge.core.operations import Kind
+from canon_bridge.core.plan import Chain, Obstacle, Step, Words, words
+from canon_bridge.core.rewrite import ExplicitFlow, ModuleCall
+
+# What a map may pass, if running it on channel numbers shows that it does.
+_PASSABLE = frozenset({Kind.MOVEMENT, Kind.LINEAR})
+_NOT_LINEAR = "{} after it is not linear"
+
+
+class Network:
+    """The flow of one model as the searches see it: who reads what, and which modules can take a map.
+
+    Attributes
+    ----------
+    operations : dict
+        What each node computes, where that is a module (or becomes one).
+    read_elsewhere : frozenset of str
+        Modules whose parameters or buffers some forward reads by itself: they have to keep their values.
+    identities : set of str
+        Norms that are the identity, or will be when their merge is carried out.
+    untouchable : set of str
+        Norms that stay as they are.
+    """
+
+    def __init__(self, explicit: ExplicitFlow, model: nn.Module) -> None:
+        graph = explicit.flow.graph
+        self.operations = explicit.operations
+        self.aliases = explicit.aliases
+        self.relied_on = explicit.relied_on
+        self.order = explicit.aliases.order
+        modules = {node: operation.module for node, operation in self.operations.items()}
+        self.facts = Facts(graph, modules, explicit.flow.values, model)
+        # A function that becomes a layer has the tensors for itself from then on.
+        reads = [
+            str(node.target).rpartition(".")[0]
+            for node in graph.nodes
+            if node.op == "get_attr" and not all(self._holds(user) for user in node.users)
+        ]
+        self.read_elsewhere = frozenset(reads)
+        self.identities: set[str] = set()
+        self.untouchable: set[str] = set()
+        self._paths: dict[str, list[fx.Node]] = {}
+        for node in sorted(self.operations, key=self.order.__getitem__):
+            self._paths.setdefault(self.operations[node].path, []).append(node)
+
+    def in_order(self) -> list[ModuleCall]:
+        """Return the operations in the order of the data flow, each module once."""
+        return [self.operations[nodes[0]] for nodes in self._paths.values()]
+
+    def in_place_modules(self) -> tuple[str, ...]:
+        """Return the paths of modules that work in place and compute the same out of place.
+
+        A module stays in place where something reads the overwritten tensor later: it relies on the result.
+        """
+        needed: dict[str, bool] = {}
+        for node, operation in self.operations.items():
+            if operation.is_made or self.aliases.overwritten(node) is None:
+                continue  # what is made for a call site is made the right way
+            relies = bool(self.aliases.read_after(node)) or node in self.relied_on
+            needed[operation.path] = needed.get(operation.path, False) or relies
+        return tuple(path for path, is_needed in needed.items() if not is_needed)
+
+    def calls(self, path: str) -> list[fx.Node]:
+        """Return all calls of the module at a path; none if it is no operation of the flow."""
+        return self._paths.get(path, [])
+
+    def readers(self, node: fx.Node) -> list[fx.Node]:
+        """Return who reads values of a node, not only its size, in order."""
+        return sorted((user for user in node.users if reads_values(user, node)), key=self.order.__getitem__)
+
+    def name(self, node: fx.Node) -> str:
+        """Return what to call a node in a reason."""
+        operation = self.operations.get(node)
+        if operation is not None:
+            kind = type(operation.module).__name__
+            return Words(f"{operation.path} ({kind})", kind)
+        named = {"output": "the output of the model", "placeholder": "the input of the model"}
+        return named.get(node.op) or str(getattr(node.target, "__name__", node.target))
+
+    def why_not_into(self, operation: ModuleCall) -> str | None:
+        """Return why no map can be folded into a linear layer or a norm, or None if it can."""
+        if operation.path in self.read_elsewhere:
+            return words("a forward reads the parameters of {} by itself", name_of(operation))
+        if is_norm(operation.module):
+            return words("{} stays as it is", name_of(operation)) if operation.path in self.untouchable else None
+        reason = why_not_foldable(operation.module)
+        return None if reason is None else words("{}: {}", name_of(operation), reason)
+
+    def _holds(self, node: fx.Node) -> bool:
+        """Return whether the tensors that a call is given become those of its module."""
+        operation = self.operations.get(node)
+        return operation is not None and operation.holds_tensors
+
+
+def name_of(operation: ModuleCall) -> Words:
+    """Return the path of a module, or its type."""
+    return Words(operation.path, type(operation.module).__name__)
+
+
+def find_right(network: Network, norm: ModuleCall, *, into_norms: bool = True) -> Chain | Obstacle:
+    """Return the chain from a norm to all layers after it, or what stands in the way.
+
+    Parameters
+    ----------
+    network : Network
+        The flow.
+    norm : ModuleCall
+        The norm; if it is called several times, the chain holds for every call.
+    into_norms : bool
+        Whether other norms may take the map, too.
+    """
+    return _of_any_rank(network, norm, lambda rank: _Right(network, norm, rank, into_norms).run())
+
+
+def find_left(network: Network, norm: ModuleCall, *, into_norms: bool = True) -> Chain | Obstacle:
+    """Return the chain from a norm to the layers before it; parameters as for :func:`find_right`."""
+    return _of_any_rank(network, norm, lambda rank: _Left(network, norm, rank, into_norms).run())
+
+
+def _of_any_rank(network: Network, norm: ModuleCall, search: Callable[[int], Chain | Obstacle]) -> Chain | Obstacle:
+    """Return the chain of a norm whose type accepts several numbers of dimensions, and for which of them it holds."""
+    ranks = norm_type(norm.module).ranks
+    calls = network.calls(norm.path) if len(ranks) > 1 else []
+    known = [network.facts.rank(call.args[0]) for call in calls] or [*ranks]
+    certain = [rank for rank in ranks if rank in known]
+    found = [(search(rank), rank) for rank in (certain if all(rank in ranks for rank in known) else ranks)]
+    chains = [(chain, rank) for chain, rank in found if isinstance(chain, Chain)]
+    for chain, rank in found:
+        if isinstance(chain, Obstacle) and (rank in certain or not chains):
+            return chain
+    (first, _), *_ = chains
+    if any(chain != first for chain, _ in chains):
+        return Obstacle("how many dimensions its input has is not known, and the chain depends on it")
+    holds = tuple(rank for _, rank in chains)
+    return first if holds == ranks else replace(first, ranks=holds)
+
+
+class _Blocked(Exception):  # noqa: N818 - not an error, it ends the search
+    def __init__(self, reason: str, *names: str) -> None:
+        self.reason = words(reason, *names) if names else reason
+
+
+@dataclass
+class _Reached:
+    """A module that the map arrives at: how, and at which of its calls."""
+
+    step: Step
+    repeats: bool
+    first: int = 0  # number of the first channel after it, if it absorbs
+    nodes: list[fx.Node] = field(default_factory=list[fx.Node])
+
+
+class _Search:
+    """What the searches share: channel numbers on their way through operations that a map may pass."""
+
+    def __init__(self, network: Network, norm: ModuleCall, rank: int, into_norms: bool) -> None:
+        self.network, self.norm, self.rank, self.into_norms = network, norm, rank, into_norms
+        self.width = width(norm.module)
+        self.labels: dict[fx.Node, Labels] = {}
+        self.reached: dict[str, _Reached] = {}
+        self.through: dict[str, None] = {}
+
+    def run(self) -> Chain | Obstacle:
+        """Return the chain or the obstacle."""
+        try:
+            chain = self._find()
+            for path, reached in self.reached.items():
+                if len(reached.nodes) != len(self.network.calls(path)):
+                    raise _Blocked("{} is called elsewhere, too", name_of(self.network.operations[reached.nodes[0]]))
+        except _Blocked as blocked:
+            return Obstacle(blocked.reason)
+        return chain
+
+    def _find(self) -> Chain:
+        raise NotImplementedError
+
+    def _is_norm(self, operation: ModuleCall | None) -> bool:
+        """Return whether an operation is a norm that is not the identity."""
+        return operation is not None and is_norm(operation.module) and operation.path not in self.network.identities
+
+    def _is_passable(self, node: fx.Node) -> bool:
+        entry, operation = entry_of(node), self.network.operations.get(node)
+        if operation is not None and node.op == "call_module" and "forward" in vars(operation.module):
+            return False
+        return entry is not None and entry.kind in _PASSABLE
+
+    def _pass(self, node: fx.Node) -> None:
+        """Run an operation on the channel numbers."""
+        sources = [name for name in node.all_input_nodes if name in self.labels]
+        entry, operation = entry_of(node), self.network.operations.get(node)
+        assert entry is not None
+        module = operation.module if operation is not None and node.op == "call_module" else None
+
+        def run(world: int) -> Any:
+            local = _World(self, world, sources[0])
+            joined = node.all_input_nodes if entry.name == "cat" else []
+            args, kwargs = map_arg((node.args, node.kwargs), lambda name: local.value(name, joined, node))
+            return call(node, module, args, kwargs)
+
+        try:
+            self.labels[node] = self.labels[sources[0]].moved(run)
+        except Mixed as mixed:
+            raise _Blocked("{}: {}", self.network.name(node), str(mixed)) from mixed
+        self.through[entry.name] = None
+
+    def _arrive(
+        self, node: fx.Node, operation: ModuleCall, positions: Positions, absorbs: bool, first: int
+    ) -> _Reached:
+        step = Step(operation.path, positions.channels, absorbs)
+        reached = self.reached.setdefault(operation.path, _Reached(step, positions.repeats, first))
+        if (reached.step, reached.repeats) != (step, positions.repeats):
+            raise _Blocked("{} is called in different ways", name_of(operation))
+        reached.nodes.append(node)
+        return reached
+
+    def _check(self, operation: ModuleCall) -> None:
+        reason = self.network.why_not_into(operation)
+        if reason is not None:
+            raise _Blocked(reason)
+
+
+class _World:
+    """Values of nodes in one world of the channel numbers: sizes are those of that world."""
+
+    def __init__(self, search: _Search, world: int, source: fx.Node) -> None:
+        self.search, self.world = search, world
+        self.facts = search.network.facts
+        self.source = source
+
+    @functools.cached_property
+    def sizes(self) -> dict[tuple[int, ...], int]:
+        """The sizes of this world for those that are not known, as far as the numbered tensors tell."""
+        sizes: dict[tuple[int, ...], int] = {}
+        for node, labels in self.search.labels.items():
+            shapes = self.facts.shapes(node)
+            value = labels.value(self.world) if shapes else None
+            if shapes and isinstance(value, Tensor) and value.dim() == len(shapes[0]):
+                sizes.update(zip(zip(*shapes, strict=True), value.shape, strict=True))
+        return sizes
+
+    def value(self, node: fx.Node, joined: list[fx.Node], reader: fx.Node) -> Any:
+        """Return what a node is in this world, for an operation that reads it.
+
+        Parameters
+        ----------
+        node : fx.Node
+            An argument of the operation.
+        joined : list of fx.Node
+            Where the operation joins tensors: those, which have the same sizes but along one axis.
+        reader : fx.Node
+            The operation.
+        """
+        if node in self.search.labels:
+            return self.search.labels[node].value(self.world)
+        entry = entry_of(node)
+        if node.op == "get_attr":
+            raise Mixed("it depends on a tensor of the model")
+        if not has_data(node) and node.op != "placeholder" and entry is not None:
+            args, kwargs = map_arg((node.args, node.kwargs), lambda name: self._size_of(name, reader))
+            return call(node, None, args, kwargs)
+        return self._outside(node, joined, reader)
+
+    def _size_of(self, node: fx.Node, reader: fx.Node) -> Any:
+        return self.value(node, [], reader) if node.op != "get_attr" else self._outside(node, [], reader)
+
+    def _outside(self, node: fx.Node, joined: list[fx.Node], reader: fx.Node) -> Tensor:
+        """Return a tensor of the right shape, all of it outside the channels of the norm."""
+        shapes = self.facts.shapes(node)
+        like = self.search.labels[self.source].value(self.world)
+        if shapes is None and not joined:
+            raise Mixed(f"the shape of {self.search.network.name(node)} is not known")
+        if joined:
+            shape = self._beside(node, like, reader, shapes)
+        else:
+            assert shapes is not None
+            shape = [self._local(size) for size in zip(*shapes, strict=True)]
+        return encode((OUTSIDE,)).expand(shape)
+
+    def _beside(self, node: fx.Node, like: Tensor, reader: fx.Node, shapes: Any) -> list[int]:
+        """Return the shape of a tensor that is joined with another: the same but along one axis, which is known."""
+        dim: Any = reader.args[1] if len(reader.args) > 1 else reader.kwargs.get("dim", reader.kwargs.get("axis", 0))
+        if type(dim) is not int:
+            raise Mixed("it joins along a computed dimension")
+        size = None if shapes is None or len(shapes[0]) != like.dim() else self.facts.size(node, dim % like.dim())
+        if size is None:
+            raise Mixed(f"how many channels {self.search.network.name(node)} adds is not known")
+        shape = list(like.shape)
+        shape[dim] = size
+        return shape
+
+    def _local(self, size: tuple[int, ...]) -> int:
+        if len(set(size)) == 1:
+            return size[0]
+        if size not in self.sizes:
+            raise Mixed("it depends on a size that is not known")
+        return self.sizes[size]
+
+
+class _Right(_Search):
+    """Push the channel numbers through the flow, in the order of the flow, until layers take them."""
+
+    def _find(self) -> Chain:
+        self.numbers = self.width  # of channels of all maps so far
+        for node in self._nodes_after():
+            self._visit(node)
+        steps = tuple(reached.step for reached in self.reached.values())
+        return Chain(self.norm.path, self.width, "right", steps, tuple(self.through))
+
+    def _nodes_after(self) -> Iterator[fx.Node]:
+        """Yield in order every node that reads something the map has come to."""
+        waiting: list[tuple[int, fx.Node]] = []
+        seen: set[fx.Node] = set()
+        for node in self.network.calls(self.norm.path):
+            self.labels[node] = Labels.start(range(self.width), 1, self.rank)
+            self._enqueue(node, waiting, seen)
+        while waiting:
+            node = heapq.heappop(waiting)[1]
+            yield node
+            if node in self.labels:
+                self._enqueue(node, waiting, seen)
+
+    def _enqueue(self, node: fx.Node, waiting: list[tuple[int, fx.Node]], seen: set[fx.Node]) -> None:
+        readers = self.network.readers(node)
+        if not readers:
+            raise _Blocked("nothing reads its output")
+        for reader in readers:
+            if reader not in seen:
+                seen.add(reader)
+                heapq.heappush(waiting, (self.network.order[reader], reader))
+
+    def _visit(self, node: fx.Node) -> None:
+        network, operation = self.network, self.network.operations.get(node)
+        if network.aliases.overwritten(node) is not None and network.aliases.read_after(node):
+            raise _Blocked("{} overwrites a tensor that is read again later", network.name(node))
+        source: Any = node.args[0] if node.args else None
+        others = [name for name in node.all_input_nodes if name is not source and has_data(name)]
+        is_alone = isinstance(source, fx.Node) and source in self.labels and not others
+        if operation is not None and operation.path == self.norm.path:
+            raise _Blocked("it feeds itself")
+        if is_alone and operation is not None and (is_linear(operation.module) or self._is_norm(operation)):
+            self._take(node, operation, self.labels[source])
+        elif is_alone and operation is not None and find_absorber(operation.module) is not None:
+            self._absorb(node, operation, self.labels[source])
+        elif is_alone and operation is not None and is_norm(operation.module):
+            self.labels[node] = self.labels[source]  # an identity
+        elif self._is_passable(node):
+            self._pass(node)
+        else:
+            raise _Blocked(_NOT_LINEAR, network.name(node))
+
+    def _take(self, node: fx.Node, operation: ModuleCall, labels: Labels) -> None:
+        if is_norm(operation.module) and not self.into_norms:
+            raise _Blocked("{} after it is a norm", name_of(operation))
+        self._check(operation)
+        reason = None if is_norm(operation.module) else why_not_before(operation.module)
+        if reason is not None:
+            raise _Blocked("{}: {}", name_of(operation), reason)
+        module, rank = operation.module, labels.dimensions()
+        spatial = 0 if is_norm(module) else linear_type(module).spatial
+        takes = width(module) if is_norm(module) else in_channels(module)
+        if is_norm(module):
+            fits = rank in norm_type(module).ranks
+        else:
+            fits = rank == spatial + 2 if spatial else rank is not None
+        positions = labels.along(1 if spatial or is_norm(module) else -1) if fits else None
+        if positions is None:
+            raise _Blocked("{} acts on another dimension than the channels", name_of(operation))
+        if not positions.fits(takes):
+            numbers = Words(str(takes), "n"), Words(str(len(positions.channels)), "m")
+            raise _Blocked("{} takes {} channels, it has {}", name_of(operation), *numbers)
+        self._arrive(node, operation, positions, False, 0)
+
+    def _absorb(self, node: fx.Node, operation: ModuleCall, labels: Labels) -> None:
+        module = operation.module
+        several = any(parameter.numel() > 1 for parameter in module.parameters())
+        positions = labels.along(1) if wanted_rank(module) in (None, labels.dimensions()) else None
+        if positions is None or (positions.repeats and several):
+            raise _Blocked("{} acts on another dimension than the channels", name_of(operation))
+        known = operation.path in self.reached
+        first = self._arrive(node, operation, positions, True, self.numbers).first
+        self.numbers += 0 if known else len(positions.channels)
+        is_pool = wanted_rank(module) is not None
+
+        def pool(value: Tensor) -> Tensor:
+            return type(module).forward(module, value) if is_pool else value
+
+        try:
+            self.labels[node] = labels.renumbered(first, positions, pool)
+        except Mixed as mixed:
+            raise _Blocked("{}: {}", name_of(operation), str(mixed)) from mixed
+        kind = type(module).__name__
+        self.through[Words(f"{kind} {operation.path}", kind)] = None
+
+
+class _Left(_Search):
+    """Follow the flow back to the layers before, as long as nobody else reads it, and number their channels on the way.
+
+    Whether what lies between keeps the channels apart is then found by running it, from the layers to the norm.
+    """
+
+    def _find(self) -> Chain:
+        for node in self.network.calls(self.norm.path):
+            between: list[fx.Node] = []
+            producers: dict[fx.Node, ModuleCall] = {}
+            self._back(node.args[0] if node.args else None, node, between, producers)
+            between.sort(key=self.network.order.__getitem__)
+            place = {channel: index for index, channel in enumerate(self._channels_at(node, between, producers))}
+            count = 0
+            for producer, operation in producers.items():
+                numbers = range(count, count := count + _width(operation))
+                channels = tuple(place.get(number, OUTSIDE) for number in numbers)
+                self._arrive(producer, operation, Positions(channels), False, 0)
+        steps = tuple(reached.step for reached in self.reached.values())
+        return Chain(self.norm.path, self.width, "left", steps, tuple(self.through))
+
+    def _back(
+        self, node: object, reader: fx.Node, between: list[fx.Node], producers: dict[fx.Node, ModuleCall]
+    ) -> None:
+        network = self.network
+        if not isinstance(node, fx.Node) or node.op not in ("call_module", "call_function", "call_method"):
+            raise _Blocked("no linear layer comes before it")
+        if node in producers or node in between:
+            return
+        operation = network.operations.get(node)
+        if any(other is not reader for other in network.readers(node)):
+            raise _Blocked("{} before it has other consumers, too", network.name(node))
+        if operation is not None and (is_linear(operation.module) or self._is_norm(operation)):
+            if is_norm(operation.module) and not self.into_norms:
+                raise _Blocked("{} before it is a norm", name_of(operation))
+            if operation.path == self.norm.path:
+                raise _Blocked("it feeds itself")
+            self._check(operation)
+            producers[node] = operation
+            return
+        is_identity = operation is not None and is_norm(operation.module)
+        if not is_identity and not self._is_passable(node):
+            raise _Blocked("{} before it is not linear", network.name(node))
+        for name in node.all_input_nodes:
+            if has_data(name):
+                self._back(name, node, between, producers)
+        between.append(node)
+
+    def _channels_at(
+        self, node: fx.Node, between: list[fx.Node], producers: dict[fx.Node, ModuleCall]
+    ) -> tuple[int, ...]:
+        """Return which channel of the layers, counted through all of them, lies where at the norm.
+
+        Where it is not known how many dimensions the output of a layer has, what holds for all numbers with which the
+        norm gets as many as it takes.
+        """
+        known = all(self._dimensions(producer, operation) for producer, operation in producers.items())
+        found: set[tuple[int, ...]] = set()
+        blocked: _Blocked | None = None
+        for assumed in (0,) if known else (2, 3, 4, 5):
+            try:
+                self._number(producers, assumed)
+                for inner in between:
+                    self._forward(inner)
+                found.add(self._read(node, producers))
+            except _Blocked as error:
+                blocked = error
+        if len(found) == 1:
+            return found.pop()
+        last = next(iter(producers.values()))
+        raise blocked or _Blocked("how many dimensions the output of {} has is not known", name_of(last))
+
+    def _number(self, producers: dict[fx.Node, ModuleCall], assumed: int) -> None:
+        """Give the channels of the layers numbers, counted through all of them."""
+        self.labels, count = {}, 0
+        for node, operation in producers.items():
+            rank = self._dimensions(node, operation) or assumed
+            is_last = not is_norm(operation.module) and not linear_type(operation.module).spatial
+            numbers = range(count, count := count + _width(operation))
+            self.labels[node] = Labels.start(numbers, rank - 1 if is_last else 1, rank)
+
+    def _dimensions(self, node: fx.Node, operation: ModuleCall) -> int | None:
+        """Return how many dimensions the output of a layer has, or None if that is not known."""
+        spatial = 0 if is_norm(operation.module) else linear_type(operation.module).spatial
+        if spatial:
+            return spatial + 2
+        is_next = any(user in self.network.calls(self.norm.path) for user in node.users)
+        return self.rank if is_next else self.network.facts.rank(node)
+
+    def _forward(self, node: fx.Node) -> None:
+        operation = self.network.operations.get(node)
+        if operation is not None and is_norm(operation.module):  # an identity
+            (source,) = [name for name in node.all_input_nodes if name in self.labels]
+            self.labels[node] = self.labels[source]
+        else:
+            self._pass(node)
+
+    def _read(self, node: fx.Node, producers: dict[fx.Node, ModuleCall]) -> tuple[int, ...]:
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        labels = self.labels[source]
+        positions = labels.along(1) if labels.dimensions() == self.rank else None
+        last = next(iter(producers.values()))
+        if positions is None:
+            raise _Blocked("{} acts on another dimension than the channels", name_of(last))
+        if positions.repeats or len(set(positions.channels)) != len(positions.channels):
+            raise _Blocked("a channel of {} comes to several of the norm", name_of(last))
+        if len(positions.channels) != self.width or OUTSIDE in positions.channels:
+            numbers = Words(str(len(positions.channels)), "n"), Words(str(self.width), "m")
+            raise _Blocked("{} puts out {} channels, it wants {}", name_of(last), *numbers)
+        return positions.channels
+
+
+def _width(operation: ModuleCall) -> int:
+    """Return how many channels a layer or a norm puts out."""
+    return width(operation.module) if is_norm(operation.module) else out_channels(operation.module)

@@ -1,0 +1,182 @@
+"""What tracing finds: the operations of a model in order, and the place in the source that wrote each."""
+
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, cast
+
+from torch import Tensor, fx
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+# Types of values that choose a course in forward instead of carrying data, unless they were computed from data.
+CONSTANTS: Final[frozenset[type]] = frozenset({type(None), bool, str, int, float})
+_DICTIONARIES: Final = (dict, OrderedDict)
+
+
+class TracingError(RuntimeError):
+    """Raise when the data flow of a model cannot be found; the message names the module and the cause."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where an operation is written: the forward that wrote it, what it calls, and how many such calls come before.
+
+    The same site is found again when only the owner is traced with its children as leaves.
+
+    Attributes
+    ----------
+    owner : str
+        The module whose forward contains the call, by its path in the canonical model; the empty string is the root.
+    what : Hashable
+        The function, the name of the method, or the identity of the child module that is called.
+    occurrence : int
+        How many calls of the same ``what`` come before it in that forward.
+    """
+
+    owner: str
+    what: Hashable
+    occurrence: int
+
+
+@dataclass(eq=False)
+class Flow:
+    """A traced model.
+
+    Attributes
+    ----------
+    graph : fx.Graph
+        The operations in order.
+    sites : dict
+        The site of every call in the graph.
+    places : dict
+        The path, in the canonical model, of the module that each node calls: where a module is called several times,
+        each further call is that of a stand-in.
+    stand_ins : dict
+        By the site of a further call the path of the stand-in.
+    originals : dict
+        By the path of a stand-in, or of a module in one, the path of the module that it stands for.
+    owners : list of str
+        The forwards that were traced, in the order in which they began.
+    constants : dict
+        Tensors that forward creates anew, by the name under which the graph refers to them.
+    expected : dict
+        For each argument of the root that is not data alone, the pattern that the flow holds for.
+    inputs : dict
+        What each container was called with, with proxies for data, by path.
+    returns : dict
+        What it returned, by the site of the call.
+    values : dict
+        The value of each node, where the flow was traced with values.
+    decided : set of str
+        The containers whose course depended on such values, or on whether a gradient is wanted, and those that pass
+        a module its input by name: they get a new forward.
+    decisions : dict
+        What the course depended on and is known without values (the number of dimensions, of channels), by site and
+        by what was asked, ``len``, ``bool`` or ``int``.
+    reread : dict
+        For each call in place the containers that read, by its former name, the tensor that it has overwritten.
+    written : dict
+        What forwards wrote on modules, by the path of the module and the name of the attribute; for a single
+        container what it wrote on itself, with nodes for data, which the graph puts out after the result.
+    """
+
+    graph: fx.Graph = field(default_factory=fx.Graph)
+    sites: dict[fx.Node, Site] = field(default_factory=dict[fx.Node, Site])
+    places: dict[fx.Node, str] = field(default_factory=dict[fx.Node, str])
+    stand_ins: dict[Site, str] = field(default_factory=dict[Site, str])
+    originals: dict[str, str] = field(default_factory=dict[str, str])
+    owners: list[str] = field(default_factory=list[str])
+    constants: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    expected: dict[str, Any] = field(default_factory=dict[str, Any])
+    inputs: dict[str, Inputs] = field(default_factory=dict[str, Inputs])
+    returns: dict[Site, Any] = field(default_factory=dict[Site, Any])
+    values: dict[fx.Node, Any] = field(default_factory=dict[fx.Node, Any])
+    decided: set[str] = field(default_factory=set[str])
+    decisions: dict[Any, Any] = field(default_factory=dict[Any, Any])
+    reread: dict[fx.Node, set[str]] = field(default_factory=dict[fx.Node, set[str]])
+    written: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass
+class Frame:
+    """A forward that is being traced: by which path it is called, which module it is, and what it has called so far."""
+
+    owner: str
+    original: str
+    counts: Counter[Hashable] = field(default_factory=Counter[Hashable])
+    stops_gradients: bool = False
+
+    def site(self, what: Hashable) -> Site:
+        """Return the site of the next call of ``what``."""
+        occurrence = self.counts[what]
+        self.counts[what] += 1
+        return Site(self.owner, what, occurrence)
+
+
+# Arguments and results of containers: which parts carry data, which choose a course, and in what structure.
+
+
+class _Data:
+    """Stands for any value that carries data."""
+
+    def __repr__(self) -> str:
+        return "data"
+
+
+DATA: Final = _Data()
+
+
+def is_proxy(value: object) -> bool:
+    """Return whether the value is a proxy; not by isinstance, because a proxy may pass itself off as its value."""
+    return issubclass(type(value), fx.Proxy)
+
+
+def pattern(value: Any) -> Any:
+    """Return the structure of an argument, with its constants, and ``DATA`` for everything else."""
+    if is_proxy(value) or isinstance(value, Tensor):
+        return DATA
+    if type(value) in (list, tuple):
+        return type(value)(pattern(item) for item in value)
+    if type(value) in _DICTIONARIES:
+        return {key: pattern(item) for key, item in cast("dict[Any, Any]", value).items()}
+    return value if type(value) in CONSTANTS else DATA
+
+
+def fits(value: Any, expected: Any) -> bool:
+    """Return whether an argument has the structure and the constants of a pattern."""
+    if expected is DATA:
+        return True
+    if type(expected) in (list, tuple):
+        same = isinstance(value, type(expected)) and len(cast("list[Any]", value)) == len(expected)
+        return same and all(fits(*pair) for pair in zip(cast("list[Any]", value), expected, strict=True))
+    if type(expected) is dict:
+        wanted = cast("dict[Any, Any]", expected)
+        if not isinstance(value, Mapping) or set(cast("dict[Any, Any]", value)) != set(wanted):
+            return False
+        return all(fits(value[key], item) for key, item in wanted.items())
+    if isinstance(value, Tensor):
+        return False
+    return value is expected or value == expected
+
+
+def unpack(like: Any, whole: Any) -> Any:
+    """Give a proxy the structure of a value: constants as they are, data taken from the proxy part by part."""
+    if type(like) in (list, tuple):
+        return type(like)(unpack(item, whole[index]) for index, item in enumerate(like))
+    if isinstance(like, tuple) and hasattr(like, "_fields"):
+        return type(like)(*(unpack(item, whole[index]) for index, item in enumerate(cast("tuple[Any, ...]", like))))
+    if type(like) in _DICTIONARIES:
+        return type(like)((key, unpack(item, whole[key])) for key, item in cast("dict[Any, Any]", like).items())
+    if is_proxy(like) or type(like) not in CONSTANTS:
+        return whole
+    return like
+
+
+def kept(structure: Any) -> Any:
+    """Return the structure as it is now: forward may append to a list that it has handed on."""
+    if type(structure) in (list, tuple):
+        return type(structure)(kept(item) for item in structure)
+    if type(structure) in _DICTIONARIES:
+        return type(structure)((key, kept(item)) for key, item in cast("dict[Any, Any]", structure).items())
+    return structure

@@ -1,0 +1,181 @@
+"""What has to be other than torch and Python have it while a model is traced, all in one place, and for that long only.
+
+Calls that cannot record themselves because torch takes no proxy there; ``isinstance`` in the packages that the model's
+classes come from; activation checkpoints, which run their function a second time in the backward pass.
+"""
+
+import functools
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.variable import VariableMeta
+from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
+from torch.utils import checkpoint
+from torch.utils._pytree import tree_leaves
+
+from canon_bridge.core.operations import is_random, setitem_
+from canon_bridge.core.trace.flow import is_proxy
+
+_APPLY: Final = vars(torch.autograd.Function)["apply"]
+_SCRIPTED: Final = torch.jit.ScriptFunction.__call__
+# They want numbers; other functions that make tensors record themselves, and so do other methods.
+_FACTORIES: Final = ("zeros", "ones", "empty", "rand", "randn", "tensor", "as_tensor", "asarray")
+_METHODS: Final = ("expand", "view", "reshape", "repeat", "tile", "new_zeros", "new_ones", "new_empty", "narrow")
+_GENERATORS: Final = ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")
+
+
+@contextmanager
+def patched(tracer: Any, root: nn.Module) -> Generator[None]:
+    """Make a model ready to be traced, for the length of the block.
+
+    Parameters
+    ----------
+    tracer : SymbolicTracer
+        What records.
+    root : nn.Module
+        The model.
+    """
+    with ExitStack() as stack:
+        for name in _FACTORIES:
+            stack.enter_context(patch.object(torch, name, _recorded(getattr(torch, name))))
+        for name in _METHODS:
+            stack.enter_context(patch.object(Tensor, name, _recorded_method(name)))
+        stack.enter_context(patch.object(torch.autograd.Function, "apply", _Apply()))
+        stack.enter_context(patch.object(torch.jit.ScriptFunction, "__call__", _call_scripted))
+        stack.enter_context(patch.object(torch, "is_tensor", lambda value: _is_instance(value, Tensor)))
+        stack.enter_context(patch.object(VariableMeta, "__call__", _make_variable, create=True))
+        for namespace in _namespaces(root):
+            stack.enter_context(patch.dict(namespace, {"isinstance": _is_instance}))
+        for name, replacement in _checkpoints(tracer.note_course).items():
+            stack.enter_context(patch.object(checkpoint, name, replacement))
+        stack.enter_context(_Recording(tracer))
+        yield
+
+
+class _Recording(TorchFunctionMode):
+    """Record calls on tensors that forward has made, with a proxy among the arguments or one that was written to.
+
+    And random ones: what they draw is no constant.
+    """
+
+    def __init__(self, tracer: Any) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        is_recorded = is_random(func) or any(map(self.tracer.stands_for_data, tree_leaves((args, kwargs))))
+        if self.tracer.is_computing or not is_recorded:
+            return func(*args, **kwargs)
+        if func is Tensor.__setitem__:
+            return self.tracer.create_proxy("call_function", setitem_, args, kwargs)
+        if is_tensor_method_or_property(func):
+            return self.tracer.create_proxy("call_method", func.__name__, args, kwargs)
+        return self.tracer.create_proxy("call_function", func, args, kwargs)
+
+
+class _Apply:
+    """The class method ``torch.autograd.Function.apply``, recorded as a call of a function with the class's name."""
+
+    def __get__(self, instance: object, owner: type[torch.autograd.Function]) -> Callable[..., Any]:
+        return _recorded(named(owner, owner.__name__))
+
+
+def _call_scripted(self: Any, *args: Any, **kwargs: Any) -> Any:
+    return _recorded(named(self, self.name))(*args, **kwargs)
+
+
+def _make_variable(self: Any, data: Any = None, *args: Any, **kwargs: Any) -> Any:
+    return data if is_proxy(data) else type.__call__(self, *(() if data is None else (data,)), *args, **kwargs)
+
+
+@functools.lru_cache(maxsize=1024)  # a call is found again by its function
+def named(called: Any, name: str) -> Callable[..., Any]:
+    """Return a function, which fx can write into a forward, that calls an autograd function or a scripted one."""
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        if isinstance(called, type):
+            return _APPLY.__get__(None, called)(*args, **kwargs)
+        return _SCRIPTED(called, *args, **kwargs)
+
+    function.__name__ = function.__qualname__ = name
+    function.calls = called  # pyright: ignore[reportFunctionMemberAccess]
+    return function
+
+
+def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        proxy = next(filter(is_proxy, tree_leaves((args, kwargs))), None)
+        if proxy is None:
+            return function(*args, **kwargs)
+        return proxy.tracer.create_proxy("call_function", function, args, kwargs)
+
+    return call
+
+
+def _recorded_method(name: str) -> Callable[..., Any]:
+    original = getattr(Tensor, name)
+
+    @functools.wraps(original)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        proxy = next(filter(is_proxy, tree_leaves((args, kwargs))), None)
+        if proxy is None:
+            return original(self, *args, **kwargs)
+        return proxy.tracer.create_proxy("call_method", name, (self, *args), kwargs)
+
+    return call
+
+
+def _namespaces(root: nn.Module) -> Iterator[dict[str, Any]]:
+    """Yield the globals of all modules of the packages that the classes of the model come from, but for torch's own.
+
+    A ``__class__`` of proxies that lies would be believed by the C++ code of torch, too, which then reads memory of no
+    tensor; and ``builtins`` are everybody's.
+    """
+    homes = {base.__module__ for module in root.modules() for base in type(module).__mro__}
+    packages = {name.partition(".")[0] for name in homes} - {"torch", "builtins", "canon_bridge"}
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in packages and isinstance(module, type(sys)):
+            yield vars(module)
+
+
+def _is_instance(value: object, kinds: Any) -> bool:
+    return isinstance(value, kinds) or (is_proxy(value) and issubclass(value.stands_for(), kinds))  # pyright: ignore
+
+
+def _checkpoints(found: Callable[[], None]) -> dict[str, Any]:
+    """Return what makes :func:`torch.utils.checkpoint.checkpoint` call its function and nothing else."""
+    here = threading.get_ident()
+
+    def reentrant(original: Any) -> Any:
+        class Reentrant:
+            @staticmethod
+            def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+                if threading.get_ident() != here:  # a model that trains in another thread
+                    return original.apply(function, preserve, *args)
+                found()
+                return function(*args)
+
+        return Reentrant
+
+    def around(original: Callable[..., Generator[None]]) -> Callable[..., Generator[None]]:
+        def generator(*args: Any, **kwargs: Any) -> Generator[None]:
+            if threading.get_ident() != here:
+                yield from original(*args, **kwargs)
+                return
+            found()
+            yield
+
+        return generator
+
+    replacements = {"CheckpointFunction": reentrant, **dict.fromkeys(_GENERATORS, around)}
+    return {
+        name: replace(getattr(checkpoint, name)) for name, replace in replacements.items() if hasattr(checkpoint, name)
+    }

@@ -1,0 +1,197 @@
+"""Trace a model or one container: symbolically, and with values where that does not work."""
+
+import copy
+import inspect
+import threading
+import types
+from contextlib import ExitStack
+from typing import Any, Final
+
+import torch
+from torch import fx, nn
+
+from canon_bridge.core.trace.flow import DATA, Flow, TracingError, is_proxy, pattern
+from canon_bridge.core.trace.patches import patched
+from canon_bridge.core.trace.preserve import Kept, preserved
+from canon_bridge.core.trace.tracer import SymbolicTracer, ValueTracer
+from canon_bridge.core.undo.forwards import bound_function
+
+# fx patches torch for all threads while it traces, so one thread traces at a time.
+_TRACING: Final = threading.RLock()
+
+
+def trace(model: nn.Module, arguments: tuple[Any, ...] | None = None) -> Flow:
+    """Trace the data flow of the whole model, containers inlined, modules of torch.nn as leaves.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The root; it is not changed and its hooks do not run.
+    arguments : tuple, optional
+        Positional arguments: where forward depends on values, lengths or types, it is traced on these.
+
+    Raises
+    ------
+    TracingError
+        If forward depends on values (``if x.sum() > 0``), on the length or the type of an input, or otherwise
+        cannot run on symbolic values, nor on ``arguments``. The message names the module and the cause.
+    """
+    bound = bound_function(model)
+    if bound is not None and bound[1]:
+        return _nothing_to_find()
+    inputs = None if arguments is None else (arguments, dict[str, Any]())
+    # First with numbers as data, so that the model can be called with others.
+    tracers = [SymbolicTracer(True, inputs=inputs, fixed_numbers=False), SymbolicTracer(True, inputs=inputs)]
+    if inputs is None and _takes_any_number(model):  # one tensor, if that works; the new forward refuses others
+        tracers.insert(0, SymbolicTracer(True, inputs=((DATA,), dict[str, Any]())))
+    if arguments is not None and inputs is not None:
+        tracers.append(ValueTracer(True, "", "", inputs, {}, {}))
+    return _first_that_works(model, tracers)
+
+
+def trace_locally(container: nn.Module, path: str, flow: Flow | None = None) -> Flow:
+    """Trace the forward of one container alone, with its children as leaves.
+
+    Parameters
+    ----------
+    container : nn.Module
+        The module whose forward to trace.
+    path : str
+        Its name in the canonical model.
+    flow : Flow, optional
+        The flow of the whole model: it knows what the container is called with, and what its children return.
+
+    Raises
+    ------
+    TracingError
+        If that does not work, or a new forward would differ from the container's own.
+    """
+    inputs, returns, original = None, {}, path
+    if flow is not None:
+        inputs, returns, original = flow.inputs.get(path), flow.returns, flow.originals.get(path, path)
+    # The root as it was traced before; a container gets the numbers that its parent writes, always the same.
+    fixed = path != "" or (flow is not None and any(type(value) in (int, float) for value in flow.expected.values()))
+    decisions = {} if flow is None else flow.decisions
+    tracers = [SymbolicTracer(False, path, original, inputs, returns, fixed, decisions)]
+    if inputs is not None and flow is not None and flow.values:
+        tracers.append(ValueTracer(False, path, original, inputs, returns, flow.values))
+    return _first_that_works(container, tracers, {} if flow is None else flow.written)
+
+
+def _takes_any_number(model: nn.Module) -> bool:
+    parameters = inspect.signature(model.forward).parameters.values()
+    return any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
+
+
+def _first_that_works(
+    root: nn.Module, tracers: list[SymbolicTracer], written: dict[str, set[str]] | None = None
+) -> Flow:
+    with _TRACING:
+        for tracer in tracers[:-1]:
+            try:
+                return _run(root, tracer, written or {})
+            except TracingError:
+                continue
+        return _run(root, tracers[-1], written or {})
+
+
+def _run(root: nn.Module, tracer: SymbolicTracer, written: dict[str, set[str]]) -> Flow:
+    path, original = tracer.frames[0].owner, tracer.frames[0].original
+    try:
+        twin = _with_forward_in_class(root, path)
+        with ExitStack() as stack:
+            if written:  # taken out before it is noted what forward writes
+                stack.enter_context(preserved(root, twin))
+                _forget(root, original, written)
+            kept = stack.enter_context(preserved(root, twin))
+            with (
+                patched(tracer, root),
+                torch.inference_mode(False),
+                torch.enable_grad(),
+            ):
+                tracer.trace(twin)
+            if tracer.inline:
+                tracer.flow.written = _written_by_all(root, kept)
+            else:
+                _put_out(tracer, twin, kept)
+        if tracer.frames[0].stops_gradients and not tracer.inline:
+            raise RuntimeError("it switches gradients off in the middle, which a new forward would not")
+    except Exception as error:
+        place = tracer.frames[-1].original
+        where = root if place == original else _inside(root, place, original)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        advice = (
+            "not even on example_inputs; rewrite this forward with plain operations on tensors."
+            if isinstance(tracer, ValueTracer)
+            else "it probably depends on the values, the shape, the length or the type of its input. Pass "
+            "example_inputs=(x,) to trace it with values, or rewrite this forward without such control flow."
+        )
+        raise TracingError(
+            f"the forward of {place or 'the model'} ({type(where).__name__}) cannot be traced: {reason}; {advice}"
+        ) from error
+    return tracer.flow
+
+
+def _inside(root: nn.Module, place: str, original: str) -> nn.Module:
+    return root.get_submodule(place.removeprefix(f"{original}.") if original else place)
+
+
+def _forget(root: nn.Module, original: str, written: dict[str, set[str]]) -> None:
+    """Take out what forwards write on modules: a forward that reads it must not take the former for a constant."""
+    for path, names in written.items():
+        if original and path != original and not path.startswith(f"{original}."):
+            continue
+        module = _inside(root, path, original) if path != original else root
+        for name in names:
+            vars(module).pop(name, None)
+
+
+def _written_by_all(root: nn.Module, kept: Kept) -> dict[str, set[str]]:
+    changed = kept.attributes()
+    return {path: changed[module] for path, module in root.named_modules() if module in changed}
+
+
+def _put_out(tracer: SymbolicTracer, root: nn.Module, kept: Kept) -> None:
+    """Have the graph of a container put out what it wrote on itself, after its result; refuse any other write."""
+    changed = kept.attributes()
+    names = sorted(changed.pop(root, set()))
+    values = [vars(root).get(name, DATA) for name in names]
+    is_lost = any(pattern(value) is DATA and not is_proxy(value) for value in values)
+    if changed or is_lost or kept.contents_changed():
+        raise RuntimeError("it writes on other modules, or into a list or a dictionary, which a new forward would not")
+    if names:
+        (output,) = [node for node in tracer.flow.graph.nodes if node.op == "output"]
+        output.args = ((output.args[0], *map(tracer.create_arg, values)),)
+        last = next(iter(reversed(tracer.flow.graph.nodes)))
+        if last is not output:
+            last.append(output)
+        tracer.flow.written = dict.fromkeys(names)
+
+
+def _with_forward_in_class(root: nn.Module, path: str) -> nn.Module:
+    """Return the root, or a shallow twin of it whose class has the forward that was set on the instance.
+
+    fx looks up ``type(root).forward`` and would overlook a forward on the instance (one that canonization or the
+    user put there).
+    """
+    forward = vars(root).get("forward")
+    if forward is None:
+        return root
+    bound = bound_function(root)
+    if bound is not None:  # the way in which canonization binds a forward
+        function: Any = bound[0]
+    elif isinstance(forward, types.MethodType) and forward.__self__ is root:
+        function = forward.__func__
+    else:
+        raise TracingError(f"{path or 'the model'} has a forward on the instance that is not a bound method")
+    twin = copy.copy(root)
+    del vars(twin)["forward"]
+    twin.__class__ = type(type(root).__name__, (type(root),), {"forward": function})
+    return twin
+
+
+def _nothing_to_find() -> Flow:
+    """Return the flow of a single layer that an outer canonization has changed: it contains no calls."""
+    graph = fx.Graph()
+    graph.output(graph.placeholder("input"))
+    return Flow(graph, owners=[""])

@@ -1,0 +1,617 @@
+"""The tracers: one that knows no values, and one that computes every operation on example inputs.
+
+Containers are inlined, or all children are leaves. Tracing writes nothing to the model and runs no hook.
+"""
+
+import dis
+import functools
+import inspect
+import operator
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+from torch.fx.proxy import Attribute
+from torch.utils._pytree import tree_map_only
+
+from canon_bridge.core.facts import UNKNOWN, Facts, entry_of, is_tensor, note_data
+from canon_bridge.core.norms import children_after, normalized
+from canon_bridge.core.operations import Kind, operation_of_module, overwritten, setitem_
+from canon_bridge.core.trace.flow import DATA, Flow, Frame, Inputs, Site, is_proxy, kept, pattern, unpack
+
+# Classes of torch.nn that have no forward of their own to know.
+_CONTAINERS: Final = frozenset(
+    {nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict}
+)
+# Attributes of tensors that are tensors or sizes.
+_ATTRIBUTES: Final = frozenset({"T", "mT", "H", "mH", "data", "real", "imag", "shape", "ndim", "dtype", "device"})
+# Functions of torch whose `input` is not the first argument.
+_OTHERWISE: Final = frozenset({torch.where, torch.searchsorted})
+_OWN: Final = (str(Path(__file__).resolve().parents[2]), str(Path(torch.__file__).parent))
+
+
+class InPlaceProxy(fx.Proxy):
+    """A proxy that records what happens in place as that (fx records ``x += y`` as ``x = x + y``)."""
+
+    def stands_for(self) -> type:
+        """Return the type that a model is to see when it asks ``isinstance(x, Tensor)``."""
+        return Tensor if is_tensor(self.node) else type(self)
+
+    def __getattr__(self, k: str) -> Any:
+        if k == "requires_grad":
+            return self.without_gradient()
+        if k in ("_is_param", "_is_buffer"):
+            return False
+        if k in _ATTRIBUTES:  # fx would return a proxy without in-place operators
+            return self.tracer.create_proxy("call_function", getattr, (self, k), {})
+        return super().__getattr__(k)
+
+    def without_gradient(self) -> bool:
+        """Return that no gradient is wanted, and have the forward that asked rewritten.
+
+        What a forward does for gradients alone (checkpoints) is no data flow, and runs modules twice.
+        """
+        tracer: Any = self.tracer
+        tracer.note_course()
+        return False
+
+    def __iter__(self) -> Iterator[Any]:
+        parts = self._parts()
+        if parts is None:
+            parts = _unpacked(sys._getframe(1))
+        whole: Any = self
+        return iter([whole[index] for index in range(len(self) if parts is None else parts)])
+
+    def __len__(self) -> int:
+        parts = self._parts()
+        return self._decided(same_length) if parts is None else parts
+
+    def __index__(self) -> int:
+        return self._decided(same_number)
+
+    __int__ = __index__
+
+    def __hash__(self) -> int:
+        entry = entry_of(self.node)  # a size may be looked up in a dictionary
+        is_size = entry is not None and entry.kind is Kind.SIZE and entry.name != "shape"
+        return hash(self._decided(same_number)) if is_size else id(self)
+
+    def _decided(self, check: Callable[..., None]) -> int:
+        """Return a number that is known without values, and have the new forward check it."""
+        tracer: Any = self.tracer
+        value = tracer.known(self.node, len if check is same_length else int)
+        if value is None:
+            raise TypeError("a size or a value of the input is asked for, which is not known")
+        return tracer.decide(self.node, check, value)
+
+    def _parts(self) -> int | None:
+        """Return into how many parts a call divides a tensor, where that is written there."""
+        entry = entry_of(self.node)
+        if self.node.kwargs.get("return_indices") or (entry and entry.name in _PAIRS and _is_pair(self.node)):
+            return 2
+        if entry is None or entry.name not in ("chunk", "tensor_split", "split", "split_with_sizes"):
+            return None
+        names = ("chunks", "sections", "split_size", "split_sizes", "split_size_or_sections")
+        given: Any = (*self.node.args[1:2], *(self.node.kwargs[name] for name in names if name in self.node.kwargs))
+        if not given or (entry.name == "split" and isinstance(given[0], int)):
+            return None
+        if isinstance(given[0], list | tuple):
+            return len(given[0]) + (entry.name == "tensor_split")
+        return given[0] if isinstance(given[0], int) else None
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", setitem_, (self, index, value), {})
+
+    def _overwrite(self, target: Callable[..., Any], other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    __iadd__ = functools.partialmethod(_overwrite, operator.iadd)
+    __isub__ = functools.partialmethod(_overwrite, operator.isub)
+    __imul__ = functools.partialmethod(_overwrite, operator.imul)
+    __itruediv__ = functools.partialmethod(_overwrite, operator.itruediv)
+    __ifloordiv__ = functools.partialmethod(_overwrite, operator.ifloordiv)
+    __ipow__ = functools.partialmethod(_overwrite, operator.ipow)
+    __imod__ = functools.partialmethod(_overwrite, operator.imod)
+
+
+class SymbolicTracer(fx.Tracer):
+    """Record the site of every call; inline containers, or take all children as leaves.
+
+    Parameters
+    ----------
+    inline : bool
+        Whether to trace into containers.
+    path, original : str
+        The name of the root in the canonical model, and in the model as it is.
+    inputs : Inputs, optional
+        What the root is called with. Constants among them (else the defaults) are taken as they are.
+    returns : dict
+        What containers are known to return, by site; a call of such a leaf gets that structure.
+    fixed_numbers : bool
+        Whether numbers among the arguments of the root are constants, for a forward that computes sizes from them.
+    decisions : dict
+        What the course was found to depend on, by site.
+    """
+
+    proxy_buffer_attributes = True
+
+    def __init__(
+        self,
+        inline: bool,
+        path: str = "",
+        original: str = "",
+        inputs: Inputs | None = None,
+        returns: dict[Site, Any] | None = None,
+        fixed_numbers: bool = True,
+        decisions: dict[Any, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self._decisions = decisions or {}
+        self.inline = inline
+        self.frames = [Frame(path, original)]
+        self.flow = Flow(owners=[path], inputs={} if inputs is None else {path: inputs})
+        self.bound: dict[str, Any] = {}
+        self.is_computing = False
+        self._known_returns = returns or {}
+        self._fixed_numbers = fixed_numbers
+        self._root_inputs = inputs
+        self._call: tuple[Site, str] | None = None
+        self._own: set[int] = set()
+        self._called: set[str] = set()
+        self._overwritten: dict[fx.Node, fx.Node] = {}
+        self._made: dict[int, tuple[Tensor, fx.Node]] = {}  # tensors that forward made and wrote data to
+        self._thread = threading.get_ident()
+
+    def note_course(self) -> None:
+        """Note that the course of the present forward is not that of its code alone: it gets a new forward."""
+        self.flow.decided.add(self.frames[-1].owner)
+
+    def stands_for_data(self, value: object) -> bool:
+        """Return whether a value is a proxy, or a tensor to which one was written."""
+        return is_proxy(value) or id(value) in self._made
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Return a proxy for a parameter that the traced forward uses; other threads get what they ask for."""
+        return attr_val if self._is_foreign() else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def _is_foreign(self) -> bool:
+        # fx patches nn.Module for all threads; those that run models meanwhile must not notice.
+        return threading.get_ident() != self._thread
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Trace the root with the inputs that the tracer was made with."""
+        if self._root_inputs is not None:
+            args, kwargs = self._root_inputs
+            bound = inspect.signature(root.forward).bind(*args, **kwargs)
+            bound.apply_defaults()
+            self.bound = dict(bound.arguments)
+        self._own = {id(module) for module in root.modules()}
+        self.flow.graph = super().trace(root, concrete_args)
+        return self.flow.graph
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """Return the root's function and its arguments: proxies, and what is known to be no data as it is."""
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        parameters = list(inspect.signature(root_fn).parameters.values())
+        return function, [args[0], *map(self._argument, parameters[1:], args[1:])]
+
+    def _argument(self, parameter: inspect.Parameter, proxy: Any) -> Any:
+        is_named = parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        value = self.bound.get(parameter.name, parameter.default if is_named else DATA)
+        is_free_number = type(value) in (int, float) and not self._fixed_numbers
+        if value is parameter.empty or pattern(value) is DATA or is_free_number:
+            return proxy
+        # `if mask is None` would take the wrong branch on a proxy, `for part in parts` none at all.
+        self.flow.expected[parameter.name] = pattern(value)
+        return unpack(value, proxy)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return the proxy for a node."""
+        return InPlaceProxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Return whether a call of the module is one operation of the graph."""
+        if not self.inline or operation_of_module(m) is not None:
+            return True
+        if super().is_leaf_module(m, module_qualified_name):
+            return True
+        # A subclass of a layer of torch.nn is a layer, even if its forward is not known.
+        return any(
+            base.__module__.startswith("torch.nn.modules") and base not in _CONTAINERS for base in type(m).__mro__
+        )
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Record the call of a leaf, or trace the forward of a container."""
+        if self._is_foreign():
+            return forward(*args, **kwargs)
+        if id(m) not in self._own:
+            if any(True for _ in (*m.parameters(recurse=False), *m.buffers(recurse=False))):
+                raise TypeError(f"it calls a {type(m).__name__} that has tensors and is not registered as a submodule")
+            return m.forward(*args, **kwargs)  # made in forward, such as nn.ReLU()(x): part of what forward writes
+        path, site = self.path_of_module(m), self.frames[-1].site(id(m))
+        place = self._place(path, site)
+        if self.is_leaf_module(m, path):
+            given = args
+            args, kwargs = _by_position(m.forward, args, kwargs)
+            if args is not given:  # rules see the positional arguments of a module alone: forward has to pass them
+                self.note_course()
+            self._call = site, place
+            called = self.create_proxy("call_module", path, args, kwargs)
+            result = unpack(self._known_returns.get(site, DATA), called)
+            return self._children_after(m, path, place, result) if self.inline else result
+        self.flow.inputs.setdefault(place, (kept(args), kept(kwargs)))
+        self.frames.append(Frame(place, path))
+        self.flow.owners.append(place)
+        # forward itself, not the call: the user's hooks are not made for proxies and must not run here.
+        result = m.forward(*args, **kwargs)
+        # Popped only on success: after an exception the last frame names the module that cannot be traced.
+        self.frames.pop()
+        self.flow.returns[site] = result
+        return result
+
+    def _place(self, path: str, site: Site) -> str:
+        """Return the path in the canonical model of the module that a call is of: a stand-in's, if it is not the first.
+
+        What is called in a stand-in is a module of that stand-in.
+        """
+        frame = self.frames[-1]
+        inner = path.removeprefix(f"{frame.original}.") if frame.original else path
+        is_inside = not frame.original or inner != path
+        place = f"{frame.owner}.{inner}" if is_inside and frame.owner else path
+        if place in self._called:
+            owner = self.root.get_submodule(frame.original) if self.inline else None
+            base, number = f"{frame.owner}.".lstrip(".") + inner.replace(".", "_"), 2
+            while f"{base}_{number}" in self._called or hasattr(owner, f"{base}_{number}".rpartition(".")[2]):
+                number += 1
+            place = self.flow.stand_ins[site] = f"{base}_{number}"
+        self._called.add(place)
+        if place != path:
+            self.flow.originals[place] = path
+        return place
+
+    def _children_after(self, norm: nn.Module, path: str, place: str, result: Any) -> Any:
+        """Record what a normalization layer calls after itself."""
+        self.frames.append(Frame(place, path))
+        self.flow.owners.append(place)
+        for name in children_after(norm):
+            child = getattr(norm, name)
+            result = self.call_module(child, child.forward, (result,), {})
+        self.frames.pop()
+        return result
+
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **names: Any) -> fx.Node:
+        """Create a node; note what it is, its site and its place in the source."""
+        if kind == "call_function":
+            args, kwargs = _by_position(target, args, kwargs)
+        node = super().create_node(kind, target, args, kwargs, *more, **names)
+        module = self.root.get_submodule(target) if kind == "call_module" else None
+        note_data(node, module)
+        if not torch.is_grad_enabled() and not self.is_computing:
+            self.frames[-1].stops_gradients = True
+            node.meta["carries"] = False
+        if kind == "call_module" and self._call is not None:
+            (self.flow.sites[node], self.flow.places[node]), self._call = self._call, None
+        elif kind in ("call_function", "call_method"):
+            self.flow.sites[node] = self.frames[-1].site(target)
+        if self.inline and kind.startswith("call"):
+            node.meta["source"] = _source()
+        base = overwritten(node, module)
+        if base is not None:  # what reads it from now on reads the result
+            self._overwritten[base] = node
+        return node
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **names: Any) -> Any:
+        """Record an operation; a tensor that forward has made and writes data to is made anew in each forward."""
+        made = args[0] if (args and target is setitem_) or _is_method_in_place(kind, target) else None
+        if isinstance(made, Tensor) and id(made) not in self._made and not self._is_attribute(made):
+            self._made[id(made)] = made, self.create_node("call_method", "clone", (self.create_arg(made),), {})
+        return super().create_proxy(kind, target, args, kwargs, *more, **names)
+
+    def create_arg(self, a: Any) -> Any:
+        """Return what stands for a value in the graph; nothing is stored on the model."""
+        if is_proxy(a):
+            return self._now(a.node)
+        if id(a) in self._made:
+            return self._now(self._made[id(a)][1])
+        # fx would store unknown tensors as attributes of the user's model.
+        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and not self._is_attribute(a):
+            constants = self.flow.constants
+            name = next((n for n, t in constants.items() if t is a), f"_tensor_constant{len(constants)}")
+            constants[name] = a
+            return self.create_node("get_attr", name, (), {})
+        if type(a) is OrderedDict:  # fx would write a plain dictionary
+            pairs = [(key, self.create_arg(value)) for key, value in a.items()]
+            return self.create_node("call_function", OrderedDict, (pairs,), {})
+        return super().create_arg(a)
+
+    def _now(self, node: fx.Node) -> fx.Node:
+        """Return the node that a tensor comes from by now, if it was overwritten."""
+        while node in self._overwritten:
+            node = self._overwritten[node]
+            self.flow.reread.setdefault(node, set()).add(self.frames[-1].owner)
+        return node
+
+    def known(self, node: fx.Node, measure: Callable[[Any], Any]) -> Any:
+        """Return a number that is the same whatever the input is (of dimensions or channels), or None.
+
+        Parameters
+        ----------
+        node : fx.Node
+            What it is asked of.
+        measure : callable
+            ``len`` for how long a value is, ``bool`` or ``int`` for the value itself.
+        """
+        site = self.flow.sites.get(node)
+        if (site, measure) in self._decisions:
+            return self._decisions[site, measure]
+        modules = {n: self.root.get_submodule(str(n.target)) for n in self.graph.nodes if n.op == "call_module"}
+        facts = Facts(self.graph, modules, {}, self.root)
+        worlds = facts.of(node) if self.inline else UNKNOWN
+        # Sizes that are not known differ in all worlds, and may be equal all the same.
+        if measure is bool and worlds is not UNKNOWN and any(map(_varies, map(facts.of, node.all_input_nodes))):
+            return None
+        kinds = (tuple, list) if measure is len else (bool, int)
+        if worlds is UNKNOWN or site is None or not isinstance(worlds[0], kinds):
+            return None
+        values = {measure(world) for world in worlds}
+        return self.flow.decisions.setdefault((site, measure), values.pop()) if len(values) == 1 else None
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Return a condition that is known."""
+        value = self.known(obj.node, bool)
+        return super().to_bool(obj) if value is None else self.decide(obj.node, same_truth, bool(value))
+
+    def decide(self, node: fx.Node, check: Callable[..., None], value: Any) -> Any:
+        """Return a value that the course may depend on, and have a new forward check that it is the same."""
+        self.note_course()
+        if not self.inline:
+            self.create_node("call_function", check, (node, value, self.frames[0].owner), {})
+        return value
+
+    def _is_attribute(self, tensor: Tensor) -> bool:
+        return tensor in self.tensor_attrs or any(tensor is buffer for buffer in self.root.buffers())
+
+
+class ValueProxy(InPlaceProxy):
+    """A proxy with the value that the operation has on the example inputs.
+
+    Conditions, lengths, loops, look-ups and ``isinstance`` see the value; every operation is recorded as usual.
+    """
+
+    @property
+    def value(self) -> Any:
+        """What the proxy stands for."""
+        tracer = self.tracer
+        assert isinstance(tracer, ValueTracer)
+        return tracer.flow.values[self.node]
+
+    def stands_for(self) -> type:
+        """Return the type of the value."""
+        return type(self.value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "requires_grad":
+            return self.without_gradient()
+        attribute = getattr(self.value, name)
+        if callable(attribute):
+            return Attribute(self, name)  # a method; it is recorded when it is called
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+
+    def _decide(self, check: Callable[..., None], value: Any) -> Any:
+        tracer = self.tracer
+        assert isinstance(tracer, ValueTracer)
+        return tracer.decide(self.node, check, value)
+
+    def __bool__(self) -> bool:
+        return self._decide(same_truth, bool(self.value))
+
+    def __len__(self) -> int:
+        return self._decide(same_length, len(self.value))
+
+    def __int__(self) -> int:
+        return self._decide(same_number, int(self.value))
+
+    def __float__(self) -> float:
+        return self._decide(same_number, float(self.value))
+
+    def __index__(self) -> int:
+        return self._decide(same_number, self.value.__index__())
+
+    def __contains__(self, item: object) -> bool:
+        return any(bool(part == item) for part in self)
+
+    def __hash__(self) -> int:
+        # A number may be looked up in a dictionary.
+        return hash(self._decide(same_number, self.value)) if type(self.value) in (int, float) else id(self)
+
+    def __iter__(self) -> Iterator[Any]:
+        keys = self.value.keys() if isinstance(self.value, dict) else range(len(self))
+        return iter([self.tracer.create_proxy("call_function", operator.getitem, (self, key), {}) for key in keys])
+
+    def keys(self) -> Any:
+        """Return the keys of a dictionary, as they are."""
+        return self.value.keys()
+
+
+class ValueTracer(SymbolicTracer):
+    """Trace while computing every operation on example inputs; nothing of the model's state is changed.
+
+    Parameters
+    ----------
+    inline, path, original, inputs, returns
+        As for :class:`SymbolicTracer`; ``inputs`` may hold proxies of an earlier trace.
+    values : dict
+        The values of those proxies.
+    """
+
+    def __init__(
+        self,
+        inline: bool,
+        path: str,
+        original: str,
+        inputs: Inputs,
+        returns: dict[Site, Any],
+        values: dict[fx.Node, Any],
+    ) -> None:
+        super().__init__(inline, path, original, inputs, returns)
+        self._earlier = values
+
+    def proxy(self, node: fx.Node) -> Any:
+        """Compute the node; return a proxy for the result, or the result itself where it chooses a course."""
+        values = self.flow.values
+        if node not in values:
+            self.is_computing = True  # what modules do inside is not traced
+            try:
+                with torch.no_grad():
+                    values[node] = self._compute(node)
+            finally:
+                self.is_computing = False
+        value = values[node]
+        if type(value) is bool and node.op.startswith("call_") and node.target is not getattr:
+            return self.decide(node, same_truth, value)
+        return value if type(value) in (type(None), bool, str) else ValueProxy(node, self)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Return a proxy for a parameter that forward uses, or the parameter itself to a module that is computed."""
+        return attr_val if self.is_computing else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_arg(self, a: Any) -> Any:
+        """Return what stands for a value in the graph, and note the value of what forward created."""
+        made = super().create_arg(a)
+        if isinstance(made, fx.Node) and made not in self.flow.values:
+            self.flow.values[made] = self._compute(made)
+        return made
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Record the call, or compute it if it is inside a leaf."""
+        if self.is_computing and not self._is_foreign():
+            return m.forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def _earlier_value(self, structure: Any) -> Any:
+        """Return the structure with the values of the proxies in it."""
+        if type(structure) in (tuple, list):
+            return type(structure)(self._earlier_value(item) for item in structure)
+        if type(structure) in (dict, OrderedDict):
+            return type(structure)((key, self._earlier_value(item)) for key, item in structure.items())
+        return self._earlier[structure.node] if is_proxy(structure) else structure
+
+    def _compute(self, node: fx.Node) -> Any:
+        args: Any
+        values = self.flow.values
+        for name in node.all_input_nodes:
+            if name not in values:
+                values[name] = self._compute(name)
+        args, kwargs = map_arg((node.args, node.kwargs), values.__getitem__)
+        if node.op == "placeholder":
+            return copied(self._earlier_value(self.bound[str(node.target).lstrip("*")]))
+        if node.op == "get_attr":
+            return self._attribute(str(node.target))
+        if node.op == "call_module":
+            module = self.root.get_submodule(str(node.target))
+            if self.inline and children_after(module):  # the children have nodes of their own
+                return normalized(module, args[0])
+            # A copy of each tensor: a module that works in place must not spoil what other nodes read.
+            return module.forward(*copied(args), **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+    def _attribute(self, name: str) -> Any:
+        if name in self.flow.constants:
+            return self.flow.constants[name]
+        value: Any = self.root
+        for part in name.split("."):
+            value = getattr(value, part)
+        return value
+
+
+# Operations that may return values and indices.
+_PAIRS: Final = frozenset(
+    ["max", "min", "median", "nanmedian", "topk", "sort", "kthvalue", "mode", "cummax", "cummin", "aminmax"]
+)
+
+
+def _is_pair(node: fx.Node) -> bool:
+    always = entry_of(node)
+    if always is not None and always.name not in ("max", "min", "median", "nanmedian"):
+        return True
+    return "dim" in node.kwargs or any(isinstance(dim, int) for dim in node.args[1:2])
+
+
+def _unpacked(frame: Any) -> int | None:
+    """Return into how many names the statement that runs in a frame unpacks a value, or None if it does not."""
+    code, place = frame.f_code.co_code, frame.f_lasti
+    return code[place + 1] if code[place] == dis.opmap["UNPACK_SEQUENCE"] else None
+
+
+def _varies(worlds: Any) -> bool:
+    return worlds is UNKNOWN or any(world != worlds[0] for world in worlds)
+
+
+def copied(structure: Any) -> Any:
+    """Return the structure with copies of its tensors: forward may overwrite what it is given."""
+    return tree_map_only(Tensor, Tensor.clone, structure)
+
+
+def same_truth(value: Any, expected: bool, path: str) -> None:
+    """Raise ``ValueError`` unless the condition is what it was on the example inputs."""
+    _same(bool(value), expected, path)
+
+
+def same_number(value: Any, expected: float, path: str) -> None:
+    """Raise ``ValueError`` unless the number is what it was on the example inputs (equal, for it may be a size)."""
+    _same(type(expected)(value), expected, path)
+
+
+def same_length(value: Any, expected: int, path: str) -> None:
+    """Raise ``ValueError`` unless the length is what it was on the example inputs."""
+    _same(len(value), expected, path)
+
+
+def _same(now: object, expected: object, path: str) -> None:
+    if now != expected:
+        raise ValueError(
+            f"the course of {path or 'the model'} depends on its input: here on a value that is {now!r} and was "
+            f"{expected!r} for the example_inputs; canonize with example_inputs that are like this input."
+        )
+
+
+def _by_position(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call with the first one by position, if it was passed by name and need not be."""
+    if args or not kwargs:
+        return args, kwargs
+    try:
+        first = next(iter(inspect.signature(function).parameters.values()))
+    except (ValueError, TypeError, StopIteration):  # built in, without a signature: functions of torch have `input`
+        name = None if function in _OTHERWISE else "input"
+    else:
+        name = first.name if first.kind is first.POSITIONAL_OR_KEYWORD else None
+    if name is None or name not in kwargs:
+        return args, kwargs
+    return (kwargs[name],), {key: value for key, value in kwargs.items() if key != name}
+
+
+def _is_method_in_place(kind: str, target: Any) -> bool:
+    return kind == "call_method" and str(target).endswith("_") and not str(target).endswith("__")
+
+
+def _source() -> tuple[str, int]:
+    """Return the file and line of the call that is being recorded: the innermost that is not ours or torch's."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OWN):
+        frame = frame.f_back
+    return frame.f_code.co_filename, frame.f_lineno

@@ -1,0 +1,175 @@
+"""Which operations on the way from the input to the output have no rule, and what to say of them."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from torch import fx, nn
+from torch.fx.node import map_arg
+
+from canon_bridge.core.explicit import Arithmetic, Explicit
+from canon_bridge.core.facts import carries, entry_of, has_data
+from canon_bridge.core.operations import STOPS, WANTS_MODULE, Kind, operation_of_module
+from canon_bridge.core.plan import Plan, Uncovered
+from canon_bridge.core.rewrite import ExplicitFlow
+from canon_bridge.core.undo.alerts import UncoveredOperationWarning, alert
+
+_MEANS = "relevance follows its gradient here, which is no rule"
+_TEACH = "teach it with canon_bridge.register_operation, or write it with operations that have a rule"
+_BEFORE = (
+    "what is before it gets a map that means nothing. Write it as a differentiable function, or explain a layer after "
+    "it."
+)
+_STEPS: Final = frozenset({"round", "sign", "sgn", "ceil", "floor", "trunc"})
+# The kinds whose rule both frameworks give to subclasses, too.
+_INHERITED: Final = frozenset(
+    {Kind.LINEAR_LAYER, Kind.NORM, Kind.ELEMENTWISE, Kind.LINEAR, Kind.SUM, Kind.PRODUCT, Kind.SELECTION}
+)
+# Where the data are among the arguments of operations that take indices or conditions besides.
+_DATA: Final[Mapping[str, tuple[int, ...]]] = {
+    "where": (1, 2),
+    **dict.fromkeys(
+        ("masked_fill", "gather", "index_select", "take", "take_along_dim", "getitem", "masked_select"), (0,)
+    ),
+    **dict.fromkeys(("index_put", "setitem", "masked_scatter"), (0, 2)),
+    **dict.fromkeys(("scatter", "scatter_add", "index_add", "index_copy", "index_fill"), (0, 3)),
+    "embedding": (1,),
+}
+_SOFTMAX = (
+    "the model ends in it: relevance of a probability is that of all classes at once, and nearly all of it is gone; "
+    "explain the logit before it (take the softmax out of the model, or wrap the part up to the logits)"
+)
+
+
+def find_uncovered(explicit: ExplicitFlow) -> tuple[Uncovered, ...]:
+    """Return the operations without a rule, in the order of the data flow."""
+    on_the_way = _on_the_way(explicit)
+    found = dict.fromkeys(_describe(explicit, node, reason) for node in on_the_way if (reason := _why(explicit, node)))
+    ends = dict.fromkeys(_describe(explicit, node, _SOFTMAX) for node in _softmax_at_the_end(explicit.flow.graph))
+    return (*found, *ends)
+
+
+def kind_for_rules(module: nn.Module) -> Kind | None:
+    """Return what a module is to rules, which go by base classes: its kind, else that of the class it is made from."""
+    if (entry := operation_of_module(module)) is not None:
+        return entry.kind
+    bases = type(module).__mro__[1 : type(module).__mro__.index(nn.Module)]
+    entries = (operation_of_module(object.__new__(base)) for base in bases if issubclass(base, nn.Module))
+    kinds = (entry.kind for entry in entries if entry is not None)
+    return next((kind for kind in kinds if kind in _INHERITED), None)
+
+
+def warn_uncovered(plan: Plan) -> None:
+    """Give one warning that names all operations of a plan that no rule covers; to be called when a map is made."""
+    if plan.uncovered:
+        entries = "".join(f"\n- {entry}" for entry in plan.uncovered)
+        alert(
+            f"the map of {plan.model} is not right where no rule covers an operation:{entries}",
+            UncoveredOperationWarning,
+        )
+
+
+def _on_the_way(explicit: ExplicitFlow) -> list[fx.Node]:
+    """Return the calls through which relevance flows from the output to the input, or would have to flow."""
+    graph = explicit.flow.graph
+    reached: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "output":
+            reached.update(node.all_input_nodes)
+        elif node in reached and not _stops(node):
+            reached.update(_sources(explicit, node))
+    return [node for node in graph.nodes if node in reached and node.op.startswith("call") and has_data(node)]
+
+
+def _stops(node: fx.Node) -> bool:
+    entry = entry_of(node)
+    return entry is not None and entry.kind in STOPS
+
+
+def _sources(explicit: ExplicitFlow, node: fx.Node) -> list[fx.Node]:
+    """Return the arguments of a call that its value is made of: no gates, indices and conditions."""
+    entry, arguments = entry_of(node), _nodes_in((node.args, node.kwargs))
+    carrying = [argument for argument in arguments if carries(argument)]
+    if entry is None:
+        return carrying or arguments
+    if entry.kind is Kind.PRODUCT:
+        call = explicit.operations.get(node)
+        signal = getattr(call.module, "signal", None) if call is not None else None
+        if signal is None:
+            return carrying or arguments
+        # Of an arithmetic operation its two operands are counted, of others the values with data.
+        operands = list(node.args) if isinstance(call and call.module, Arithmetic) else carrying
+        return _nodes_in(operands[signal : signal + 1]) or carrying
+    places = _DATA.get(entry.name)
+    if places is None:
+        return arguments
+    return _nodes_in([node.args[place] for place in places if place < len(node.args)]) or carrying
+
+
+def _nodes_in(structure: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    map_arg(structure, found.append)
+    return found
+
+
+def _why(explicit: ExplicitFlow, node: fx.Node) -> str | None:
+    """Return why an operation has no rule, or None if it has one."""
+    entry, call = entry_of(node), explicit.operations.get(node)
+    failure = explicit.failures.get(node)
+    if not carries(node):
+        return f"no relevance passes it: {_BEFORE}" if entry is None or entry.kind is Kind.NOT_DIFFERENTIABLE else None
+    if entry is not None and entry.name in _STEPS:
+        return f"it is constant but for its jumps, so that nothing before it explains its value: {_BEFORE}"
+    if entry is None and call is not None and kind_for_rules(call.module) is not None:
+        return None
+    if entry is None:
+        return f"it is not known what it is; {_MEANS}. {_TEACH}."
+    if entry.kind is Kind.WITHOUT_RULE:
+        return f"{entry.note}; {_MEANS}. Replace it, or explain a layer after it."
+    if node.op == "call_module":
+        if failure is not None and call is not None and _keeps_tensors(call.module):
+            return (
+                f"it is called several times, and the calls cannot be told apart ({failure}); rules that keep the "
+                "tensors of a module know those of the last call only. Give each call a module of its own."
+            )
+        return None
+    wants = entry.kind in WANTS_MODULE or entry.kind in (Kind.LINEAR_LAYER, Kind.NORM)
+    if wants and call is None and not _is_joined(node, failure):
+        return f"it cannot be made a module ({failure or 'its arguments are not known'}); {_MEANS}. {_TEACH}."
+    return None
+
+
+def _is_joined(node: fx.Node, failure: str | None) -> bool:
+    """Return whether a sum is one of tuples, which joins them."""
+    entry = entry_of(node)
+    if entry is None or entry.kind is not Kind.SUM or failure is not None:
+        return False
+    return any(isinstance(argument, list | tuple) for argument in node.args) or not node.users
+
+
+def _keeps_tensors(module: nn.Module) -> bool:
+    return isinstance(module, Explicit) or any(True for _ in module.parameters())
+
+
+def _softmax_at_the_end(graph: fx.Graph) -> list[fx.Node]:
+    """Return the calls of softmax whose result, at most moved, is what the model returns."""
+    found: list[fx.Node] = []
+    (output,) = [node for node in graph.nodes if node.op == "output"]
+    waiting = list(output.all_input_nodes)
+    while waiting:
+        node = waiting.pop()
+        entry = entry_of(node)
+        if entry is not None and entry.name in ("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin"):
+            found.append(node)
+        elif entry is not None and entry.kind is Kind.MOVEMENT:
+            waiting += node.all_input_nodes
+    return found
+
+
+def _describe(explicit: ExplicitFlow, node: fx.Node, reason: str) -> Uncovered:
+    site = explicit.flow.sites[node]
+    file, line = node.meta.get("source", ("", 0))
+    entry, call = entry_of(node), explicit.operations.get(node)
+    if node.op == "call_module" and call is not None:
+        return Uncovered(call.path, type(call.module).__name__, f"{file}:{line}", reason)
+    what = entry.name if entry is not None else str(getattr(node.target, "__name__", node.target))
+    return Uncovered(site.owner, what, f"{file}:{line}", reason)

@@ -1,0 +1,233 @@
+"""What no rule covers is named: in the plan, with its place in the code, and by one warning when a map is made."""
+
+import linecache
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from zennit.composites import EpsilonPlus
+
+import canon_bridge
+from benchmarks.with_zennit import TARGET, attribute
+from canon_bridge import plan
+from canon_bridge.captum import LRP, LayerLRP, presets
+from canon_bridge.zennit import ModelCanonizer
+from tests.conftest import Snapshot, relative_error
+from tests.models import gradient_times_input
+from tests.operations.networks import finish, image
+from tests.operations.stages import CLASSES, BehindReLU, With
+
+pytestmark = pytest.mark.zennit
+
+
+class Weighted(torch.autograd.Function):
+    """A function of two tensors that nobody knows."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x.sin() * weight
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        return gradient * x.cos() * weight, (gradient * x.sin()).sum((0, 2, 3), keepdim=True)
+
+
+# The operation, and what stands in its line of code.
+OPERATIONS = {
+    "linalg.norm": (lambda h: torch.linalg.norm(h, dim=1, keepdim=True), "linalg.norm"),
+    "torch.norm": (lambda h: torch.norm(h, dim=1, keepdim=True), "torch.norm"),
+    "prod": (lambda h: h.prod(-1), "prod"),
+    "torch.prod": (lambda h: torch.prod(h, 2, keepdim=True), "torch.prod"),
+    "cumprod": (lambda h: h.cumprod(-1), "cumprod"),
+    "std": (lambda h: h.std((2, 3)), "std"),
+    "var": (lambda h: torch.var(h, dim=(2, 3)), "torch.var"),
+    "logsumexp": (lambda h: h.logsumexp((2, 3)), "logsumexp"),
+    "cdist": (lambda h: torch.cdist(h.flatten(2), h.flatten(2)), "cdist"),
+    "argmax": (lambda h: h.argmax(3).double(), "argmax"),
+    "round": (lambda h: torch.round(h * 3), "torch.round"),
+    "sign": (lambda h: h.sign(), "sign"),
+    "comparison": (lambda h: (h > 0.1).double(), "h > 0.1"),
+    "function with a parameter": (
+        With(lambda self, h: Weighted.apply(h, self.w), w=nn.Parameter(torch.rand(1, 4, 1, 1))),
+        "Weighted.apply",
+    ),
+    "GRU": (With(lambda self, h: self.gru(h.flatten(2))[0], gru=nn.GRU(36, 5, batch_first=True)), "self.gru"),
+    "LSTM": (With(lambda self, h: self.lstm(h.flatten(2))[0], lstm=nn.LSTM(36, 5, batch_first=True)), "self.lstm"),
+}
+
+
+class Ends(nn.Module):
+    """A small network, and what is done to its scores."""
+
+    def __init__(self, end, layer=None) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(64, CLASSES)
+        self.end, self.layer = end, layer
+
+    def forward(self, x):
+        scores = self.head(self.norm(self.conv(x)).relu().flatten(1))
+        return self.end(scores) if self.layer is None else self.layer(scores)
+
+
+PROBABILITIES = {
+    "softmax": lambda: Ends(lambda scores: scores.softmax(1)),
+    "F.softmax": lambda: Ends(lambda scores: F.softmax(scores, dim=-1)),
+    "torch.softmax": lambda: Ends(lambda scores: torch.softmax(scores, -1)),
+    "log_softmax": lambda: Ends(lambda scores: F.log_softmax(scores, 1)),
+    "nn.Softmax": lambda: Ends(None, nn.Softmax(dim=1)),
+    "nn.LogSoftmax": lambda: Ends(None, nn.LogSoftmax(dim=1)),
+}
+
+
+def by_captum(model, x):
+    return LRP(model).attribute(x, target=TARGET)
+
+
+def by_layer(model, x):
+    return LayerLRP(model, next(m for m in model.modules() if isinstance(m, nn.Conv2d))).attribute(x, target=TARGET)
+
+
+def by_zennit(model, x):
+    return attribute(model, x, EpsilonPlus(canonizers=[ModelCanonizer()]))
+
+
+FRAMEWORKS = {"captum": by_captum, "captum, layer": by_layer, "zennit": by_zennit}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_it_is_named_with_its_place(name):
+    operation, code = OPERATIONS[name]
+    uncovered = plan(finish(lambda: BehindReLU(operation))).uncovered
+    places = [entry.place.rpartition(":") for entry in uncovered]
+    assert {Path(file).name for file, _, _ in places} == {Path(__file__).name}
+    # A lambda over several lines may have any of them.
+    lines = [linecache.getline(__file__, int(line) + k) for _, _, line in places for k in (-1, 0, 1)]
+    assert any(code in line for line in lines)
+    assert {entry.path for entry in uncovered} <= {"", "operation", "operation.gru", "operation.lstm"}
+    assert all(entry.what and entry.reason for entry in uncovered)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_the_printed_plan_has_it(name):
+    planned = plan(finish(lambda: BehindReLU(OPERATIONS[name][0])))
+    assert planned.uncovered
+    for entry in planned.uncovered:
+        assert entry.what in str(planned)
+        assert f"{Path(__file__).name}:{entry.place.rpartition(':')[2]}" in str(planned)
+
+
+@pytest.mark.filterwarnings("ignore:dropout option")
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in ("argmax", "comparison")])
+def test_one_warning_or_an_error_that_says_what_to_do(name, framework):
+    model, x = finish(lambda: BehindReLU(OPERATIONS[name][0])), image()
+    snapshot = Snapshot.of(model)
+    message = ""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            FRAMEWORKS[framework](model, x)
+        except (TypeError, ValueError, RuntimeError) as error:
+            message = str(error)
+    snapshot.check()
+    said = [warning for warning in caught if warning.category is canon_bridge.UncoveredOperationWarning]
+    assert len(said) == 1 or re.search(r"has no rule|no rule covers", message)
+    assert all(f"{Path(__file__).name}:" in str(warning.message) for warning in said)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("name", PROBABILITIES)
+def test_probabilities_are_named_and_the_logit_is_advised(name, framework):
+    model, x = finish(PROBABILITIES[name]), image()
+    assert any("logit" in entry.reason for entry in plan(model).uncovered)
+    with pytest.warns(canon_bridge.UncoveredOperationWarning, match="logit"):
+        FRAMEWORKS[framework](model, x)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_softmax_that_is_a_gate_is_not_named(framework):
+    model, x = finish(lambda: BehindReLU(lambda h: h * h.flatten(2).softmax(-1).view_as(h))), image()
+    assert plan(model).uncovered == ()
+    FRAMEWORKS[framework](model, x)  # a warning would be an error
+
+
+def test_a_fourier_transform_is_named_or_right():
+    model, x = finish(lambda: BehindReLU(lambda h: torch.fft.fft2(h).real)), image()
+    if plan(model).uncovered:
+        assert any("fft" in entry.what for entry in plan(model).uncovered)
+    else:
+        found = LRP(model, presets.epsilon(1e-30)).attribute(x, target=TARGET)
+        assert relative_error(found, gradient_times_input(model, x)) < 1e-9
+
+
+class Returns(nn.Module):
+    """A network that returns its scores and features in some structure."""
+
+    def __init__(self, structure) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(64, CLASSES)
+        self.structure = structure
+
+    def forward(self, x):
+        features = self.norm(self.conv(x)).relu()
+        return self.structure(self.head(features.flatten(1)), features)
+
+
+@pytest.mark.parametrize(
+    ("structure", "kind"),
+    [
+        (lambda scores, features: (scores, features), "tuple"),
+        (lambda scores, features: [scores, features], "list"),
+        (lambda scores, features: {"out": scores, "aux": features}, "dict"),
+    ],
+    ids=["tuple", "list", "dict"],
+)
+def test_outputs_that_are_no_tensor(structure, kind):
+    model, x = finish(lambda: Returns(structure)), image()
+    snapshot = Snapshot.of(model)
+    with pytest.raises((TypeError, ValueError), match=rf"(?s)(returns|output).*{kind}.*(wrap|tensor)"):
+        LRP(model).attribute(x, target=TARGET)
+    snapshot.check()
+
+
+class OfIds(nn.Module):
+    """A text classifier on integer ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.conv = nn.Embedding(10, 4), nn.Conv1d(4, 6, 3)
+        self.norm, self.head = nn.BatchNorm1d(6), nn.Linear(6, CLASSES)
+
+    def forward(self, ids):
+        return self.head(self.norm(self.conv(self.embedding(ids).transpose(1, 2))).relu().amax(-1))
+
+
+def test_integer_ids_say_what_to_do():
+    model, ids = finish(OfIds), torch.tensor([[1, 4, 2, 7, 3], [9, 0, 0, 5, 6]])
+    with pytest.raises((TypeError, ValueError), match=r"(?is)(integer|int64).*LayerLRP"):
+        LRP(model).attribute(ids, target=TARGET)
+
+
+def test_relevance_of_an_embedding():
+    model, ids = finish(OfIds), torch.tensor([[1, 4, 2, 7, 3], [9, 0, 0, 5, 6]])
+    found = LayerLRP(model, model.embedding, presets.epsilon(1e-30)).attribute(ids, target=TARGET)
+    embedded = model.embedding(ids).detach().requires_grad_()
+    score = model.head(model.norm(model.conv(embedded.transpose(1, 2))).relu().amax(-1))[:, TARGET].sum()
+    assert relative_error(found, embedded.detach() * torch.autograd.grad(score, embedded)[0]) < 1e-9
+
+
+def test_a_tuple_of_layers_says_what_to_do_or_works():
+    model, x = finish(lambda: Ends(lambda scores: scores)), image()
+    expected = LayerLRP(model, [model.conv, model.head]).attribute(x, target=TARGET)
+    message, found = "", None
+    try:
+        found = LayerLRP(model, (model.conv, model.head)).attribute(x, target=TARGET)
+    except TypeError as error:
+        message = str(error)
+    assert "list" in message if found is None else all(map(torch.equal, found, expected))
