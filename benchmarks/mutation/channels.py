@@ -15,7 +15,7 @@ OPERATIONS = mutants(
     ("what nobody knows is new memory", "return entry is None or entry.kind not in _FRESH", "return False"),
     ("detached is new memory", '*("detach", "numpy",', '*("numpy",'),
     ("positive is new memory", '*("positive", "sum_to_size",', '*("sum_to_size",'),
-    ("F.elu for F.elu_", "((torch, torch._C._nn, F), name)", "((torch, F), name)"),
+    ("F.elu for F.elu_", "((torch, _NN, F), name)", "((torch, F), name)"),
     (
         "an apply is not found",
         "    if isinstance(owner, type) and issubclass(owner, torch.autograd.Function):\n        return owner\n",

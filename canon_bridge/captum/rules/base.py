@@ -133,7 +133,8 @@ class _Propagation(torch.autograd.Function):
         ctx.is_tensor = are_data(module, inputs)
         pairs = list(zip(inputs, ctx.is_tensor, strict=True))
         ctx.arguments = tuple(None if is_data else _constant(value) for value, is_data in pairs)
-        ctx.save_for_backward(*(value for value, is_data in pairs if is_data))
+        # A view may be overwritten through what it is a view of.
+        ctx.save_for_backward(*(v.detach().clone() if v._is_view() else v for v, is_data in pairs if is_data))
         return output.detach().clone()
 
     @staticmethod
