@@ -49,7 +49,7 @@ def patched(tracer: Any, root: nn.Module) -> Generator[None]:
             stack.enter_context(patch.object(Tensor, name, _recorded_method(name)))
         stack.enter_context(patch.object(torch.autograd.Function, "apply", _Apply()))
         stack.enter_context(patch.object(torch.jit.ScriptFunction, "__call__", _call_scripted))
-        stack.enter_context(patch.object(torch, "is_tensor", lambda value: _is_instance(value, Tensor)))
+        stack.enter_context(patch.object(torch, "is_tensor", _is_tensor))
         stack.enter_context(patch.object(VariableMeta, "__call__", _make_variable, create=True))
         for namespace in _namespaces(root):
             stack.enter_context(patch.dict(namespace, {"isinstance": _is_instance}))
@@ -149,6 +149,10 @@ def _namespaces(root: nn.Module) -> Iterator[dict[str, Any]]:
 
 def _is_instance(value: object, kinds: Any) -> bool:
     return isinstance(value, kinds) or (is_proxy(value) and issubclass(value.stands_for(), kinds))  # pyright: ignore
+
+
+def _is_tensor(value: object) -> bool:
+    return _is_instance(value, Tensor)
 
 
 def _checkpoints(found: Callable[[], None]) -> dict[str, Any]:
