@@ -297,8 +297,13 @@ class _Survey:
 
         It can if they are in the same forward and do not read it by the name of a part of it, or of what it is part of.
         """
-        others = self.flow.reread.get(node, set()) - {self.flow.sites[node].owner}
+        owner = self.flow.sites[node].owner
+        others = self.flow.reread.get(node, set()) - {owner}
         target = self.aliases.overwritten(node)
+        memory = frozenset[fx.Node]() if target is None else self.aliases.origins(target)
+        # A container that is traced alone does not know that two of its arguments are one tensor.
+        if sum(bool(self.aliases.origins(name) & memory) for name in _nodes_in(self.flow.inputs.get(owner, ()))) > 1:
+            return False
         return not others and all(_writes_back(reader, node, target) for reader, _ in self.aliases.read_after(node))
 
 

@@ -122,10 +122,7 @@ def test_a_feature_pyramid_whose_last_stage_lengthens_its_lists(prefer: Any) -> 
     before.check()
 
 
-ONE_MEMORY = pytest.mark.xfail(reason="a container traced alone does not know that two of its arguments are one tensor")
-
-
-@pytest.mark.parametrize("same", [pytest.param(True, marks=ONE_MEMORY), False])
+@pytest.mark.parametrize("same", [True, False])
 @pytest.mark.parametrize("prefer", BOTH)
 def test_one_tensor_as_two_arguments(prefer: Any, same: bool) -> None:
     model = randomize(Written(lambda m, x: m.block(x, x if same else x * 2), block=Overwrites())).double()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import canonize
-from canon_bridge.core.explicit import Arithmetic
+from canon_bridge.core.explicit import Arithmetic, Gated
 from tests.conftest import Snapshot, relative_error
 from tests.core.calls import WAYS, Tensors, accepted, inputs, rank_of, spellings
 from tests.core.pieces import Function, Written
@@ -196,3 +196,13 @@ NOT_SUMS: dict[str, Function] = {
 def test_what_is_not_the_sum_of_two_branches_is_left_alone(name: str) -> None:
     model = Written(NOT_SUMS[name], left=conv(7))
     assert check(model, torch.randn(2, 7, 7, 7, dtype=torch.float64)) == {}
+
+
+@pytest.mark.parametrize("dim", [1, -1])
+def test_a_gated_linear_unit_is_that_of_torch(dim: int) -> None:
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    assert torch.equal(Gated(dim)(x), F.glu(x, dim))
+    model = Written(lambda m, x: F.glu(m.left(x), dim), left=conv())
+    assert [type(module) for module in check(model, torch.randn(2, 4, 6, 6, dtype=torch.float64)).values()][:1] == [
+        Gated
+    ]

@@ -15,7 +15,7 @@ from canon_bridge.core.options import Options, Scope
 from canon_bridge.core.planner import make_plan
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.decisions import LINEAR, STAYS, WRONG, Case, check, decided
-from tests.core.pieces import BOTH, Written, conv, image, norm
+from tests.core.pieces import BOTH, Written, conv, image, norm, tiny_densenet
 from tests.core.test_rightward import SIZES, written
 
 
@@ -189,6 +189,24 @@ def test_a_scope_of_kinds_leaves_all_other_norms_alone() -> None:
         assert decided(made) == wanted
         assert not made.leftovers
         assert made.out_of_place == ()
+
+
+def test_without_stand_ins_a_layer_that_is_called_elsewhere_takes_nothing() -> None:
+    model = randomize(Written(lambda m, x: m.norm(m.a(x)) + m.b(m.a(x * 2)), a=conv(), b=conv(), norm=norm()))
+    scope = Scope(frozenset(["left"]), explicit=False)
+    (refusal,) = make_plan(model, Options(), scope).refusals
+    assert refusal.reason.startswith("left: a is called elsewhere, too")
+    (merge,) = make_plan(model, Options(), Scope(frozenset(["left"]))).merges
+    assert merge.chain.targets == ("a",)
+
+
+@pytest.mark.parametrize("prefer", BOTH)
+def test_the_first_norm_of_a_densenet_goes_left_in_both_orders(prefer: Any) -> None:
+    # To the right of it are the norms of all later layers; a linear layer on either side comes before those.
+    chains = {merge.norm: merge.chain for merge in plan(tiny_densenet(), prefer=prefer).merges}
+    first = chains.pop("features.norm0")
+    assert (first.direction, first.targets) == ("left", ("features.conv0",))
+    assert not any("norm" in target for chain in chains.values() for target in chain.targets)
 
 
 @pytest.mark.parametrize("prefer", BOTH)
