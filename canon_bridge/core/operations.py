@@ -415,7 +415,7 @@ MODULES: Final[dict[TypeKey, Operation]] = {key: OPERATIONS[name] for name, keys
 
 def operation_of_module(module: nn.Module) -> Operation | None:
     """Return what a module is, if it is one operation: by its type, whatever was set on the instance; else None."""
-    name = getattr(module, "canonical_operation", None)  # explicit modules, ours and those of the adapters, say it
+    name = getattr(type(module), "canonical_operation", None)  # explicit modules say it themselves
     entry = find_entry(MODULES, module) if name is None else OPERATIONS[name]
     if entry is not None:
         return entry

@@ -1,6 +1,8 @@
 """Decide what becomes of each normalization layer; nothing is written to the model."""
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,6 +48,23 @@ def make_plan(model: nn.Module, options: Options, scope: Scope, arguments: tuple
     TracingError
         If the data flow cannot be found.
     """
+    with _without_collection():
+        return _make_plan(model, options, scope, arguments)
+
+
+@contextmanager
+def _without_collection() -> Generator[None]:
+    """Look for no garbage in the block: its many new objects are alive, and the search takes longer than the plan."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _make_plan(model: nn.Module, options: Options, scope: Scope, arguments: tuple[Any, ...] | None) -> Plan:
     check_types(model)
     for path, module in model.named_modules():
         if is_norm(module):

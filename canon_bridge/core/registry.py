@@ -93,7 +93,9 @@ class Registry(MutableMapping[TypeKey, T]):
 
 def find_entry(entries: Mapping[TypeKey, T], module: nn.Module) -> T | None:
     """Return what :meth:`Registry.find` returns, from a plain mapping."""
-    for key in _same_as(type_before_parametrizations(module)):
+    # torch asks for an attribute, which on modules takes long where it is missing.
+    is_plain = "parametrizations" not in vars(module).get("_modules", ())
+    for key in _same_as(type(module) if is_plain else type_before_parametrizations(module)):
         if key in entries:
             return entries[key]
     return None

@@ -162,11 +162,18 @@ class _Survey:
         self.failures: dict[fx.Node, str] = {}
         self.made: dict[Site, _Wanted] = {}
         self.written: set[str] = set()  # the containers that have a new forward
-        self.modules = {node: model.get_submodule(str(node.target)) for node in flow.sites if node.op == "call_module"}
+        named = dict(model.named_modules(remove_duplicate=False))
+        self.modules = {node: named[str(node.target)] for node in flow.sites if node.op == "call_module"}
         self.aliases = Aliases(flow.graph, self.modules)
         self.nodes: dict[str, list[fx.Node]] = defaultdict(list)
         for node, site in flow.sites.items():
             self.nodes[site.owner].append(node)
+        self._further_calls: dict[str, list[tuple[Site, str]]] = defaultdict(list)
+        for site, place in flow.stand_ins.items():
+            self._further_calls[site.owner].append((site, place))
+        self._called: dict[str, list[fx.Node]] = defaultdict(list)
+        for node, place in flow.places.items():
+            self._called[place].append(node)
         self._shared: dict[str, str] = {}  # stand-ins that cannot be, and what is called in their place
 
     def original(self, place: str) -> str:
@@ -185,15 +192,12 @@ class _Survey:
     def wanted(self, owner: str) -> list[_Wanted]:
         """Return the calls of one forward that need a module of their own."""
         container = self.model.get_submodule(self.original(owner))
-        entries = [self._further_call(site, place) for site, place in self._further_calls(owner)]
+        entries = [self._further_call(site, place) for site, place in self._further_calls[owner]]
         for node in self.nodes[owner]:
             if node.op != "call_module":
                 taken = {entry.name for entry in entries}
                 entries += self._function(node, self.flow.sites[node], container, taken)
         return entries
-
-    def _further_calls(self, owner: str) -> list[tuple[Site, str]]:
-        return [(site, place) for site, place in self.flow.stand_ins.items() if site.owner == owner]
 
     def relies(self, owner: str) -> bool:
         """Return whether a forward calls a module in place and reads its input as overwritten, which it alone does."""
@@ -229,7 +233,7 @@ class _Survey:
 
     def give_up(self, owner: str, reason: str) -> None:
         """Note that a forward cannot be written anew: its functions stay, and further calls are of the same modules."""
-        places = tuple(place for _, place in self._further_calls(owner))
+        places = tuple(place for _, place in self._further_calls[owner])
         self._shared.update({place: self.original(place) for place in places})
         for node, place in self.flow.places.items():
             if place.startswith(tuple(f"{path}." for path in places)) or place in places:
@@ -281,8 +285,7 @@ class _Survey:
 
     def _further_call(self, site: Site, place: str) -> _Wanted:
         module = self.model.get_submodule(self.original(place))
-        nodes = [node for node, called in self.flow.places.items() if called == place]
-        in_place = any(not self._may_be_out_of_place(node) for node in nodes)
+        in_place = any(not self._may_be_out_of_place(node) for node in self._called[place])
 
         def make(container: nn.Module) -> nn.Module:
             twin = explicit.stand_in(module)

@@ -3,6 +3,7 @@
 fx itself stores tensors that a forward creates on the user's model.
 """
 
+import contextlib
 import gc
 import weakref
 from collections.abc import Callable
@@ -142,3 +143,15 @@ def test_a_plan_that_nobody_holds_keeps_nothing_alive() -> None:
     del model, canonization
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("was_enabled", [True, False])
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval(), nn.BatchNorm2d(4)])
+def test_collection_of_garbage_is_as_before(model, was_enabled):
+    (gc.enable if was_enabled else gc.disable)()
+    try:
+        with contextlib.suppress(ValueError):  # a norm in training mode cannot be planned
+            plan(model)
+        assert gc.isenabled() is was_enabled
+    finally:
+        gc.enable()

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ _SCRIPTED: Final = torch.jit.ScriptFunction.__call__
 # They want numbers; other functions that make tensors record themselves, and so do other methods.
 _FACTORIES: Final = ("zeros", "ones", "empty", "rand", "randn", "tensor", "as_tensor", "asarray")
 _METHODS: Final = ("expand", "view", "reshape", "repeat", "tile", "new_zeros", "new_ones", "new_empty", "narrow")
+_ABSENT: Final = object()
 _GENERATORS: Final = ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")
 
 
@@ -43,20 +43,40 @@ def patched(tracer: Any, root: nn.Module) -> Generator[None]:
     """
     is_random(patched)  # functions are known by themselves: they are looked up before others stand in their places
     with ExitStack() as stack:
-        for name in _FACTORIES:
-            stack.enter_context(patch.object(torch, name, _recorded(getattr(torch, name))))
-        for name in _METHODS:
-            stack.enter_context(patch.object(Tensor, name, _recorded_method(name)))
-        stack.enter_context(patch.object(torch.autograd.Function, "apply", _Apply()))
-        stack.enter_context(patch.object(torch.jit.ScriptFunction, "__call__", _call_scripted))
-        stack.enter_context(patch.object(torch, "is_tensor", _is_tensor))
-        stack.enter_context(patch.object(VariableMeta, "__call__", _make_variable, create=True))
+        for holder, name, replacement in (*_replacements(), *_checkpoints(tracer.note_course)):
+            stack.callback(_restore, holder, name, vars(holder).get(name, _ABSENT))
+            setattr(holder, name, replacement)
         for namespace in _namespaces(root):
-            stack.enter_context(patch.dict(namespace, {"isinstance": _is_instance}))
-        for name, replacement in _checkpoints(tracer.note_course).items():
-            stack.enter_context(patch.object(checkpoint, name, replacement))
+            stack.callback(_restore_global, namespace, "isinstance", namespace.get("isinstance", _ABSENT))
+            namespace["isinstance"] = _is_instance
         stack.enter_context(_Recording(tracer))
         yield
+
+
+def _replacements() -> list[tuple[Any, str, Any]]:
+    """Return what stands in for what, by the class or package that holds it and the name."""
+    return [
+        *((torch, name, _recorded(getattr(torch, name))) for name in _FACTORIES),
+        *((Tensor, name, _recorded_method(name, getattr(Tensor, name))) for name in _METHODS),
+        (torch.autograd.Function, "apply", _Apply()),
+        (torch.jit.ScriptFunction, "__call__", _call_scripted),
+        (torch, "is_tensor", _is_tensor),
+        (VariableMeta, "__call__", _make_variable),
+    ]
+
+
+def _restore(holder: Any, name: str, former: Any) -> None:
+    if former is _ABSENT:
+        delattr(holder, name)
+    else:
+        setattr(holder, name, former)
+
+
+def _restore_global(namespace: dict[str, Any], name: str, former: Any) -> None:
+    if former is _ABSENT:
+        namespace.pop(name, None)
+    else:
+        namespace[name] = former
 
 
 class _Recording(TorchFunctionMode):
@@ -110,6 +130,7 @@ def named(called: Any, name: str) -> Callable[..., Any]:
     return function
 
 
+@functools.lru_cache(maxsize=1024)
 def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -121,9 +142,8 @@ def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _recorded_method(name: str) -> Callable[..., Any]:
-    original = getattr(Tensor, name)
-
+@functools.lru_cache(maxsize=1024)
+def _recorded_method(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         proxy = next(filter(is_proxy, tree_leaves((args, kwargs))), None)
@@ -155,7 +175,7 @@ def _is_tensor(value: object) -> bool:
     return _is_instance(value, Tensor)
 
 
-def _checkpoints(found: Callable[[], None]) -> dict[str, Any]:
+def _checkpoints(found: Callable[[], None]) -> list[tuple[Any, str, Any]]:
     """Return what makes :func:`torch.utils.checkpoint.checkpoint` call its function and nothing else."""
     here = threading.get_ident()
 
@@ -181,6 +201,4 @@ def _checkpoints(found: Callable[[], None]) -> dict[str, Any]:
         return generator
 
     replacements = {"CheckpointFunction": reentrant, **dict.fromkeys(_GENERATORS, around)}
-    return {
-        name: replace(getattr(checkpoint, name)) for name, replace in replacements.items() if hasattr(checkpoint, name)
-    }
+    return [(checkpoint, n, make(getattr(checkpoint, n))) for n, make in replacements.items() if hasattr(checkpoint, n)]
