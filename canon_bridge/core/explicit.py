@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge.core.layers.parameters import parameter
+from canon_bridge.core.portable import portable
 from canon_bridge.core.registry import TypeKey
 from canon_bridge.core.undo.forwards import bound_function, forward_slots
 
@@ -56,7 +57,7 @@ class Explicit(nn.Module):
 
     def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], data: int) -> None:
         super().__init__()
-        self.function, self.args, self.kwargs, self.data_count = function, args, kwargs, data
+        self.function, self.args, self.kwargs, self.data_count = portable(function), args, kwargs, data
 
     def forward(self, *values: Any) -> Any:
         """Return what the function makes of the values."""

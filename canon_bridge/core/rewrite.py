@@ -6,7 +6,6 @@ What gets a module, how it is made, and the forward that calls it. Nothing here 
 import functools
 import inspect
 import operator
-import types
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from canon_bridge.core.explicit import MakeModule, Slot
 from canon_bridge.core.facts import Aliases, carries, entry_of, has_data, is_tensor
 from canon_bridge.core.norms import children_after
 from canon_bridge.core.operations import WANTS_MODULE, Kind, Operation, out_of_place, setitem_
-from canon_bridge.core.trace.flow import Flow, Site, TracingError, fits, is_proxy
+from canon_bridge.core.trace.flow import Flow, Site, TracingError, is_proxy
 from canon_bridge.core.trace.trace import trace_locally
+from canon_bridge.core.written import Written
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class Rewrite:
 
     path: str
     original: str
-    function: Callable[..., Any]
+    function: Written
     children: tuple[tuple[str, MakeModule], ...]
     constants: dict[str, Tensor]
 
@@ -599,13 +599,14 @@ def _write_forward(
     for node in reversed(local.graph.nodes):  # tensors that modules hold now need not be there any more
         if node.op == "get_attr" and not node.users:
             local.graph.erase_node(node)
-    signature = inspect.signature(container.forward)
-    function = _compile(local.graph, path, signature)
-    if local.written:
-        function = _writing(function, tuple(local.written))
-    function = _expecting(function, local.expected, signature, path)
-    if _reads_mode(container):
-        function = _in_mode(function, container.training, path)
+    function = Written.from_graph(
+        local.graph,
+        path,
+        inspect.signature(container.forward),
+        written=tuple(local.written),
+        expected=local.expected,
+        mode=container.training if _reads_mode(container) else None,
+    )
     children = tuple((entry.name, entry.make) for entry in wanted)
     return Rewrite(path, flow.originals.get(path, path), function, children, dict(local.constants))
 
@@ -614,7 +615,7 @@ def guard_forward(model: nn.Module, flow: Flow) -> Rewrite:
     """Return a rewrite of the root that runs its own forward and refuses arguments that the flow does not hold for."""
     own = model.forward
     function = getattr(own, "__func__", None) or type(model).forward
-    return Rewrite("", "", _expecting(function, flow.expected, inspect.signature(own), ""), (), {})
+    return Rewrite("", "", Written(function, {}, "", inspect.signature(own), expected=flow.expected), (), {})
 
 
 def _retarget(graph: fx.Graph, node: fx.Node, entry: _Wanted) -> fx.Node:
@@ -625,96 +626,10 @@ def _retarget(graph: fx.Graph, node: fx.Node, entry: _Wanted) -> fx.Node:
         return graph.call_module(entry.name, entry.arguments(node))
 
 
-def _compile(graph: fx.Graph, path: str, signature: inspect.Signature) -> Callable[..., Any]:
-    by_name = any(parameter.kind is parameter.KEYWORD_ONLY for parameter in signature.parameters.values())
-    for node in graph.nodes if by_name else ():
-        if node.op == "placeholder":  # fx forgets that an argument is by name alone, and puts it after defaults
-            node.args = ()
-    code = graph.python_code("self")
-    namespace: dict[str, Any] = {**code.globals, "__name__": __name__}
-    exec(compile(code.src, f"<canon_bridge: forward of {path or 'the model'}>", "exec"), namespace)
-    function = namespace["forward"]
-    assert isinstance(function, types.FunctionType)
-    # What pickle says that it cannot find.
-    function.__qualname__ = f"the forward that canonization wrote for {path or 'the model'}; save its state_dict()"
-    return _by_name(function, signature) if by_name else function
-
-
-def _by_name(function: Callable[..., Any], signature: inspect.Signature) -> Callable[..., Any]:
-    """Return the forward, which takes all arguments by position, as one with the signature of the container's own."""
-
-    @functools.wraps(function)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        more: dict[str, Any] = {}
-        values: list[Any] = []
-        for name, parameter in signature.parameters.items():
-            if parameter.kind is parameter.VAR_KEYWORD:
-                more = bound.arguments[name]
-            elif parameter.kind is parameter.VAR_POSITIONAL:
-                values += bound.arguments[name]
-            else:
-                values.append(bound.arguments[name])
-        return function(self, *values, **more)
-
-    return forward
-
-
-def _writing(function: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:
-    """Return the forward, which puts what its container wrote on itself out beside its result, with those writes."""
-
-    @functools.wraps(function)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        result, *values = function(self, *args, **kwargs)
-        for name, value in zip(names, values, strict=True):
-            setattr(self, name, value)
-        return result
-
-    return forward
-
-
-def _expecting(
-    function: Callable[..., Any], expected: dict[str, Any], signature: inspect.Signature, path: str
-) -> Callable[..., Any]:
-    """Return the forward with a check that its arguments are such as it was written for."""
-    if not expected:
-        return function
-
-    @functools.wraps(function)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        for name, wanted in expected.items():
-            if not fits(bound.arguments[name], wanted):
-                raise ValueError(
-                    f"{path or 'the model'} was called with another {name} than it was canonized for ({wanted!r}); "
-                    "pass example_inputs with all the arguments that you will use."
-                )
-        return function(self, *args, **kwargs)
-
-    return forward
-
-
 def _reads_mode(container: nn.Module) -> bool:
     """Return whether the forward of a container names ``training``, which a new forward holds as a constant."""
     code = getattr(inspect.unwrap(container.forward), "__code__", None)
     return code is not None and "training" in code.co_names
-
-
-def _in_mode(function: Callable[..., Any], mode: bool, path: str) -> Callable[..., Any]:
-    """Return the forward with a check that its module is in the mode that it was written for."""
-
-    @functools.wraps(function)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if self.training != mode:
-            raise ValueError(
-                f"{path or 'the model'} is in {'training' if self.training else 'evaluation'} mode now, and its "
-                "forward asks for that: it was canonized in the other one. Change the mode outside the block."
-            )
-        return function(self, *args, **kwargs)
-
-    return forward
 
 
 def _free_name(owner: nn.Module, name: str, taken: set[str]) -> str:

@@ -120,6 +120,9 @@ class Frame:
 class _Data:
     """Stands for any value that carries data."""
 
+    def __reduce__(self) -> str:
+        return "DATA"  # the one that there is
+
     def __repr__(self) -> str:
         return "data"
 

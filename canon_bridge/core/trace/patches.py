@@ -19,10 +19,9 @@ from torch.utils import checkpoint
 from torch.utils._pytree import tree_leaves
 
 from canon_bridge.core.operations import is_random, setitem_
+from canon_bridge.core.portable import named
 from canon_bridge.core.trace.flow import is_proxy
 
-_APPLY: Final = vars(torch.autograd.Function)["apply"]
-_SCRIPTED: Final = torch.jit.ScriptFunction.__call__
 # They want numbers; other functions that make tensors record themselves, and so do other methods.
 _FACTORIES: Final = ("zeros", "ones", "empty", "rand", "randn", "tensor", "as_tensor", "asarray")
 _METHODS: Final = ("expand", "view", "reshape", "repeat", "tile", "new_zeros", "new_ones", "new_empty", "narrow")
@@ -114,20 +113,6 @@ def _call_scripted(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _make_variable(self: Any, data: Any = None, *args: Any, **kwargs: Any) -> Any:
     return data if is_proxy(data) else type.__call__(self, *(() if data is None else (data,)), *args, **kwargs)
-
-
-@functools.lru_cache(maxsize=1024)  # a call is found again by its function
-def named(called: Any, name: str) -> Callable[..., Any]:
-    """Return a function, which fx can write into a forward, that calls an autograd function or a scripted one."""
-
-    def function(*args: Any, **kwargs: Any) -> Any:
-        if isinstance(called, type):
-            return _APPLY.__get__(None, called)(*args, **kwargs)
-        return _SCRIPTED(called, *args, **kwargs)
-
-    function.__name__ = function.__qualname__ = name
-    function.calls = called  # pyright: ignore[reportFunctionMemberAccess]
-    return function
 
 
 @functools.lru_cache(maxsize=1024)

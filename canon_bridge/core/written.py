@@ -1,0 +1,137 @@
+"""Forwards that canonization writes: functions made from source, which can be copied and saved with their module.
+
+pickle stores functions by name, and finds none that was made from source. So a written forward is stored as its source
+with what the source refers to.
+"""
+
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import fx, nn
+
+from canon_bridge.core.portable import portable
+from canon_bridge.core.trace.flow import fits
+
+
+class Written:
+    """A forward, ``forward(self, ...)``, to be bound to a module.
+
+    Parameters
+    ----------
+    body : str or callable
+        Its source, which defines ``forward``; or the function itself, where there are only checks to add.
+    names : mapping
+        What the source refers to.
+    path : str
+        The module, for messages.
+    signature : inspect.Signature
+        That of the forward in whose place it comes.
+    written : tuple of str
+        Attributes of the module that the source puts out after its result, to be set.
+    expected : mapping
+        For arguments that are not data alone, the pattern that they must have.
+    mode : bool, optional
+        Whether the module must be in training mode, or must not be, where that matters.
+
+    Raises
+    ------
+    ValueError
+        When it is called with other arguments, or in the other mode.
+    """
+
+    def __init__(
+        self,
+        body: str | Callable[..., Any],
+        names: Mapping[str, Any],
+        path: str,
+        signature: inspect.Signature,
+        written: tuple[str, ...] = (),
+        expected: Mapping[str, Any] | None = None,
+        mode: bool | None = None,
+    ) -> None:
+        self.body, self.names, self.path = body, dict(names), path
+        self.signature, self.written, self.expected, self.mode = signature, written, dict(expected or {}), mode
+        self.__wrapped__ = _compiled(body, self.names, path) if isinstance(body, str) else body
+        kinds = {parameter.kind for parameter in signature.parameters.values()}
+        self._by_name = isinstance(body, str) and inspect.Parameter.KEYWORD_ONLY in kinds
+
+    @classmethod
+    def from_graph(cls, graph: fx.Graph, path: str, signature: inspect.Signature, **more: Any) -> "Written":
+        """Return the forward that computes a graph; the parameters are those of the constructor."""
+        if any(parameter.kind is parameter.KEYWORD_ONLY for parameter in signature.parameters.values()):
+            for node in graph.nodes:
+                if node.op == "placeholder":  # fx forgets that it is by name alone, and puts it after defaults
+                    node.args = ()
+        code = graph.python_code("self")
+        return cls(code.src, code.globals, path, signature, **more)
+
+    def __get__(self, instance: object, owner: type) -> Callable[..., Any]:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Compute the forward of a module."""
+        if self.mode is not None and module.training != self.mode:
+            raise ValueError(
+                f"{self.path or 'the model'} is in {'training' if module.training else 'evaluation'} mode now, and its "
+                "forward asks for that: it was canonized in the other one. Change the mode outside the block."
+            )
+        if self.expected:
+            self._check(args, kwargs)
+        if self._by_name:
+            args, kwargs = self._by_position(args, kwargs)
+        result = self.__wrapped__(module, *args, **kwargs)
+        if not self.written:
+            return result
+        result, *values = result
+        for name, value in zip(self.written, values, strict=True):
+            setattr(module, name, value)
+        return result
+
+    def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        bound = self._bound(args, kwargs)
+        for name, wanted in self.expected.items():
+            if not fits(bound.arguments[name], wanted):
+                raise ValueError(
+                    f"{self.path or 'the model'} was called with another {name} than it was canonized for "
+                    f"({wanted!r}); pass example_inputs with all the arguments that you will use."
+                )
+
+    def _by_position(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Return the arguments as the source takes them, all by position."""
+        bound = self._bound(args, kwargs)
+        more: dict[str, Any] = {}
+        values: list[Any] = []
+        for name, parameter in self.signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                more = bound.arguments[name]
+            elif parameter.kind is parameter.VAR_POSITIONAL:
+                values += bound.arguments[name]
+            else:
+                values.append(bound.arguments[name])
+        return values, more
+
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return bound
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        names = {name: portable(value) for name, value in self.names.items()}
+        signature = self.signature.replace(
+            parameters=[p.replace(annotation=p.empty) for p in self.signature.parameters.values()],
+            return_annotation=inspect.Signature.empty,
+        )
+        body = self.body if isinstance(self.body, str) else portable(self.body)
+        return type(self), (body, names, self.path, signature, self.written, self.expected, self.mode)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Written":
+        return self  # it holds no tensor
+
+
+def _compiled(source: str, names: dict[str, Any], path: str) -> Callable[..., Any]:
+    namespace = {name: getattr(value, "found", value) for name, value in names.items()}
+    namespace["__name__"] = __name__
+    exec(compile(source, f"<canon_bridge: forward of {path or 'the model'}>", "exec"), namespace)
+    return namespace["forward"]
