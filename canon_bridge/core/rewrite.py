@@ -5,8 +5,8 @@ What gets a module, how it is made, and the forward that calls it. Nothing here 
 
 import functools
 import inspect
+import numbers
 import operator
-import types
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from canon_bridge.core.explicit import MakeModule, Slot
 from canon_bridge.core.facts import Aliases, carries, entry_of, has_data, is_tensor
 from canon_bridge.core.norms import children_after
 from canon_bridge.core.operations import WANTS_MODULE, Kind, Operation, out_of_place, setitem_
+from canon_bridge.core.source import compile_forward
 from canon_bridge.core.trace.flow import Flow, Site, TracingError, fits, is_proxy
 from canon_bridge.core.trace.trace import trace_locally
 
@@ -361,7 +362,7 @@ def _make(node: fx.Node, entry: Operation, root: nn.Module, module_of: "ModuleOf
         raise ValueError(f"it has {count} inputs with data, and is known for one")
     function, (args, kwargs) = out_of_place(node), _template(node, flags)
     make = functools.partial(kind, function, args, kwargs, count, **more)
-    return _Made(entry.name.lstrip("_"), make, lambda call: _slots(call, flags))
+    return _Made(entry.name, make, lambda call: _slots(call, flags))
 
 
 _GENERIC: Final = {
@@ -513,7 +514,7 @@ def _operands(node: fx.Node, count: int) -> tuple[Any, ...]:
 def _may_be_operand(value: Any) -> bool:
     if isinstance(value, fx.Node):
         return is_tensor(value) or not carries(value)
-    return isinstance(value, int | float)
+    return isinstance(value, numbers.Real)
 
 
 def _constant(node: fx.Node, root: nn.Module) -> Any:
@@ -597,7 +598,12 @@ def _write_forward(
         if node.op == "get_attr" and not node.users:
             local.graph.erase_node(node)
     signature = inspect.signature(container.forward)
-    function = _compile(local.graph, path, signature)
+    arguments = {str(node.target).lstrip("*") for node in local.graph.nodes if node.op == "placeholder"}
+    if not arguments <= set(signature.parameters):
+        raise TracingError(f"the signature of the forward of {path or 'the model'} is not its own")
+    function = compile_forward(local.graph, signature, f"<canon_bridge: forward of {path or 'the model'}>")
+    # What pickle says that it cannot find.
+    function.__qualname__ = f"the forward that canonization wrote for {path or 'the model'}; save its state_dict()"
     if local.written:
         function = _writing(function, tuple(local.written))
     function = _expecting(function, local.expected, signature, path)
@@ -620,42 +626,6 @@ def _retarget(graph: fx.Graph, node: fx.Node, entry: _Wanted) -> fx.Node:
         return node
     with graph.inserting_before(node):
         return graph.call_module(entry.name, entry.arguments(node))
-
-
-def _compile(graph: fx.Graph, path: str, signature: inspect.Signature) -> Callable[..., Any]:
-    by_name = any(parameter.kind is parameter.KEYWORD_ONLY for parameter in signature.parameters.values())
-    for node in graph.nodes if by_name else ():
-        if node.op == "placeholder":  # fx forgets that an argument is by name alone, and puts it after defaults
-            node.args = ()
-    code = graph.python_code("self")
-    namespace: dict[str, Any] = {**code.globals, "__name__": __name__}
-    exec(compile(code.src, f"<canon_bridge: forward of {path or 'the model'}>", "exec"), namespace)
-    function = namespace["forward"]
-    assert isinstance(function, types.FunctionType)
-    # What pickle says that it cannot find.
-    function.__qualname__ = f"the forward that canonization wrote for {path or 'the model'}; save its state_dict()"
-    return _by_name(function, signature) if by_name else function
-
-
-def _by_name(function: Callable[..., Any], signature: inspect.Signature) -> Callable[..., Any]:
-    """Return the forward, which takes all arguments by position, as one with the signature of the container's own."""
-
-    @functools.wraps(function)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        more: dict[str, Any] = {}
-        values: list[Any] = []
-        for name, parameter in signature.parameters.items():
-            if parameter.kind is parameter.VAR_KEYWORD:
-                more = bound.arguments[name]
-            elif parameter.kind is parameter.VAR_POSITIONAL:
-                values += bound.arguments[name]
-            else:
-                values.append(bound.arguments[name])
-        return function(self, *values, **more)
-
-    return forward
 
 
 def _writing(function: Callable[..., Any], names: tuple[str, ...]) -> Callable[..., Any]:
@@ -715,7 +685,7 @@ def _in_mode(function: Callable[..., Any], mode: bool, path: str) -> Callable[..
 
 
 def _free_name(owner: nn.Module, name: str, taken: set[str]) -> str:
-    candidate, number = name, 1
+    candidate, number = name.lstrip("_"), 1
     while hasattr(owner, candidate) or candidate in taken:
         number += 1
         candidate = f"{name}_{number}"

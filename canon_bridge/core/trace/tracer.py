@@ -6,6 +6,7 @@ Containers are inlined, or all children are leaves. Tracing writes nothing to th
 import dis
 import functools
 import inspect
+import numbers
 import operator
 import sys
 import threading
@@ -300,7 +301,8 @@ class SymbolicTracer(fx.Tracer):
         if kind == "call_module" and self._call is not None:
             (self.flow.sites[node], self.flow.places[node]), self._call = self._call, None
         elif kind in ("call_function", "call_method"):
-            self.flow.sites[node] = self.frames[-1].site(target)
+            # A function that forward makes is another one in each trace.
+            self.flow.sites[node] = self.frames[-1].site(target.__name__ if hasattr(target, "calls") else target)
         if self.inline and kind.startswith("call"):
             node.meta["source"] = _source()
         base = overwritten(node, module)
@@ -327,6 +329,8 @@ class SymbolicTracer(fx.Tracer):
             name = next((n for n, t in constants.items() if t is a), f"_tensor_constant{len(constants)}")
             constants[name] = a
             return self.create_node("get_attr", name, (), {})
+        if isinstance(a, numbers.Number):  # also those of other packages
+            return a
         if type(a) is OrderedDict:  # fx would write a plain dictionary
             pairs = [(key, self.create_arg(value)) for key, value in a.items()]
             return self.create_node("call_function", OrderedDict, (pairs,), {})
