@@ -315,15 +315,19 @@ class Facts:
         return [_meta((tensor.shape[0], channels, *(size[w] for size in wide))) for w, tensor in enumerate(first)]
 
     def _for_readers(self, node: fx.Node) -> Any:
-        """Return what a value must be for the layers that read it."""
-        for reader in node.users:
-            module = self.modules.get(reader)
-            if module is None or reader.args[:1] != (node,):
-                continue
-            if is_linear(module) and linear_type(module).spatial:
-                return self._tensors(in_channels(module), (linear_type(module).spatial + 2,))
-            if is_norm(module):
-                return self._tensors(width(module), norm_type(module).ranks)
+        """Return what a value must be for the layers that read it, or a function of it that has the same sizes."""
+        waiting, seen = [node], set[fx.Node]()
+        while waiting:
+            value = waiting.pop()
+            seen.add(value)
+            for reader in value.users:
+                module, is_first = self.modules.get(reader), reader.args[:1] == (value,)
+                if is_first and module is not None and is_linear(module) and linear_type(module).spatial:
+                    return self._tensors(in_channels(module), (linear_type(module).spatial + 2,))
+                if is_first and module is not None and is_norm(module):
+                    return self._tensors(width(module), norm_type(module).ranks)
+                if reader not in seen and _keeps_sizes(reader):
+                    waiting.append(reader)
         return UNKNOWN
 
     def _tensors(self, channels: int, ranks: tuple[int, ...]) -> Any:
@@ -347,6 +351,14 @@ class Facts:
 
     def _new(self) -> tuple[int, ...]:
         return 1, next(self._fresh), next(self._fresh)
+
+
+def _keeps_sizes(node: fx.Node) -> bool:
+    """Return whether a call has one tensor among its arguments, and a result of the same sizes."""
+    entry = entry_of(node)
+    if entry is None or len(node.all_input_nodes) != 1:
+        return False
+    return entry.kind in (Kind.ELEMENTWISE, Kind.NORMALISER) or entry.name in ("add", "sub", "rsub", "mul", "div")
 
 
 def call(node: fx.Node, module: nn.Module | None, args: Any, kwargs: Any) -> Any:

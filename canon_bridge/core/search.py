@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from canon_bridge.core.activations import find_absorber, wanted_rank
-from canon_bridge.core.facts import Facts, call, entry_of, has_data, reads_values
+from canon_bridge.core.facts import UNKNOWN, Facts, call, entry_of, has_data, reads_values
 from canon_bridge.core.labels import OUTSIDE, Labels, Mixed, Positions, encode
 from canon_bridge.core.layers.linear import (
     in_channels,
@@ -282,9 +282,17 @@ class _World:
         if node.op == "get_attr":
             raise Mixed("it depends on a tensor of the model")
         if not has_data(node) and node.op != "placeholder" and entry is not None:
+            if (number := self._number(node)) is not None:
+                return number
             args, kwargs = map_arg((node.args, node.kwargs), lambda name: self._size_of(name, reader))
             return call(node, None, args, kwargs)
         return self._outside(node, joined, reader)
+
+    def _number(self, node: fx.Node) -> int | None:
+        """Return a size that is known by itself, though others of the same tensor need not be; else None."""
+        worlds = self.facts.of(node)
+        sizes = tuple(worlds) if worlds is not UNKNOWN and all(type(size) is int for size in worlds) else ()
+        return self._local(sizes) if len(set(sizes)) == 1 or sizes in self.sizes else None
 
     def _size_of(self, node: fx.Node, reader: fx.Node) -> Any:
         return self.value(node, [], reader) if node.op != "get_attr" else self._outside(node, [], reader)
