@@ -143,7 +143,7 @@ class Labels:
             return Positions(lines[0])
         return _repeated(lines)
 
-    def renumbered(self, first: int, positions: Positions, run: Callable[[Any], Any]) -> "Labels":
+    def renumbered(self, first: int, positions: Positions, run: Callable[[int, Tensor], Any] | None) -> "Labels":
         """Return what is behind an operation that gives each channel of axis 1 another map: new numbers from ``first``.
 
         Parameters
@@ -152,17 +152,19 @@ class Labels:
             The number of the first channel.
         positions : Positions
             Which channels lie on axis 1 before.
-        run : callable
-            The operation, which may change all other sizes.
+        run : callable, optional
+            The operation, from a world and the value in it, if it may change other sizes.
         """
         numbers = tuple(range(first, first + len(positions.channels)))
         if not self.worlds:
-            return Labels.start(numbers, self.axis, self.rank)
+            started = Labels.start(numbers, self.axis, self.rank)
+            return started if run is None else started.moved(lambda world: run(world, started.value(world)))
 
         def renumber(world: int) -> Any:
             value = self.worlds[world]
             line = encode(numbers, world).repeat_interleave(value.shape[1] // len(numbers))
-            return run(line.view(-1, *(1,) * (value.dim() - 2)).expand(value.shape))
+            line = line.view(-1, *(1,) * (value.dim() - 2)).expand(value.shape)
+            return line if run is None else run(world, line)
 
         return self.moved(renumber)
 

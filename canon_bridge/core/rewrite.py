@@ -344,8 +344,9 @@ def _make(node: fx.Node, entry: Operation, root: nn.Module, module_of: "ModuleOf
     if entry.make is not None:
         try:
             return _of_torch(node, entry, root)
-        except ValueError:
-            if entry.kind not in WANTS_MODULE and entry.kind is not Kind.LINEAR_LAYER:
+        except ValueError as error:
+            is_pool = entry.name in _POOLS and isinstance(error, _ComputedError)
+            if entry.kind not in WANTS_MODULE and entry.kind is not Kind.LINEAR_LAYER and not is_pool:
                 raise
     if entry.name in ("add", "sub", "rsub", "mul", "div"):
         return _arithmetic(node, entry, module_of)
@@ -353,7 +354,7 @@ def _make(node: fx.Node, entry: Operation, root: nn.Module, module_of: "ModuleOf
     count = sum(flags)
     if any(carries(leaf) and not is_tensor(leaf) for leaf in _occurrences(node)):
         raise ValueError("an argument is several tensors")
-    kind, more = _GENERIC.get(entry.kind, explicit.Product), dict[str, Any]()
+    kind, more = _POOLS.get(entry.name) or _GENERIC.get(entry.kind, explicit.Product), dict[str, Any]()
     if entry.kind in (Kind.PRODUCT, Kind.LINEAR_LAYER):
         if entry.name == "glu":
             return _gated(node)
@@ -370,7 +371,17 @@ _GENERIC: Final = {
     Kind.LINEAR: explicit.LinearMap,
     Kind.NORMALISER: explicit.Normaliser,
 }
+# By the name of the operation: those that absorb a map, whatever their size is computed from.
+_POOLS: Final = {
+    f"{kind}max_pool{spatial}d": getattr(explicit, f"MaxPool{spatial}d")
+    for kind in ("", "adaptive_")
+    for spatial in (1, 2, 3)
+}
 _IGNORED: Final = frozenset({"input", "other", "self", "inplace", "out"})  # what a module out of place has no use for
+
+
+class _ComputedError(ValueError):
+    """An argument that a module of torch has to be made with is computed in forward."""
 
 
 def _of_torch(node: fx.Node, entry: Operation, root: nn.Module) -> _Made:
@@ -391,8 +402,8 @@ def _build(node: fx.Node, entry: Operation, root: nn.Module) -> nn.Module:
         for name in entry.tensors:
             if _nodes_in(arguments.get(name)):
                 arguments[name] = _constant(arguments[name], root)
-        if _nodes_in(arguments):
-            raise ValueError("an argument is computed in forward")
+        if _nodes_in(arguments) and arguments.get("return_indices") is not True:
+            raise _ComputedError("an argument is computed in forward")
         return entry.make(**arguments).eval()
     except (TypeError, AttributeError, AssertionError) as error:
         raise ValueError(f"its arguments have no module form ({error})") from error

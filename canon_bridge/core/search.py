@@ -413,15 +413,26 @@ class _Right(_Search):
         known = operation.path in self.reached
         first = self._arrive(node, operation, positions, True, self.numbers).first
         self.numbers += 0 if known else len(positions.channels)
-        is_pool = wanted_rank(module) is not None
 
-        def pool(value: Tensor) -> Tensor:
-            return type(module).forward(module, value) if is_pool else value
+        def pool(world: int, value: Tensor) -> Any:
+            local, source = _World(self, world, node.all_input_nodes[0]), node.args[0]
+            args, kwargs = map_arg(
+                (node.args, node.kwargs), lambda name: value if name is source else local.value(name, [], node)
+            )
+            pooled = call(node, module if node.op == "call_module" else None, args, kwargs)
+            if not pooled.isfinite().all():  # a window of padding alone
+                raise Mixed("its sizes are too small")
+            return pooled
 
         try:
-            self.labels[node] = labels.renumbered(first, positions, pool)
+            run = None if wanted_rank(module) is None else pool
+            self.labels[node] = labels.renumbered(first, positions, run)
         except Mixed as mixed:
-            raise _Blocked("{}: {}", name_of(operation), str(mixed)) from mixed
+            rank = wanted_rank(module)
+            if rank is None or positions.repeats:
+                raise _Blocked("{}: {}", name_of(operation), str(mixed)) from mixed
+            # Of a size that is not known, but a pool of each channel whatever that is.
+            self.labels[node] = Labels.start(range(first, first + len(positions.channels)), 1, rank)
         kind = type(module).__name__
         self.through[Words(f"{kind} {operation.path}", kind)] = None
 
