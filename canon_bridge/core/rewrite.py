@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_leaves
 
 from canon_bridge.core import explicit
 from canon_bridge.core.explicit import MakeModule, Slot
-from canon_bridge.core.facts import Aliases, carries, entry_of, has_data, is_tensor
+from canon_bridge.core.facts import Aliases, call, carries, entry_of, has_data, is_tensor
 from canon_bridge.core.norms import children_after
-from canon_bridge.core.operations import WANTS_MODULE, Kind, Operation, out_of_place, setitem_
+from canon_bridge.core.operations import WANTS_MODULE, Kind, Operation, bound_of, out_of_place, setitem_
 from canon_bridge.core.source import compile_forward
 from canon_bridge.core.trace.flow import Flow, Site, TracingError, fits, is_proxy
 from canon_bridge.core.trace.trace import trace_locally
@@ -544,16 +544,12 @@ def _constant(node: fx.Node, root: nn.Module) -> Any:
     return node.target(*args, **kwargs)
 
 
-# Gates: what scales a signal. How sure it is that something after such an activation is one: from zero to one, or
-# bounded in another way.
+# Gates: what scales a signal, because it is bounded. It stays one after these, where no other data join it.
 
 ModuleOf = Callable[[fx.Node], nn.Module | None]
-_GATES: Final = {
-    **dict.fromkeys(("sigmoid", "expit", "hardsigmoid", "softmax", "_softmax", "erf"), 2),
-    **dict.fromkeys(("tanh", "relu6", "hardtanh", "clamp"), 1),
-}
-# A gate stays one after these, where no other data join it.
-_KEEPS: Final = frozenset({Kind.MOVEMENT, Kind.LINEAR, Kind.SUM, Kind.PRODUCT})
+_KEEPS: Final = frozenset(
+    {Kind.MOVEMENT, Kind.SELECTION, Kind.LINEAR, Kind.SUM, Kind.PRODUCT, Kind.ELEMENTWISE, Kind.NORMALISER}
+)
 
 
 def _signal(values: tuple[Any, ...], name: str, module_of: ModuleOf) -> int | None:
@@ -571,16 +567,31 @@ def _signal(values: tuple[Any, ...], name: str, module_of: ModuleOf) -> int | No
 
 def _certainty(node: fx.Node, module_of: ModuleOf) -> int:
     """Return how sure it is that the node is a gate; zero if nothing speaks for it."""
+    certainty = 0
     while True:
         entry = entry_of(node)
-        if entry is None:
-            return 0
+        if entry is None or entry.kind not in _KEEPS:
+            return certainty
+        if entry.kind in (Kind.ELEMENTWISE, Kind.NORMALISER):
+            certainty = max(certainty, _bound(node, entry, module_of(node)))
         lends_shape = entry.name in ("expand_as", "view_as", "reshape_as", "type_as")
         inputs = node.all_input_nodes[:1] if lends_shape else node.all_input_nodes
         before = [value for value in inputs if carries(value)]
-        if entry.name in _GATES or entry.kind not in _KEEPS or len(before) != 1:
-            return _GATES.get(entry.name, 0)
+        if entry.kind is Kind.NORMALISER or len(before) != 1:
+            return certainty
         (node,) = before
+
+
+def _bound(node: fx.Node, entry: Operation, module: nn.Module | None) -> int:
+    """Return what :func:`bound_of` says of a call; of normalisers only whether they are shares, as a softmax is."""
+    if len(node.all_input_nodes) != 1:
+        return 0
+
+    def function(value: Tensor) -> Any:
+        return call(node, module, *map_arg((node.args, node.kwargs), lambda _: value))
+
+    bound = bound_of(function)
+    return bound if entry.kind is Kind.ELEMENTWISE or bound == 2 else 0
 
 
 # The forward itself.
