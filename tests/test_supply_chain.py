@@ -21,6 +21,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 WHOLE_OBJECTS = {"tests/core/test_canonized_copy.py": "loads from memory what the same test has saved"}
 CODE_FROM_TEXT = {
     "canon_bridge/core/source.py": "compiles the forward that it has written from a graph",
+    "tests/operations/test_uncovered.py": "makes functions of its own text, as if they were a library's",
     "tests/test_readme.py": "runs the examples of our own README",
 }
 

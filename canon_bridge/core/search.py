@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from canon_bridge.core.activations import find_absorber, wanted_rank
+from canon_bridge.core.explicit import Explicit
 from canon_bridge.core.facts import UNKNOWN, Facts, call, entry_of, has_data, reads_values
 from canon_bridge.core.labels import OUTSIDE, Labels, Mixed, Positions, encode
 from canon_bridge.core.layers.linear import (
@@ -31,6 +32,11 @@ from canon_bridge.core.rewrite import ExplicitFlow, ModuleCall
 # What a map may pass, if running it on channel numbers shows that it does.
 _PASSABLE = frozenset({Kind.MOVEMENT, Kind.LINEAR})
 _NOT_LINEAR = "{} after it is not linear"
+# Why a constant in a channel is no constant, or another one, behind an operation.
+_COUNTS = "it counts the padding"
+_DIVIDES = "it divides by another number than that of the elements in its window"
+_PUTS_IN = "it puts in other numbers"
+_MIXES = "it sums, scales or mixes channels"
 
 
 class Network:
@@ -96,10 +102,13 @@ class Network:
 
     def name(self, node: fx.Node) -> str:
         """Return what to call a node in a reason."""
-        operation = self.operations.get(node)
+        operation, entry = self.operations.get(node), entry_of(node)
         if operation is not None:
             kind = type(operation.module).__name__
-            return Words(f"{operation.path} ({kind})", kind)
+            if isinstance(operation.module, Explicit) and entry is not None:  # a type that the user does not know
+                kind = entry.name.lstrip("_")
+            is_said = operation.path.rpartition(".")[2] == kind
+            return Words(operation.path if is_said else f"{operation.path} ({kind})", kind)
         named = {"output": "the output of the model", "placeholder": "the input of the model"}
         return named.get(node.op) or str(getattr(node.target, "__name__", node.target))
 
@@ -238,6 +247,24 @@ class _Search:
             raise _Blocked("{} is called in different ways", name_of(operation))
         reached.nodes.append(node)
         return reached
+
+    def _misplaced(self, source: fx.Node, reader: ModuleCall) -> _Blocked:
+        """Return why the channels are not where a reader wants them: by what changed them, if it is not the reader."""
+        before, waiting = set[fx.Node](), [source]
+        while waiting:
+            node = waiting.pop()
+            if node in self.labels and node not in before:
+                before.add(node)
+                waiting += node.all_input_nodes
+        for node in sorted(before, key=self.network.order.__getitem__):
+            sources = [self.labels[name] for name in node.all_input_nodes if name in self.labels]
+            entry, kept = entry_of(node), self.labels[node].kept(sources) if sources and self._is_passable(node) else 1
+            if kept < 1 and entry is not None:
+                is_pool = entry.name.startswith("avg_pool")
+                why = _MIXES if entry.kind is not Kind.MOVEMENT else _PUTS_IN
+                why = (_COUNTS if kept else _DIVIDES) if is_pool else why
+                return _Blocked("{} does not keep constants: {}", self.network.name(node), why)
+        return _Blocked("{} acts on another dimension than the channels", name_of(reader))
 
     def _check(self, operation: ModuleCall) -> None:
         reason = self.network.why_not_into(operation)
@@ -398,7 +425,7 @@ class _Right(_Search):
             fits = rank == spatial + 2 if spatial else rank is not None
         positions = labels.along(1 if spatial or is_norm(module) else -1) if fits else None
         if positions is None:
-            raise _Blocked("{} acts on another dimension than the channels", name_of(operation))
+            raise self._misplaced(node.all_input_nodes[0], operation)
         if not positions.fits(takes):
             numbers = Words(str(takes), "n"), Words(str(len(positions.channels)), "m")
             raise _Blocked("{} takes {} channels, it has {}", name_of(operation), *numbers)
@@ -409,7 +436,7 @@ class _Right(_Search):
         several = any(parameter.numel() > 1 for parameter in module.parameters())
         positions = labels.along(1) if wanted_rank(module) in (None, labels.dimensions()) else None
         if positions is None or (positions.repeats and several):
-            raise _Blocked("{} acts on another dimension than the channels", name_of(operation))
+            raise self._misplaced(node.all_input_nodes[0], operation)
         known = operation.path in self.reached
         first = self._arrive(node, operation, positions, True, self.numbers).first
         self.numbers += 0 if known else len(positions.channels)
@@ -541,7 +568,7 @@ class _Left(_Search):
         positions = labels.along(1) if labels.dimensions() == self.rank else None
         last = next(iter(producers.values()))
         if positions is None:
-            raise _Blocked("{} acts on another dimension than the channels", name_of(last))
+            raise self._misplaced(source, last)
         if positions.repeats or len(set(positions.channels)) != len(positions.channels):
             raise _Blocked("a channel of {} comes to several of the norm", name_of(last))
         if len(positions.channels) != self.width or OUTSIDE in positions.channels:

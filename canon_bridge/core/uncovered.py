@@ -134,6 +134,8 @@ def _why(explicit: ExplicitFlow, node: fx.Node) -> str | None:
         return None
     wants = entry.kind in WANTS_MODULE or entry.kind in (Kind.LINEAR_LAYER, Kind.NORM)
     if wants and call is None and not _is_joined(node, failure):
+        if failure is not None and failure.endswith("."):  # it says what to do
+            return f"it cannot be made a module, and {_MEANS}: {failure}"
         return f"it cannot be made a module ({failure or 'its arguments are not known'}); {_MEANS}. {_TEACH}."
     return None
 

@@ -8,6 +8,7 @@ import functools
 import inspect
 import numbers
 import operator
+import os
 import sys
 import threading
 from collections import OrderedDict
@@ -34,7 +35,9 @@ _CONTAINERS: Final = frozenset(
 _ATTRIBUTES: Final = frozenset({"T", "mT", "H", "mH", "data", "real", "imag", "shape", "ndim", "dtype", "device"})
 # Functions of torch whose `input` is not the first argument.
 _OTHERWISE: Final = frozenset({torch.where, torch.searchsorted})
-_OWN: Final = (str(Path(__file__).resolve().parents[2]), str(Path(torch.__file__).parent))
+_OWN: Final = tuple(
+    f"{folder}{os.sep}" for folder in (Path(__file__).resolve().parents[2], Path(torch.__file__).parent)
+)
 
 
 class InPlaceProxy(fx.Proxy):
@@ -304,7 +307,7 @@ class SymbolicTracer(fx.Tracer):
             # A function that forward makes is another one in each trace.
             self.flow.sites[node] = self.frames[-1].site(target.__name__ if hasattr(target, "calls") else target)
         if self.inline and kind.startswith("call"):
-            node.meta["source"] = _source()
+            node.meta["source"] = _source(type(self.root.get_submodule(self.frames[-1].original)))
         base = overwritten(node, module)
         if base is not None:  # what reads it from now on reads the result
             self._overwritten[base] = node
@@ -613,9 +616,18 @@ def _is_method_in_place(kind: str, target: Any) -> bool:
     return kind == "call_method" and str(target).endswith("_") and not str(target).endswith("__")
 
 
-def _source() -> tuple[str, int]:
-    """Return the file and line of the call that is being recorded: the innermost that is not ours or torch's."""
-    frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OWN):
+def _source(owner: type) -> tuple[str, int]:
+    """Return the file and line of the call that is being recorded by the forward of a class.
+
+    It is the innermost in the package of that class, which is at most what the forward calls; where there is none (the
+    class is torch's), the innermost that is not ours or torch's.
+    """
+    frame, innermost = sys._getframe(2), None
+    while frame is not None:
+        if not frame.f_code.co_filename.startswith(_OWN):
+            innermost = innermost or frame
+            if str(frame.f_globals.get("__name__")).partition(".")[0] == owner.__module__.partition(".")[0]:
+                innermost = frame
+                break
         frame = frame.f_back
-    return frame.f_code.co_filename, frame.f_lineno
+    return ("", 0) if innermost is None else (innermost.f_code.co_filename, innermost.f_lineno)
