@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from canon_bridge.core import explicit
 from canon_bridge.core.explicit import MakeModule, Slot
-from canon_bridge.core.facts import Aliases, call, carries, entry_of, has_data, is_tensor
+from canon_bridge.core.facts import Aliases, call, carries, entry_of, has_data, is_tensor, values_read
 from canon_bridge.core.norms import children_after
 from canon_bridge.core.operations import WANTS_MODULE, Kind, Operation, bound_of, out_of_place, setitem_
 from canon_bridge.core.source import compile_forward
@@ -574,9 +574,7 @@ def _certainty(node: fx.Node, module_of: ModuleOf) -> int:
             return certainty
         if entry.kind in (Kind.ELEMENTWISE, Kind.NORMALISER):
             certainty = max(certainty, _bound(node, entry, module_of(node)))
-        lends_shape = entry.name in ("expand_as", "view_as", "reshape_as", "type_as")
-        inputs = node.all_input_nodes[:1] if lends_shape else node.all_input_nodes
-        before = [value for value in inputs if carries(value)]
+        before = [value for value in values_read(node) if carries(value)]
         if entry.kind is Kind.NORMALISER or len(before) != 1:
             return certainty
         (node,) = before

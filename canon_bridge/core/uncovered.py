@@ -32,6 +32,7 @@ _DATA: Final[Mapping[str, tuple[int, ...]]] = {
     ),
     **dict.fromkeys(("index_put", "setitem", "masked_scatter"), (0, 2)),
     **dict.fromkeys(("scatter", "scatter_add", "index_add", "index_copy", "index_fill"), (0, 3)),
+    **dict.fromkeys(("max_unpool1d", "max_unpool2d", "max_unpool3d"), (0,)),
     "embedding": (1,),
 }
 _SOFTMAX = (

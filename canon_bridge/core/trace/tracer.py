@@ -22,7 +22,7 @@ from torch.fx.node import map_arg
 from torch.fx.proxy import Attribute
 from torch.utils._pytree import tree_map_only
 
-from canon_bridge.core.facts import UNKNOWN, Facts, entry_of, is_tensor, note_data
+from canon_bridge.core.facts import UNKNOWN, Facts, entry_of, is_tensor, note_data, returns_indices
 from canon_bridge.core.norms import children_after, normalized
 from canon_bridge.core.operations import Kind, operation_of_module, overwritten, setitem_
 from canon_bridge.core.trace.flow import DATA, Flow, Frame, Inputs, Site, is_proxy, kept, pattern, unpack
@@ -97,7 +97,7 @@ class InPlaceProxy(fx.Proxy):
     def _parts(self) -> int | None:
         """Return into how many parts a call divides a tensor, where that is written there."""
         entry = entry_of(self.node)
-        if self.node.kwargs.get("return_indices") or (entry and entry.name in _PAIRS and _is_pair(self.node)):
+        if returns_indices(self.node) or (entry is not None and entry.name == "aminmax"):
             return 2
         if entry is None or entry.name not in ("chunk", "tensor_split", "split", "split_with_sizes"):
             return None
@@ -542,19 +542,6 @@ class ValueTracer(SymbolicTracer):
         for part in name.split("."):
             value = getattr(value, part)
         return value
-
-
-# Operations that may return values and indices.
-_PAIRS: Final = frozenset(
-    ["max", "min", "median", "nanmedian", "topk", "sort", "kthvalue", "mode", "cummax", "cummin", "aminmax"]
-)
-
-
-def _is_pair(node: fx.Node) -> bool:
-    always = entry_of(node)
-    if always is not None and always.name not in ("max", "min", "median", "nanmedian"):
-        return True
-    return "dim" in node.kwargs or any(isinstance(dim, int) for dim in node.args[1:2])
 
 
 def _unpacked(frame: Any) -> int | None:
