@@ -74,8 +74,12 @@ def _on_the_way(explicit: ExplicitFlow) -> list[fx.Node]:
     graph = explicit.flow.graph
     reached: set[fx.Node] = set()
     for node in reversed(graph.nodes):
+        entry = entry_of(node)
+        if any(reader in reached for reader, _ in explicit.aliases.read_after(node)):
+            # What it overwrites is read by another name. The gradient of a ReLU is its rule.
+            reached.update([node] if entry is None or entry.name != "relu" else ())
         if node.op == "output":
-            reached.update(node.all_input_nodes)
+            reached.update([node, *node.all_input_nodes])
         elif node in reached and not _stops(node):
             reached.update(_sources(explicit, node))
     return [node for node in graph.nodes if node in reached and node.op.startswith("call") and has_data(node)]

@@ -55,6 +55,9 @@ OPERATIONS = {
     "round": (lambda h: torch.round(h * 3), "torch.round"),
     "sign": (lambda h: h.sign(), "sign"),
     "comparison": (lambda h: (h > 0.1).double(), "h > 0.1"),
+    "a part overwritten": (lambda h: (lambda y: [y[:, :2].mul_(3), y])(h * 1)[1], "mul_"),
+    "a view overwritten": (lambda h: (lambda y: [y.view(-1).add_(1), y])(h * 1)[1], "add_"),
+    "a part overwritten by an activation": (lambda h: (lambda y: [F.elu_(y[:, 1]), y])(h - 1)[1], "elu_"),
     "function with a parameter": (
         With(lambda self, h: Weighted.apply(h, self.w), w=nn.Parameter(torch.rand(1, 4, 1, 1))),
         "Weighted.apply",
