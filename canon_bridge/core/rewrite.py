@@ -303,7 +303,7 @@ class _Survey:
         target = self.aliases.overwritten(node)
         memory = frozenset[fx.Node]() if target is None else self.aliases.origins(target)
         # A container that is traced alone does not know that two of its arguments are one tensor.
-        if sum(bool(self.aliases.origins(name) & memory) for name in _nodes_in(self.flow.inputs.get(owner, ()))) > 1:
+        if sum(bool(self.aliases.origins(name) & memory) for name in nodes_in(self.flow.inputs.get(owner, ()))) > 1:
             return False
         return not others and all(_writes_back(reader, node, target) for reader, _ in self.aliases.read_after(node))
 
@@ -400,9 +400,9 @@ def _build(node: fx.Node, entry: Operation, root: nn.Module) -> nn.Module:
     try:
         arguments = dict(inspect.signature(entry.make).bind(*node.args[1:], **keywords).arguments)
         for name in entry.tensors:
-            if _nodes_in(arguments.get(name)):
+            if nodes_in(arguments.get(name)):
                 arguments[name] = _constant(arguments[name], root)
-        if _nodes_in(arguments) and arguments.get("return_indices") is not True:
+        if nodes_in(arguments) and arguments.get("return_indices") is not True:
             raise _ComputedError("an argument is computed in forward")
         return entry.make(**arguments).eval()
     except (TypeError, AttributeError, AssertionError) as error:
@@ -474,10 +474,11 @@ def _product(
 def _occurrences(node: fx.Node) -> list[fx.Node]:
     """Return all nodes among the arguments of a call, in order, each as often as it is written."""
     keywords = {name: value for name, value in node.kwargs.items() if name not in ("out", "inplace")}
-    return _nodes_in((node.args, keywords))
+    return nodes_in((node.args, keywords))
 
 
-def _nodes_in(structure: Any) -> list[fx.Node]:
+def nodes_in(structure: Any) -> list[fx.Node]:
+    """Return the nodes in nested arguments, in order; of proxies those that they stand for."""
     found: list[fx.Node] = []
     if isinstance(structure, tuple) and any(map(is_proxy, tree_leaves(structure))):
         return [leaf.node for leaf in tree_leaves(structure) if is_proxy(leaf)]

@@ -1,16 +1,15 @@
 """Which operations on the way from the input to the output have no rule, and what to say of them."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from torch import fx, nn
-from torch.fx.node import map_arg
 
 from canon_bridge.core.explicit import Arithmetic, Explicit
 from canon_bridge.core.facts import carries, entry_of, has_data
 from canon_bridge.core.operations import STOPS, WANTS_MODULE, Kind, operation_of_module
 from canon_bridge.core.plan import Plan, Uncovered
-from canon_bridge.core.rewrite import ExplicitFlow
+from canon_bridge.core.rewrite import ExplicitFlow, nodes_in
 from canon_bridge.core.undo.alerts import UncoveredOperationWarning, alert
 
 _MEANS = "relevance follows its gradient here, which is no rule"
@@ -92,7 +91,7 @@ def _stops(node: fx.Node) -> bool:
 
 def _sources(explicit: ExplicitFlow, node: fx.Node) -> list[fx.Node]:
     """Return the arguments of a call that its value is made of: no gates, indices and conditions."""
-    entry, arguments = entry_of(node), _nodes_in((node.args, node.kwargs))
+    entry, arguments = entry_of(node), nodes_in((node.args, node.kwargs))
     carrying = [argument for argument in arguments if carries(argument)]
     if entry is None:
         return carrying or arguments
@@ -103,17 +102,11 @@ def _sources(explicit: ExplicitFlow, node: fx.Node) -> list[fx.Node]:
             return carrying or arguments
         # Of an arithmetic operation its two operands are counted, of others the values with data.
         operands = list(node.args) if isinstance(call and call.module, Arithmetic) else carrying
-        return _nodes_in(operands[signal : signal + 1]) or carrying
+        return nodes_in(operands[signal : signal + 1]) or carrying
     places = _DATA.get(entry.name)
     if places is None:
         return arguments
-    return _nodes_in([node.args[place] for place in places if place < len(node.args)]) or carrying
-
-
-def _nodes_in(structure: Any) -> list[fx.Node]:
-    found: list[fx.Node] = []
-    map_arg(structure, found.append)
-    return found
+    return nodes_in([node.args[place] for place in places if place < len(node.args)]) or carrying
 
 
 def _why(explicit: ExplicitFlow, node: fx.Node) -> str | None:
