@@ -120,15 +120,16 @@ def _sign_outside(edits: Edits, module: nn.Module) -> None:
         edits.add_pre_hook(module, _sign_input)
 
 
-def _pool(module: nn.Module, signed: Callable[[nn.Module, Tensor], Tensor], input: Tensor) -> Tensor:
-    return type(module).forward(module, input) if _is_seen_as_maximum(module) else signed(module, input)
+def _pool(module: nn.Module, signed: Callable[..., Tensor], input: Tensor, *sizes: Any) -> Tensor:
+    pool = type(module).forward if _is_seen_as_maximum(module) else signed
+    return pool(module, input, *sizes)
 
 
-def _sign_input(module: nn.Module, args: tuple[Tensor]) -> Tensor | None:
+def _sign_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     if not _is_seen_as_maximum(module):
         return None
     vars(module)["_forward_hooks"].move_to_end(_LAST)  # behind those that have been registered since
-    return _signed(module, args[0])
+    return (_signed(module, args[0]), *args[1:])
 
 
 def _sign_output(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:

@@ -456,10 +456,10 @@ def absorb_into_max_pool(
     return affine
 
 
-def _signed_pool(module: nn.Module, input: Tensor) -> Tensor:
+def _signed_pool(module: nn.Module, input: Tensor, *sizes: Any) -> Tensor:
     sign = pool_sign(module, input)
     assert sign is not None  # it was written with this forward
-    return type(module).forward(module, input * sign) * sign
+    return type(module).forward(module, input * sign, *sizes) * sign
 
 
 def pool_sign(module: nn.Module, value: Tensor) -> Tensor | None:
@@ -517,6 +517,7 @@ MAX_POOLS: Final = Registry[int](
         nn.AdaptiveMaxPool2d: 4,
         nn.AdaptiveMaxPool3d: 5,
         "timm.layers.pool2d_same.MaxPool2dSame": 4,
+        **{f"canon_bridge.core.explicit.MaxPool{spatial}d": spatial + 2 for spatial in (1, 2, 3)},
     }
 )
 

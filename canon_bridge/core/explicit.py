@@ -90,6 +90,24 @@ class Normaliser(Explicit):
     canonical_operation = "layer_norm"
 
 
+class MaxPool1d(Explicit):
+    """A max pooling whose window or output size is computed in forward from sizes, which it is handed besides."""
+
+    canonical_operation = "max_pool1d"
+
+
+class MaxPool2d(Explicit):
+    """See :class:`MaxPool1d`."""
+
+    canonical_operation = "max_pool2d"
+
+
+class MaxPool3d(Explicit):
+    """See :class:`MaxPool1d`."""
+
+    canonical_operation = "max_pool3d"
+
+
 class Arithmetic(nn.Module):
     """An operation on two operands of which one or both carry the data of the input.
 

@@ -14,6 +14,7 @@ from torch.fx.node import map_arg
 from canon_bridge.core.layers.linear import in_channels, is_linear, linear_type, out_channels
 from canon_bridge.core.norms import is_norm, norm_type, width
 from canon_bridge.core.operations import (
+    OPERATIONS,
     STOPS,
     Kind,
     Operation,
@@ -58,6 +59,12 @@ _SEVERAL: Final = frozenset(
 )
 
 
+# Operations that return values and indices.
+_PAIRS: Final = frozenset(["topk", "sort", "kthvalue", "mode", "cummax", "cummin"])
+# What reads of all arguments but the first only the shape or the type.
+_LENDS_SHAPE: Final = frozenset(["reshape_as", "view_as", "expand_as", "type_as"])
+
+
 def note_data(node: fx.Node, module: nn.Module | None) -> None:
     """Note on a new node what it is, whether values of the input reach it, and whether relevance can flow through it.
 
@@ -65,8 +72,11 @@ def note_data(node: fx.Node, module: nn.Module | None) -> None:
     ``meta["carries"]`` is False also for what has no gradient, such as a comparison.
     """
     entry = operation_of_module(module) if module is not None else operation_of_call(node)
-    before = [name.meta.get("has_data", True) for name in node.all_input_nodes]
-    carried = [name.meta.get("carries", True) for name in node.all_input_nodes]
+    if entry is not None and entry.name == "getitem" and node.args[1:] == (1,) and returns_indices(node.args[0]):
+        entry = OPERATIONS["argmax"]
+    values = _values_of(node, entry)
+    before = [name.meta.get("has_data", True) for name in values]
+    carried = [name.meta.get("carries", True) for name in values]
     node.meta["operation"] = entry
     if node.op in ("placeholder", "get_attr"):
         node.meta["has_data"] = node.meta["carries"] = node.op == "placeholder"
@@ -97,8 +107,28 @@ def reads_values(node: fx.Node, tensor: fx.Node) -> bool:
     entry = entry_of(node)
     if entry is not None and entry.kind in _READS_NOTHING:
         return False
-    lends_shape = entry is not None and entry.name in ("reshape_as", "view_as", "expand_as", "type_as")
-    return not (lends_shape and node.args and node.args[0] is not tensor)
+    return tensor in _values_of(node, entry)
+
+
+def values_read(node: fx.Node) -> list[fx.Node]:
+    """Return the arguments of a call that it reads more of than their shape or type."""
+    return _values_of(node, entry_of(node))
+
+
+def _values_of(node: fx.Node, entry: Operation | None) -> list[fx.Node]:
+    lends_shape = entry is not None and entry.name in _LENDS_SHAPE
+    return node.all_input_nodes[:1] if lends_shape else node.all_input_nodes
+
+
+def returns_indices(node: object) -> bool:
+    """Return whether a call returns values and where they were."""
+    entry = entry_of(node) if isinstance(node, fx.Node) else None
+    if not isinstance(node, fx.Node) or entry is None:
+        return False
+    if entry.name in ("max", "min", "median", "nanmedian"):
+        return "dim" in node.kwargs or any(isinstance(dim, int) for dim in node.args[1:2])
+    is_asked = node.kwargs.get("return_indices") is True
+    return is_asked or entry.name in _PAIRS or entry.name.endswith("_with_indices")
 
 
 def is_tensor(value: object) -> bool:
@@ -158,7 +188,7 @@ class Aliases:
         entry = entry_of(node)
         if entry is not None and entry.kind in (_READS_NOTHING if mark == "has_data" else STOPS):
             return False
-        return any(name.meta.get(mark, True) or self._origins[name] & dirty for name in node.all_input_nodes)
+        return any(name.meta.get(mark, True) or self._origins[name] & dirty for name in values_read(node))
 
     def overwritten(self, node: fx.Node) -> fx.Node | None:
         """Return the argument that the call overwrites, or None."""
@@ -315,15 +345,19 @@ class Facts:
         return [_meta((tensor.shape[0], channels, *(size[w] for size in wide))) for w, tensor in enumerate(first)]
 
     def _for_readers(self, node: fx.Node) -> Any:
-        """Return what a value must be for the layers that read it."""
-        for reader in node.users:
-            module = self.modules.get(reader)
-            if module is None or reader.args[:1] != (node,):
-                continue
-            if is_linear(module) and linear_type(module).spatial:
-                return self._tensors(in_channels(module), (linear_type(module).spatial + 2,))
-            if is_norm(module):
-                return self._tensors(width(module), norm_type(module).ranks)
+        """Return what a value must be for the layers that read it, or a function of it that has the same sizes."""
+        waiting, seen = [node], set[fx.Node]()
+        while waiting:
+            value = waiting.pop()
+            seen.add(value)
+            for reader in value.users:
+                module, is_first = self.modules.get(reader), reader.args[:1] == (value,)
+                if is_first and module is not None and is_linear(module) and linear_type(module).spatial:
+                    return self._tensors(in_channels(module), (linear_type(module).spatial + 2,))
+                if is_first and module is not None and is_norm(module):
+                    return self._tensors(width(module), norm_type(module).ranks)
+                if reader not in seen and _keeps_sizes(reader):
+                    waiting.append(reader)
         return UNKNOWN
 
     def _tensors(self, channels: int, ranks: tuple[int, ...]) -> Any:
@@ -347,6 +381,14 @@ class Facts:
 
     def _new(self) -> tuple[int, ...]:
         return 1, next(self._fresh), next(self._fresh)
+
+
+def _keeps_sizes(node: fx.Node) -> bool:
+    """Return whether a call has one tensor among its arguments, and a result of the same sizes."""
+    entry = entry_of(node)
+    if entry is None or len(node.all_input_nodes) != 1:
+        return False
+    return entry.kind in (Kind.ELEMENTWISE, Kind.NORMALISER) or entry.name in ("add", "sub", "rsub", "mul", "div")
 
 
 def call(node: fx.Node, module: nn.Module | None, args: Any, kwargs: Any) -> Any:

@@ -143,7 +143,16 @@ class Labels:
             return Positions(lines[0])
         return _repeated(lines)
 
-    def renumbered(self, first: int, positions: Positions, run: Callable[[Any], Any]) -> "Labels":
+    def kept(self, sources: Sequence["Labels"]) -> float:
+        """Return the share of the elements that are elements of the sources: what else there is mixes or scales."""
+        found = [torch.ones(1, dtype=torch.bool)]
+        for world, value in self.worlds.items():
+            parts = [part for source in sources for part in _tensors(source.value(world))]
+            known = torch.cat([encode((OUTSIDE,)), *(part.flatten() for part in parts)]).unique()
+            found += [_nearest(part.flatten(), known)[1] for part in _tensors(value)]
+        return float(torch.cat(found[1:] or found).double().mean())
+
+    def renumbered(self, first: int, positions: Positions, run: Callable[[int, Tensor], Any] | None) -> "Labels":
         """Return what is behind an operation that gives each channel of axis 1 another map: new numbers from ``first``.
 
         Parameters
@@ -152,17 +161,19 @@ class Labels:
             The number of the first channel.
         positions : Positions
             Which channels lie on axis 1 before.
-        run : callable
-            The operation, which may change all other sizes.
+        run : callable, optional
+            The operation, from a world and the value in it, if it may change other sizes.
         """
         numbers = tuple(range(first, first + len(positions.channels)))
         if not self.worlds:
-            return Labels.start(numbers, self.axis, self.rank)
+            started = Labels.start(numbers, self.axis, self.rank)
+            return started if run is None else started.moved(lambda world: run(world, started.value(world)))
 
         def renumber(world: int) -> Any:
             value = self.worlds[world]
             line = encode(numbers, world).repeat_interleave(value.shape[1] // len(numbers))
-            return run(line.view(-1, *(1,) * (value.dim() - 2)).expand(value.shape))
+            line = line.view(-1, *(1,) * (value.dim() - 2)).expand(value.shape)
+            return line if run is None else run(world, line)
 
         return self.moved(renumber)
 
@@ -199,10 +210,19 @@ def _line(value: Tensor, axis: int, world: int) -> tuple[int, ...] | None:
     if not bool(((rows - first[:, None]).abs() <= _ACCURACY).all()):
         return None
     _, codes, order = _codes(world)
-    near = torch.searchsorted(codes, first - _ACCURACY).clamp(max=len(codes) - 1)
-    if not bool(((codes[near] - first).abs() <= 2 * _ACCURACY).all()):
-        return None
-    return tuple((order[near] + OUTSIDE).tolist())
+    near, is_near = _nearest(first, codes)
+    return tuple((order[near] + OUTSIDE).tolist()) if bool(is_near.all()) else None
+
+
+def _nearest(values: Tensor, ordered: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the place of the nearest of some ordered numbers, and whether the value is that number."""
+    near = torch.searchsorted(ordered, values - _ACCURACY).clamp(max=len(ordered) - 1)
+    return near, (ordered[near] - values).abs() <= 2 * _ACCURACY
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    parts = value if isinstance(value, tuple | list) else [value]
+    return [part.double() for part in parts if isinstance(part, Tensor) and part.is_floating_point()]
 
 
 def _repeated(lines: list[tuple[int, ...]]) -> Positions | None:

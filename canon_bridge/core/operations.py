@@ -475,6 +475,20 @@ def _is_elementwise(function: Callable[[Tensor], Any]) -> bool:
         return False
 
 
+def bound_of(function: Callable[[Tensor], Any]) -> int:
+    """Return 2 if all that a function puts out is between zero and one, 1 if it is bounded, else 0, by running it."""
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float64)[:, None]
+    sizes = (torch.cat([torch.zeros(1), torch.logspace(-3, end, 59)]).double() for end in (15, 30))
+    try:
+        with torch.no_grad(), torch._C.DisableTorchFunction():
+            near, far = (function((signs * size).view(2, 3, 4, 5)) for size in sizes)
+        low, high = (min(near.min(), far.min()).item(), max(near.max(), far.max()).item())
+        is_bounded = bool(near.isfinite().all()) and far.abs().max() <= 1.2 * near.abs().max()
+    except Exception:  # whatever it raises on such a tensor
+        return 0
+    return 0 if not is_bounded or low == high else 2 if low >= 0 and high <= 1 else 1
+
+
 def operation_of_function(function: Any) -> Operation | None:
     """Return the entry for a function of torch, of the ``operator`` module, or one that was registered."""
     taught = _BY_FUNCTION.get(_itself(function))

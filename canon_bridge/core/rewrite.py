@@ -5,6 +5,7 @@ What gets a module, how it is made, and the forward that calls it. Nothing here 
 
 import functools
 import inspect
+import numbers
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -17,9 +18,10 @@ from torch.utils._pytree import tree_leaves
 
 from canon_bridge.core import explicit
 from canon_bridge.core.explicit import MakeModule, Slot
-from canon_bridge.core.facts import Aliases, carries, entry_of, has_data, is_tensor
+from canon_bridge.core.facts import Aliases, call, carries, entry_of, has_data, is_tensor, values_read
 from canon_bridge.core.norms import children_after
-from canon_bridge.core.operations import WANTS_MODULE, Kind, Operation, out_of_place, setitem_
+from canon_bridge.core.operations import WANTS_MODULE, Kind, Operation, bound_of, out_of_place, setitem_
+from canon_bridge.core.source import write_forward
 from canon_bridge.core.trace.flow import Flow, Site, TracingError, is_proxy
 from canon_bridge.core.trace.trace import trace_locally
 from canon_bridge.core.written import Written
@@ -305,7 +307,7 @@ class _Survey:
         target = self.aliases.overwritten(node)
         memory = frozenset[fx.Node]() if target is None else self.aliases.origins(target)
         # A container that is traced alone does not know that two of its arguments are one tensor.
-        if sum(bool(self.aliases.origins(name) & memory) for name in _nodes_in(self.flow.inputs.get(owner, ()))) > 1:
+        if sum(bool(self.aliases.origins(name) & memory) for name in nodes_in(self.flow.inputs.get(owner, ()))) > 1:
             return False
         return not others and all(_writes_back(reader, node, target) for reader, _ in self.aliases.read_after(node))
 
@@ -346,8 +348,9 @@ def _make(node: fx.Node, entry: Operation, root: nn.Module, module_of: "ModuleOf
     if entry.make is not None:
         try:
             return _of_torch(node, entry, root)
-        except ValueError:
-            if entry.kind not in WANTS_MODULE and entry.kind is not Kind.LINEAR_LAYER:
+        except ValueError as error:
+            is_pool = entry.name in _POOLS and isinstance(error, _ComputedError)
+            if entry.kind not in WANTS_MODULE and entry.kind is not Kind.LINEAR_LAYER and not is_pool:
                 raise
     if entry.name in ("add", "sub", "rsub", "mul", "div"):
         return _arithmetic(node, entry, module_of)
@@ -355,7 +358,7 @@ def _make(node: fx.Node, entry: Operation, root: nn.Module, module_of: "ModuleOf
     count = sum(flags)
     if any(carries(leaf) and not is_tensor(leaf) for leaf in _occurrences(node)):
         raise ValueError("an argument is several tensors")
-    kind, more = _GENERIC.get(entry.kind, explicit.Product), dict[str, Any]()
+    kind, more = _POOLS.get(entry.name) or _GENERIC.get(entry.kind, explicit.Product), dict[str, Any]()
     if entry.kind in (Kind.PRODUCT, Kind.LINEAR_LAYER):
         if entry.name == "glu":
             return _gated(node)
@@ -364,7 +367,7 @@ def _make(node: fx.Node, entry: Operation, root: nn.Module, module_of: "ModuleOf
         raise ValueError(f"it has {count} inputs with data, and is known for one")
     function, (args, kwargs) = out_of_place(node), _template(node, flags)
     make = functools.partial(kind, function, args, kwargs, count, **more)
-    return _Made(entry.name.lstrip("_"), make, lambda call: _slots(call, flags))
+    return _Made(entry.name, make, lambda call: _slots(call, flags))
 
 
 _GENERIC: Final = {
@@ -372,7 +375,17 @@ _GENERIC: Final = {
     Kind.LINEAR: explicit.LinearMap,
     Kind.NORMALISER: explicit.Normaliser,
 }
+# By the name of the operation: those that absorb a map, whatever their size is computed from.
+_POOLS: Final = {
+    f"{kind}max_pool{spatial}d": getattr(explicit, f"MaxPool{spatial}d")
+    for kind in ("", "adaptive_")
+    for spatial in (1, 2, 3)
+}
 _IGNORED: Final = frozenset({"input", "other", "self", "inplace", "out"})  # what a module out of place has no use for
+
+
+class _ComputedError(ValueError):
+    """An argument that a module of torch has to be made with is computed in forward."""
 
 
 def _of_torch(node: fx.Node, entry: Operation, root: nn.Module) -> _Made:
@@ -391,10 +404,10 @@ def _build(node: fx.Node, entry: Operation, root: nn.Module) -> nn.Module:
     try:
         arguments = dict(inspect.signature(entry.make).bind(*node.args[1:], **keywords).arguments)
         for name in entry.tensors:
-            if _nodes_in(arguments.get(name)):
+            if nodes_in(arguments.get(name)):
                 arguments[name] = _constant(arguments[name], root)
-        if _nodes_in(arguments):
-            raise ValueError("an argument is computed in forward")
+        if nodes_in(arguments) and arguments.get("return_indices") is not True:
+            raise _ComputedError("an argument is computed in forward")
         return entry.make(**arguments).eval()
     except (TypeError, AttributeError, AssertionError) as error:
         raise ValueError(f"its arguments have no module form ({error})") from error
@@ -465,10 +478,11 @@ def _product(
 def _occurrences(node: fx.Node) -> list[fx.Node]:
     """Return all nodes among the arguments of a call, in order, each as often as it is written."""
     keywords = {name: value for name, value in node.kwargs.items() if name not in ("out", "inplace")}
-    return _nodes_in((node.args, keywords))
+    return nodes_in((node.args, keywords))
 
 
-def _nodes_in(structure: Any) -> list[fx.Node]:
+def nodes_in(structure: Any) -> list[fx.Node]:
+    """Return the nodes in nested arguments, in order; of proxies those that they stand for."""
     found: list[fx.Node] = []
     if isinstance(structure, tuple) and any(map(is_proxy, tree_leaves(structure))):
         return [leaf.node for leaf in tree_leaves(structure) if is_proxy(leaf)]
@@ -516,7 +530,7 @@ def _operands(node: fx.Node, count: int) -> tuple[Any, ...]:
 def _may_be_operand(value: Any) -> bool:
     if isinstance(value, fx.Node):
         return is_tensor(value) or not carries(value)
-    return isinstance(value, int | float)
+    return isinstance(value, numbers.Real)
 
 
 def _constant(node: fx.Node, root: nn.Module) -> Any:
@@ -535,16 +549,12 @@ def _constant(node: fx.Node, root: nn.Module) -> Any:
     return node.target(*args, **kwargs)
 
 
-# Gates: what scales a signal. How sure it is that something after such an activation is one: from zero to one, or
-# bounded in another way.
+# Gates: what scales a signal, because it is bounded. It stays one after these, where no other data join it.
 
 ModuleOf = Callable[[fx.Node], nn.Module | None]
-_GATES: Final = {
-    **dict.fromkeys(("sigmoid", "expit", "hardsigmoid", "softmax", "_softmax", "erf"), 2),
-    **dict.fromkeys(("tanh", "relu6", "hardtanh", "clamp"), 1),
-}
-# A gate stays one after these, where no other data join it.
-_KEEPS: Final = frozenset({Kind.MOVEMENT, Kind.LINEAR, Kind.SUM, Kind.PRODUCT})
+_KEEPS: Final = frozenset(
+    {Kind.MOVEMENT, Kind.SELECTION, Kind.LINEAR, Kind.SUM, Kind.PRODUCT, Kind.ELEMENTWISE, Kind.NORMALISER}
+)
 
 
 def _signal(values: tuple[Any, ...], name: str, module_of: ModuleOf) -> int | None:
@@ -562,16 +572,29 @@ def _signal(values: tuple[Any, ...], name: str, module_of: ModuleOf) -> int | No
 
 def _certainty(node: fx.Node, module_of: ModuleOf) -> int:
     """Return how sure it is that the node is a gate; zero if nothing speaks for it."""
+    certainty = 0
     while True:
         entry = entry_of(node)
-        if entry is None:
-            return 0
-        lends_shape = entry.name in ("expand_as", "view_as", "reshape_as", "type_as")
-        inputs = node.all_input_nodes[:1] if lends_shape else node.all_input_nodes
-        before = [value for value in inputs if carries(value)]
-        if entry.name in _GATES or entry.kind not in _KEEPS or len(before) != 1:
-            return _GATES.get(entry.name, 0)
+        if entry is None or entry.kind not in _KEEPS:
+            return certainty
+        if entry.kind in (Kind.ELEMENTWISE, Kind.NORMALISER):
+            certainty = max(certainty, _bound(node, entry, module_of(node)))
+        before = [value for value in values_read(node) if carries(value)]
+        if entry.kind is Kind.NORMALISER or len(before) != 1:
+            return certainty
         (node,) = before
+
+
+def _bound(node: fx.Node, entry: Operation, module: nn.Module | None) -> int:
+    """Return what :func:`bound_of` says of a call; of normalisers only whether they are shares, as a softmax is."""
+    if len(node.all_input_nodes) != 1:
+        return 0
+
+    def function(value: Tensor) -> Any:
+        return call(node, module, *map_arg((node.args, node.kwargs), lambda _: value))
+
+    bound = bound_of(function)
+    return bound if entry.kind is Kind.ELEMENTWISE or bound == 2 else 0
 
 
 # The forward itself.
@@ -599,13 +622,17 @@ def _write_forward(
     for node in reversed(local.graph.nodes):  # tensors that modules hold now need not be there any more
         if node.op == "get_attr" and not node.users:
             local.graph.erase_node(node)
-    function = Written.from_graph(
-        local.graph,
+    signature = inspect.signature(container.forward)
+    arguments = {str(node.target).lstrip("*") for node in local.graph.nodes if node.op == "placeholder"}
+    if not arguments <= set(signature.parameters):
+        raise TracingError(f"the signature of the forward of {path or 'the model'} is not its own")
+    function = Written(
+        *write_forward(local.graph, signature),
         path,
-        inspect.signature(container.forward),
-        written=tuple(local.written),
-        expected=local.expected,
-        mode=container.training if _reads_mode(container) else None,
+        signature,
+        tuple(local.written),
+        local.expected,
+        container.training if _reads_mode(container) else None,
     )
     children = tuple((entry.name, entry.make) for entry in wanted)
     return Rewrite(path, flow.originals.get(path, path), function, children, dict(local.constants))
@@ -633,7 +660,7 @@ def _reads_mode(container: nn.Module) -> bool:
 
 
 def _free_name(owner: nn.Module, name: str, taken: set[str]) -> str:
-    candidate, number = name, 1
+    candidate, number = name.lstrip("_"), 1
     while hasattr(owner, candidate) or candidate in taken:
         number += 1
         candidate = f"{name}_{number}"

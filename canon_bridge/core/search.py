@@ -13,7 +13,8 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from canon_bridge.core.activations import find_absorber, wanted_rank
-from canon_bridge.core.facts import Facts, call, entry_of, has_data, reads_values
+from canon_bridge.core.explicit import Explicit
+from canon_bridge.core.facts import UNKNOWN, Facts, call, entry_of, has_data, reads_values
 from canon_bridge.core.labels import OUTSIDE, Labels, Mixed, Positions, encode
 from canon_bridge.core.layers.linear import (
     in_channels,
@@ -31,6 +32,11 @@ from canon_bridge.core.rewrite import ExplicitFlow, ModuleCall
 # What a map may pass, if running it on channel numbers shows that it does.
 _PASSABLE = frozenset({Kind.MOVEMENT, Kind.LINEAR})
 _NOT_LINEAR = "{} after it is not linear"
+# Why a constant in a channel is no constant, or another one, behind an operation.
+_COUNTS = "it counts the padding"
+_DIVIDES = "it divides by another number than that of the elements in its window"
+_PUTS_IN = "it puts in other numbers"
+_MIXES = "it sums, scales or mixes channels"
 
 
 class Network:
@@ -96,10 +102,13 @@ class Network:
 
     def name(self, node: fx.Node) -> str:
         """Return what to call a node in a reason."""
-        operation = self.operations.get(node)
+        operation, entry = self.operations.get(node), entry_of(node)
         if operation is not None:
             kind = type(operation.module).__name__
-            return Words(f"{operation.path} ({kind})", kind)
+            if isinstance(operation.module, Explicit) and entry is not None:  # a type that the user does not know
+                kind = entry.name.lstrip("_")
+            is_said = operation.path.rpartition(".")[2] == kind
+            return Words(operation.path if is_said else f"{operation.path} ({kind})", kind)
         named = {"output": "the output of the model", "placeholder": "the input of the model"}
         return named.get(node.op) or str(getattr(node.target, "__name__", node.target))
 
@@ -239,6 +248,24 @@ class _Search:
         reached.nodes.append(node)
         return reached
 
+    def _misplaced(self, source: fx.Node, reader: ModuleCall) -> _Blocked:
+        """Return why the channels are not where a reader wants them: by what changed them, if it is not the reader."""
+        before, waiting = set[fx.Node](), [source]
+        while waiting:
+            node = waiting.pop()
+            if node in self.labels and node not in before:
+                before.add(node)
+                waiting += node.all_input_nodes
+        for node in sorted(before, key=self.network.order.__getitem__):
+            sources = [self.labels[name] for name in node.all_input_nodes if name in self.labels]
+            entry, kept = entry_of(node), self.labels[node].kept(sources) if sources and self._is_passable(node) else 1
+            if kept < 1 and entry is not None:
+                is_pool = entry.name.startswith("avg_pool")
+                why = _MIXES if entry.kind is not Kind.MOVEMENT else _PUTS_IN
+                why = (_COUNTS if kept else _DIVIDES) if is_pool else why
+                return _Blocked("{} does not keep constants: {}", self.network.name(node), why)
+        return _Blocked("{} acts on another dimension than the channels", name_of(reader))
+
     def _check(self, operation: ModuleCall) -> None:
         reason = self.network.why_not_into(operation)
         if reason is not None:
@@ -282,9 +309,17 @@ class _World:
         if node.op == "get_attr":
             raise Mixed("it depends on a tensor of the model")
         if not has_data(node) and node.op != "placeholder" and entry is not None:
+            if (number := self._number(node)) is not None:
+                return number
             args, kwargs = map_arg((node.args, node.kwargs), lambda name: self._size_of(name, reader))
             return call(node, None, args, kwargs)
         return self._outside(node, joined, reader)
+
+    def _number(self, node: fx.Node) -> int | None:
+        """Return a size that is known by itself, though others of the same tensor need not be; else None."""
+        worlds = self.facts.of(node)
+        sizes = tuple(worlds) if worlds is not UNKNOWN and all(type(size) is int for size in worlds) else ()
+        return self._local(sizes) if len(set(sizes)) == 1 or sizes in self.sizes else None
 
     def _size_of(self, node: fx.Node, reader: fx.Node) -> Any:
         return self.value(node, [], reader) if node.op != "get_attr" else self._outside(node, [], reader)
@@ -390,7 +425,7 @@ class _Right(_Search):
             fits = rank == spatial + 2 if spatial else rank is not None
         positions = labels.along(1 if spatial or is_norm(module) else -1) if fits else None
         if positions is None:
-            raise _Blocked("{} acts on another dimension than the channels", name_of(operation))
+            raise self._misplaced(node.all_input_nodes[0], operation)
         if not positions.fits(takes):
             numbers = Words(str(takes), "n"), Words(str(len(positions.channels)), "m")
             raise _Blocked("{} takes {} channels, it has {}", name_of(operation), *numbers)
@@ -401,19 +436,30 @@ class _Right(_Search):
         several = any(parameter.numel() > 1 for parameter in module.parameters())
         positions = labels.along(1) if wanted_rank(module) in (None, labels.dimensions()) else None
         if positions is None or (positions.repeats and several):
-            raise _Blocked("{} acts on another dimension than the channels", name_of(operation))
+            raise self._misplaced(node.all_input_nodes[0], operation)
         known = operation.path in self.reached
         first = self._arrive(node, operation, positions, True, self.numbers).first
         self.numbers += 0 if known else len(positions.channels)
-        is_pool = wanted_rank(module) is not None
 
-        def pool(value: Tensor) -> Tensor:
-            return type(module).forward(module, value) if is_pool else value
+        def pool(world: int, value: Tensor) -> Any:
+            local, source = _World(self, world, node.all_input_nodes[0]), node.args[0]
+            args, kwargs = map_arg(
+                (node.args, node.kwargs), lambda name: value if name is source else local.value(name, [], node)
+            )
+            pooled = call(node, module if node.op == "call_module" else None, args, kwargs)
+            if not pooled.isfinite().all():  # a window of padding alone
+                raise Mixed("its sizes are too small")
+            return pooled
 
         try:
-            self.labels[node] = labels.renumbered(first, positions, pool)
+            run = None if wanted_rank(module) is None else pool
+            self.labels[node] = labels.renumbered(first, positions, run)
         except Mixed as mixed:
-            raise _Blocked("{}: {}", name_of(operation), str(mixed)) from mixed
+            rank = wanted_rank(module)
+            if rank is None or positions.repeats:
+                raise _Blocked("{}: {}", name_of(operation), str(mixed)) from mixed
+            # Of a size that is not known, but a pool of each channel whatever that is.
+            self.labels[node] = Labels.start(range(first, first + len(positions.channels)), 1, rank)
         kind = type(module).__name__
         self.through[Words(f"{kind} {operation.path}", kind)] = None
 
@@ -522,7 +568,7 @@ class _Left(_Search):
         positions = labels.along(1) if labels.dimensions() == self.rank else None
         last = next(iter(producers.values()))
         if positions is None:
-            raise _Blocked("{} acts on another dimension than the channels", name_of(last))
+            raise self._misplaced(source, last)
         if positions.repeats or len(set(positions.channels)) != len(positions.channels):
             raise _Blocked("a channel of {} comes to several of the norm", name_of(last))
         if len(positions.channels) != self.width or OUTSIDE in positions.channels:

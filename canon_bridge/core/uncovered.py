@@ -1,16 +1,15 @@
 """Which operations on the way from the input to the output have no rule, and what to say of them."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from torch import fx, nn
-from torch.fx.node import map_arg
 
 from canon_bridge.core.explicit import Arithmetic, Explicit
 from canon_bridge.core.facts import carries, entry_of, has_data
 from canon_bridge.core.operations import STOPS, WANTS_MODULE, Kind, operation_of_module
 from canon_bridge.core.plan import Plan, Uncovered
-from canon_bridge.core.rewrite import ExplicitFlow
+from canon_bridge.core.rewrite import ExplicitFlow, nodes_in
 from canon_bridge.core.undo.alerts import UncoveredOperationWarning, alert
 
 _MEANS = "relevance follows its gradient here, which is no rule"
@@ -32,6 +31,7 @@ _DATA: Final[Mapping[str, tuple[int, ...]]] = {
     ),
     **dict.fromkeys(("index_put", "setitem", "masked_scatter"), (0, 2)),
     **dict.fromkeys(("scatter", "scatter_add", "index_add", "index_copy", "index_fill"), (0, 3)),
+    **dict.fromkeys(("max_unpool1d", "max_unpool2d", "max_unpool3d"), (0,)),
     "embedding": (1,),
 }
 _SOFTMAX = (
@@ -73,8 +73,12 @@ def _on_the_way(explicit: ExplicitFlow) -> list[fx.Node]:
     graph = explicit.flow.graph
     reached: set[fx.Node] = set()
     for node in reversed(graph.nodes):
+        entry = entry_of(node)
+        if any(reader in reached for reader, _ in explicit.aliases.read_after(node)):
+            # What it overwrites is read by another name. The gradient of a ReLU is its rule.
+            reached.update([node] if entry is None or entry.name != "relu" else ())
         if node.op == "output":
-            reached.update(node.all_input_nodes)
+            reached.update([node, *node.all_input_nodes])
         elif node in reached and not _stops(node):
             reached.update(_sources(explicit, node))
     return [node for node in graph.nodes if node in reached and node.op.startswith("call") and has_data(node)]
@@ -87,7 +91,7 @@ def _stops(node: fx.Node) -> bool:
 
 def _sources(explicit: ExplicitFlow, node: fx.Node) -> list[fx.Node]:
     """Return the arguments of a call that its value is made of: no gates, indices and conditions."""
-    entry, arguments = entry_of(node), _nodes_in((node.args, node.kwargs))
+    entry, arguments = entry_of(node), nodes_in((node.args, node.kwargs))
     carrying = [argument for argument in arguments if carries(argument)]
     if entry is None:
         return carrying or arguments
@@ -98,17 +102,11 @@ def _sources(explicit: ExplicitFlow, node: fx.Node) -> list[fx.Node]:
             return carrying or arguments
         # Of an arithmetic operation its two operands are counted, of others the values with data.
         operands = list(node.args) if isinstance(call and call.module, Arithmetic) else carrying
-        return _nodes_in(operands[signal : signal + 1]) or carrying
+        return nodes_in(operands[signal : signal + 1]) or carrying
     places = _DATA.get(entry.name)
     if places is None:
         return arguments
-    return _nodes_in([node.args[place] for place in places if place < len(node.args)]) or carrying
-
-
-def _nodes_in(structure: Any) -> list[fx.Node]:
-    found: list[fx.Node] = []
-    map_arg(structure, found.append)
-    return found
+    return nodes_in([node.args[place] for place in places if place < len(node.args)]) or carrying
 
 
 def _why(explicit: ExplicitFlow, node: fx.Node) -> str | None:
@@ -134,6 +132,8 @@ def _why(explicit: ExplicitFlow, node: fx.Node) -> str | None:
         return None
     wants = entry.kind in WANTS_MODULE or entry.kind in (Kind.LINEAR_LAYER, Kind.NORM)
     if wants and call is None and not _is_joined(node, failure):
+        if failure is not None and failure.endswith("."):  # it says what to do
+            return f"it cannot be made a module, and {_MEANS}: {failure}"
         return f"it cannot be made a module ({failure or 'its arguments are not known'}); {_MEANS}. {_TEACH}."
     return None
 

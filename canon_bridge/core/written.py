@@ -9,9 +9,9 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
-from canon_bridge.core.portable import portable
+from canon_bridge.core.portable import Portable, portable
 from canon_bridge.core.trace.flow import fits
 
 
@@ -54,18 +54,7 @@ class Written:
         self.body, self.names, self.path = body, dict(names), path
         self.signature, self.written, self.expected, self.mode = signature, written, dict(expected or {}), mode
         self.__wrapped__ = _compiled(body, self.names, path) if isinstance(body, str) else body
-        kinds = {parameter.kind for parameter in signature.parameters.values()}
-        self._by_name = isinstance(body, str) and inspect.Parameter.KEYWORD_ONLY in kinds
-
-    @classmethod
-    def from_graph(cls, graph: fx.Graph, path: str, signature: inspect.Signature, **more: Any) -> "Written":
-        """Return the forward that computes a graph; the parameters are those of the constructor."""
-        if any(parameter.kind is parameter.KEYWORD_ONLY for parameter in signature.parameters.values()):
-            for node in graph.nodes:
-                if node.op == "placeholder":  # fx forgets that it is by name alone, and puts it after defaults
-                    node.args = ()
-        code = graph.python_code("self")
-        return cls(code.src, code.globals, path, signature, **more)
+        self.__code__ = inspect.unwrap(self.__wrapped__).__code__  # which torch.export asks for
 
     def __get__(self, instance: object, owner: type) -> Callable[..., Any]:
         return self if instance is None else types.MethodType(self, instance)
@@ -79,8 +68,6 @@ class Written:
             )
         if self.expected:
             self._check(args, kwargs)
-        if self._by_name:
-            args, kwargs = self._by_position(args, kwargs)
         result = self.__wrapped__(module, *args, **kwargs)
         if not self.written:
             return result
@@ -90,32 +77,14 @@ class Written:
         return result
 
     def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        bound = self._bound(args, kwargs)
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
         for name, wanted in self.expected.items():
             if not fits(bound.arguments[name], wanted):
                 raise ValueError(
                     f"{self.path or 'the model'} was called with another {name} than it was canonized for "
                     f"({wanted!r}); pass example_inputs with all the arguments that you will use."
                 )
-
-    def _by_position(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        """Return the arguments as the source takes them, all by position."""
-        bound = self._bound(args, kwargs)
-        more: dict[str, Any] = {}
-        values: list[Any] = []
-        for name, parameter in self.signature.parameters.items():
-            if parameter.kind is parameter.VAR_KEYWORD:
-                more = bound.arguments[name]
-            elif parameter.kind is parameter.VAR_POSITIONAL:
-                values += bound.arguments[name]
-            else:
-                values.append(bound.arguments[name])
-        return values, more
-
-    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
-        bound = self.signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return bound
 
     def __reduce__(self) -> tuple[Any, ...]:
         names = {name: portable(value) for name, value in self.names.items()}
@@ -131,7 +100,7 @@ class Written:
 
 
 def _compiled(source: str, names: dict[str, Any], path: str) -> Callable[..., Any]:
-    namespace = {name: getattr(value, "found", value) for name, value in names.items()}
+    namespace = {name: value.found if isinstance(value, Portable) else value for name, value in names.items()}
     namespace["__name__"] = __name__
     exec(compile(source, f"<canon_bridge: forward of {path or 'the model'}>", "exec"), namespace)
     return namespace["forward"]

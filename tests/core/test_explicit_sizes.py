@@ -12,10 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.with_zennit import TARGET, attribute, epsilon_composite
 from canon_bridge import canonize, plan
+from canon_bridge.captum import LRP, presets
 from canon_bridge.core.explicit import LinearMap
+from canon_bridge.zennit import ModelCanonizer
 from tests.conftest import Snapshot, randomize, relative_error
+from tests.core.decisions import with_both_signs
 from tests.core.pieces import BOTH, Function, Written, check, conv, image, norm
+from tests.models import gradient_times_input
 
 SIZES = ((2, 4, 6, 6), (1, 4, 7, 5), (3, 4, 4, 9), (2, 4, 6, 6))
 
@@ -107,15 +112,62 @@ def test_a_norm_is_merged_through_the_end_of_a_network(name: str) -> None:
     check(model, *(image(*size) for size in SIZES))
 
 
+# On the tensor that is pooled and the input of the model, whose sizes are others; with the rank and the layer after it.
+MAX_POOLS: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {
+    "size()[2:]": (2, lambda h, x: F.max_pool2d(h, h.size()[2:]).flatten(1)),
+    "sizes of the input": (2, lambda h, x: F.max_pool2d(h, kernel_size=x.size()[2:]).view(x.size(0), -1)),
+    "a tuple of sizes": (2, lambda h, x: F.max_pool2d(h, (h.shape[-2], h.shape[-1])).squeeze(-1).squeeze(-1)),
+    "torch.max_pool2d": (2, lambda h, x: torch.max_pool2d(F.relu(h), (h.shape[-2], h.shape[-1]))[:, :, 0, 0]),
+    "a module made in forward": (2, lambda h, x: nn.MaxPool2d(h.size()[2:])(h).flatten(1)),
+    "a stride": (2, lambda h, x: F.max_pool2d(h, 2, h.shape[-2] // 2).amax((2, 3))),
+    "padding": (2, lambda h, x: F.max_pool2d(h, 3, 2, padding=x.dim() - 3).mean((2, 3))),
+    "adaptive": (2, lambda h, x: F.adaptive_max_pool2d(h, h.shape[-1] // 2).mean((2, 3))),
+    "adaptive, by sizes of the input": (2, lambda h, x: F.adaptive_max_pool2d(h, (x.shape[-2] // 3, 1)).mean((2, 3))),
+    "1d": (1, lambda h, x: F.max_pool1d(h, h.size(2)).squeeze(2)),
+    "1d, by name": (1, lambda h, x: F.max_pool1d(input=F.relu(h), kernel_size=h.shape[-1]).view(h.size(0), -1)),
+    "3d": (3, lambda h, x: F.max_pool3d(h, h.shape[2:]).flatten(1)),
+    "two outputs": (2, lambda h, x: F.max_pool2d(h, h.size()[2:], return_indices=True)[0].flatten(1)),
+    "two outputs, by position": (2, lambda h, x: F.max_pool2d(h, h.size()[2:], 2, 0, 1, False, True)[0].flatten(1)),
+}
+LEFT_OVER = ("two outputs", "two outputs, by position", "a stride")  # amax is no pool
+
+
+class Pooled(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        rank, self.pool = MAX_POOLS[name]
+        self.conv = getattr(nn, f"Conv{rank}d")(3, 4, 3, padding=1)
+        self.norm, self.last = getattr(nn, f"BatchNorm{rank}d")(4), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.pool(self.norm(F.relu(self.conv(x))), x))
+
+
+@pytest.mark.zennit
+@pytest.mark.parametrize("prefer", BOTH)
+@pytest.mark.parametrize("name", MAX_POOLS)
+def test_a_max_pool_of_a_computed_size(name: str, prefer: str) -> None:
+    model = with_both_signs(Pooled(name).double().eval())
+    merges = plan(model, prefer=prefer).merges
+    assert [merge.chain.targets for merge in merges] == ([] if name in LEFT_OVER else [("last",)])
+    rank = MAX_POOLS[name][0]
+    inputs = [image(n, 3, *(size,) * rank) for n, size in ((2, 6), (1, 7))]
+    expected, before = [model(x).detach() for x in inputs], Snapshot.of(model)
+    with canonize(model, prefer=prefer):
+        for x, right in zip(inputs, expected, strict=True):
+            assert relative_error(model(x).detach(), right) < 1e-12
+    wanted = gradient_times_input(model, inputs[0])
+    by_zennit = attribute(model, inputs[0], epsilon_composite(1e-30, [ModelCanonizer(prefer=prefer)]))
+    by_captum = LRP(model, presets.epsilon(1e-30), prefer=prefer).attribute(inputs[0], target=TARGET)
+    assert max(relative_error(found, wanted) for found in (by_zennit, by_captum)) < 1e-12
+    before.check()
+
+
 NOT_THROUGH: dict[str, tuple[Function, Callable[[], nn.Module]]] = {
     "a mean over the channels": (lambda x: x.mean(1, keepdim=True), lambda: conv(1)),
     "a mean over channels and space": (lambda x: x.mean((1, 2, 3), keepdim=True), lambda: conv(1, 1, 1, 0)),
     "padding that is counted": (lambda x: F.avg_pool2d(x, 3, 1, 1), conv),
     "computed padding": (lambda x: F.avg_pool2d(x, 3, 1, x.dim() - 3), conv),
-    # A max pool becomes a module, which could absorb the map, where its arguments are known.
-    "a max pool of a computed size": (lambda x: F.max_pool2d(x, x.size()[2:]), conv),
-    "a max pool of a computed padding": (lambda x: F.max_pool2d(x, 2, padding=x.dim() - 3), conv),
-    "an adaptive max pool of a computed size": (lambda x: F.adaptive_max_pool2d(x, x.shape[2] // 2), conv),
     "another divisor": (lambda x: F.avg_pool2d(x, x.size()[2:], divisor_override=3), lambda: conv(4, 3, 1, 0)),
     "a pool with a size that is no point": (
         # Neither dimension is one, so nothing is squeezed, and the linear layer acts on the last dimension.

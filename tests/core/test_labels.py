@@ -286,11 +286,11 @@ def test_others_lie_outside() -> None:
 
 def test_after_an_activation_channels_have_new_numbers() -> None:
     positions = Positions((0, 1, 2))
-    fresh = Labels.start(range(3), 1, 4).renumbered(7, positions, lambda value: value)
+    fresh = Labels.start(range(3), 1, 4).renumbered(7, positions, None)
     assert fresh.along(1) == Positions((7, 8, 9))
     moved = Labels.start(range(3), 1, 4)
     moved = moved.moved(lambda world, before=moved: before.value(world).flatten(1))
-    again = moved.renumbered(7, moved.along(1), lambda value: value)
+    again = moved.renumbered(7, moved.along(1), lambda world, value: value)
     assert again.along(1) == Positions((7, 8, 9), repeats=True)
 
 

@@ -71,6 +71,8 @@ def unread(m: nn.Module, x: Tensor) -> Tensor:
     return m.a(first)
 
 
+COUNTS = r"^\d \(AvgPool2d\) does not keep constants: it counts the padding"
+DIVIDES = r"^\d \(AvgPool2d\) does not keep constants: it divides by another number"
 OVERWRITES, OTHER = "overwrites a tensor that is read again", "acts on another dimension than the channels"
 # name: (model, norm, direction, what the reason says)
 OBSTACLES: dict[str, tuple[Model, str, str, str]] = {
@@ -82,10 +84,66 @@ OBSTACLES: dict[str, tuple[Model, str, str, str]] = {
         written(lambda m, x: m.a(m.pool(m.norm(x))[0]), a=conv, pool=lambda: nn.MaxPool2d(2, return_indices=True)),
         *("norm", "right", r"pool \(MaxPool2d\) after it"),
     ),
-    "counts padding": (behind(lambda: nn.AvgPool2d(3, 1, 1), conv), "1", "right", OTHER),
-    "counts padding of one axis": (behind(lambda: nn.AvgPool2d(3, 1, (0, 1)), conv), "1", "right", OTHER),
-    "counts padding, before": (lambda: nn.Sequential(conv(), nn.AvgPool2d(3, 1, 1), norm()), "2", "left", OTHER),
-    "divisor": (behind(lambda: nn.AvgPool2d(2, divisor_override=3), conv), "1", "right", OTHER),
+    "counts padding": (behind(lambda: nn.AvgPool2d(3, 1, 1), conv), "1", "right", COUNTS),
+    "counts padding of one axis": (behind(lambda: nn.AvgPool2d(3, 1, (0, 1)), conv), "1", "right", COUNTS),
+    "counts padding, before": (lambda: nn.Sequential(conv(), nn.AvgPool2d(3, 1, 1), norm()), "2", "left", COUNTS),
+    "counts padding, by function": (
+        written(lambda m, x: m.a(F.avg_pool2d(m.norm(x), 3, 1, 1)), a=conv),
+        *("norm", "right", r"avg_pool2d \(AvgPool2d\) does not keep constants: it counts the padding"),
+    ),
+    "counts padding of computed size": (
+        written(lambda m, x: m.a(F.avg_pool2d(m.norm(x), x.dim() - 1, 1, 1)), a=conv),
+        *("norm", "right", r"avg_pool2d does not keep constants: it counts the padding"),
+    ),
+    "counts padding, far before the layer": (
+        behind(
+            lambda: nn.AvgPool2d(3, 1, 1),
+            lambda: nn.Flatten(2),
+            lambda: nn.AdaptiveAvgPool1d(2),
+            nn.Flatten,
+            lambda: nn.Linear(8, 2),
+        ),
+        *("1", "right", COUNTS),
+    ),
+    "counts padding, and an activation": (behind(lambda: nn.AvgPool2d(3, 1, 1), nn.GELU, conv), "1", "right", COUNTS),
+    "divisor": (behind(lambda: nn.AvgPool2d(2, divisor_override=3), conv), "1", "right", DIVIDES),
+    "divisor of a point": (
+        written(lambda m, x: m.a(F.avg_pool2d(m.norm(x), x.shape[2:], divisor_override=3)), a=conv),
+        *("norm", "right", "avg_pool2d does not keep constants: it divides by another number"),
+    ),
+    "divisor, before": (
+        lambda: nn.Sequential(conv(), nn.AvgPool2d(2, divisor_override=3), norm()),
+        "2",
+        "left",
+        DIVIDES,
+    ),
+    "pads with zeros": (
+        behind(lambda: nn.ZeroPad2d(1), conv),
+        "1",
+        "right",
+        r"2 \(ZeroPad2d\) does not keep constants",
+    ),
+    "pads with ones": (
+        written(lambda m, x: m.a(F.pad(m.norm(x), (1, 0), value=1.0)), a=conv),
+        *("norm", "right", "pad does not keep constants: it puts in other numbers"),
+    ),
+    "sum": (
+        written(lambda m, x: m.a(m.norm(x).sum((2, 3), keepdim=True)), a=conv),
+        *("norm", "right", "sum does not keep constants: it sums"),
+    ),
+    "mean over channels": (
+        written(lambda m, x: m.a(m.norm(x).mean(1, keepdim=True).expand(-1, 4, -1, -1)), a=conv),
+        *("norm", "right", "mean does not keep constants: it sums, scales or mixes channels"),
+    ),
+    "exp": (written(lambda m, x: m.a(torch.exp(m.norm(x))), a=conv), "norm", "right", "^exp after it is not linear"),
+    "layer norm": (
+        written(lambda m, x: m.a(F.layer_norm(m.norm(x), (6, 6))), a=conv),
+        *("norm", "right", "^layer_norm after it is not linear"),
+    ),
+    "log softmax": (
+        written(lambda m, x: m.a(m.norm(x).log_softmax(1)), a=conv),
+        *("norm", "right", "^log_softmax after it is not linear"),
+    ),
     "channels of the pool": (behind(lambda: nn.Flatten(2), lambda: nn.Linear(9, 2)), "1", "right", OTHER),
     "flatten(0)": (
         written(lambda m, x: m.fc(torch.flatten(m.norm(x))), fc=lambda: nn.Linear(288, 2)),

@@ -45,7 +45,7 @@ count  what happens                     through, or why                         
 1      merged left                      -                                                                        stem.1
 1      merged right                     -                                                                        before
 1      made a per-channel linear layer  left: Add before it is not linear; \
-right: Normaliser after it is not linear  alone
+right: softmax after it is not linear  alone
 1      merged right                     ReLU, adaptive_avg_pool2d, flatten                                  last
 1      made a per-channel linear layer  it is not called in forward                                              unused
 
@@ -56,7 +56,7 @@ order  BatchNorm  direction  merged into                 through, or why
 1      stem.1     left       stem.0                      -
 2      before     right      first, second               -
 3      alone      -          a per-channel linear layer  left: add (Add) before it is not linear; \
-right: softmax (Normaliser) after it is not linear
+right: softmax after it is not linear
 4      last       right      classifier                  ReLU relu, adaptive_avg_pool2d, flatten
 5      unused     -          a per-channel linear layer  it is not called in forward
 

@@ -172,21 +172,44 @@ def test_through_changes_of_shape(name: str) -> None:
     check(SHAPES[name])
 
 
-NOT_YET = pytest.mark.xfail(reason="sizes that lie beside the one that is read have to be known, too")
+BATCHES: dict[str, Callable[[Any, Tensor, Tensor, Tensor], Tensor]] = {
+    "the activation": lambda m, x, y, z: z.view(z.size(0), -1),
+    "before the norm": lambda m, x, y, z: z.view(y.size(0), -1),
+    "the input": lambda m, x, y, z: z.view(x.size(0), -1),
+    "the input, from the end": lambda m, x, y, z: z.view(x.size(-4), -1),
+    "shape": lambda m, x, y, z: z.reshape(x.shape[0], -1),
+    "size()": lambda m, x, y, z: z.view((x.size()[0], -1)),
+    "all sizes": lambda m, x, y, z: (lambda n, c, h, w: z.view(n, -1))(*x.shape),
+    "and channels": lambda m, x, y, z: z.view(x.size(0), x.size(1), -1).flatten(1),
+    "of a copy": lambda m, x, y, z: z.view((x * 2 - 1).abs().size(0), -1),
+    "with a product": lambda m, x, y, z: z.view(x.size(0) * 4 // 4, -1),
+}
 
 
-@pytest.mark.parametrize(
-    "tensor", ["the activation", pytest.param("the input of the model", marks=NOT_YET), "before the norm"]
-)
-def test_a_view_with_the_batch_of_another_tensor(tensor: str) -> None:
+@pytest.mark.parametrize("is_scaled", [False, True])
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_view_with_the_batch_of_another_tensor(name: str, is_scaled: bool) -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
-        y = m.first(x)
+        y = m.first((x - 0.5) / 2 if is_scaled else x)
         z = m.norm(y)
-        batch = {"the activation": z, "the input of the model": x, "before the norm": y}[tensor].size(0)
-        return m.last(F.adaptive_avg_pool2d(F.relu(z, inplace=True), (1, 1)).view(batch, -1))
+        return m.last(BATCHES[name](m, x, y, F.adaptive_avg_pool2d(F.relu(z, inplace=True), (1, 1))))
 
     build = written(forward, first=lambda: nn.Sequential(conv(), nn.Tanh()), last=lambda: nn.Linear(4, 3))
     check(Case(build, {"norm": "right last"}, SIZES))
+
+
+@pytest.mark.parametrize("name", ["the input", "shape"])
+def test_a_view_to_the_left_with_the_batch_of_the_input(name: str) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.norm(BATCHES[name](m, x, x, m.pool(m.first(x)))).tanh()
+
+    build = written(forward, first=conv, pool=lambda: nn.AdaptiveAvgPool2d(1), norm=lambda: nn.BatchNorm1d(4))
+    check(Case(build, {"norm": "left first"}, SIZES))
+
+
+def test_a_view_with_a_size_of_something_else_is_not_followed() -> None:
+    build = written(lambda m, x: m.last(F.relu(m.norm(x)).flatten(2).view(x.size(2), -1)), last=fc(4 * 6 * 2))
+    check(Case(build, {"norm": LINEAR}, ((2, 4, 6, 6),)))
 
 
 def test_instance_norm_keeps_the_number_of_channels() -> None:

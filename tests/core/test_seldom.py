@@ -21,7 +21,7 @@ OTHER = "last acts on another dimension than the channels"
 OBSTACLES: dict[str, tuple[Callable[..., Any], str]] = {
     "parts that are stacked": (
         lambda m, x: m.last(torch.stack(m.norm(x).chunk(2, 1)).sum(0)),
-        OTHER,
+        "sum does not keep constants: it sums, scales or mixes channels",
     ),
     "rows and not channels": (
         lambda m, x: m.last(m.norm(x).transpose(1, 2).chunk(3, 1)[0]),

@@ -257,6 +257,18 @@ FOLDS: dict[str, Operation] = {
     "nn.Fold": With(lambda self, h: self.fold(F.unfold(h, 2)), fold=nn.Fold((6, 6), 2)),
     "tensor.unfold": lambda h: h.unfold(2, 2, 1).sum(-1),
     "index_add": lambda h: h.index_add(1, torch.tensor([0, 2]), h[:, 1:3]),
+    "scatter_add by expand_as": lambda h: torch.zeros_like(h).scatter_add(
+        1, torch.tensor([0, 2, 1, 1]).view(1, 4, 1, 1).expand_as(h), h
+    ),
+    "scatter_add to the largest": lambda h: (
+        lambda values, places: torch.zeros_like(h.flatten(2)).scatter_add(-1, places, values)
+    )(*h.flatten(2).topk(5, -1)),
+    "scatter_add to the maximum": lambda h: (lambda pair: torch.zeros_like(h).scatter_add(1, pair[1], pair[0] * 2))(
+        h.max(1, keepdim=True)
+    ),
+    "scatter_add by sort": lambda h: (lambda r: torch.zeros_like(h).scatter_add(1, r.indices, r.values))(h.sort(1)),
+    "index_add by argsort": lambda h: torch.zeros_like(h).index_add(1, h[0, :, 0, 0].argsort(), h),
+    "a factor of a type": lambda h: torch.full((4, 1, 1), 0.5).type_as(h) * h,
     "scatter_add": lambda h: torch.zeros_like(h).scatter_add(
         3, torch.tensor([0, 1, 1, 3, 3, 3]).expand(h.shape[0], 4, 6, 6), h
     ),

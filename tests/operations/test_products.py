@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from canon_bridge import plan
+from canon_bridge import canonize, plan
+from canon_bridge.core.explicit import Multiply
 from tests.conftest import relative_error
 from tests.models import gradient_times_input
 from tests.operations.networks import finish, image
@@ -25,6 +26,74 @@ def _halves(h):
 
 def _attention(h):
     return torch.softmax(h.flatten(2) @ h.flatten(2).transpose(1, 2), dim=-1)
+
+
+# What makes a gate of one branch of the same size as the signal, so that only what is done to it tells.
+GATES = {
+    "sigmoid": torch.sigmoid,
+    "hardsigmoid": F.hardsigmoid,
+    "nn.Hardsigmoid": nn.Hardsigmoid(),
+    "softmax": lambda v: v.flatten(2).softmax(-1).view_as(v),
+    "softmin": lambda v: F.softmin(v, 1),
+    "tanh": torch.tanh,
+    "softsign": F.softsign,
+    "atan": torch.atan,
+    "erf": torch.erf,
+    "sin": torch.sin,
+    "ndtr": torch.special.ndtr,
+    "clamp": lambda v: v.clamp(-0.3, 0.4),
+    "hardtanh": lambda v: F.hardtanh(v, -0.2, 0.3),
+    "relu6": lambda v: F.relu6(v + 3) / 6,
+    "rounded": lambda v: (torch.sigmoid(v) * 8).round() / 8,
+    "clamped": lambda v: torch.sigmoid(v).clamp(0.3, 0.6),
+    "clamped from below": lambda v: torch.sigmoid(v).clamp_min(0.45),
+    "scaled and shifted": lambda v: 2 * torch.sigmoid(v) - 0.5,
+    "one less": lambda v: 1 - torch.sigmoid(v),
+    "by a parameter": With(lambda self, v: torch.sigmoid(v) * self.w + self.w, w=nn.Parameter(torch.rand(4, 1, 1))),
+    "rectified": lambda v: F.relu(torch.tanh(v) * 3 - 0.1),
+    "a root": lambda v: torch.sigmoid(v).sqrt(),
+    "a power": lambda v: torch.sigmoid(v) ** 2,
+    "the largest": lambda v: torch.sigmoid(v).amax(1, keepdim=True).expand_as(v),
+    "pooled": lambda v: F.max_pool2d(torch.sigmoid(v), 3, 1, 1),
+    "dropped": lambda v: F.dropout(torch.sigmoid(v), 0.5, training=False),
+    "straight through": lambda v: (v.sigmoid() > 0.5).double() + v.sigmoid() - v.sigmoid().detach(),
+}
+ORDERS = {"after": lambda a, b: a * b, "before": lambda a, b: b * a}
+
+
+class Branches(nn.Module):
+    """Two layers on one input, with a BatchNorm each, of which the second is made a gate."""
+
+    def __init__(self, gate, product, is_detached=False):
+        super().__init__()
+        self.conv0, self.norm0 = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv1, self.norm1 = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.norm2, self.head = nn.BatchNorm2d(4), nn.Linear(4, 5)
+        self.gate, self.product, self.is_detached = gate, product, is_detached
+
+    def forward(self, x):
+        signal, gate = F.relu(self.norm0(self.conv0(x))), self.gate(self.norm1(self.conv1(x)))
+        return self.head(self.norm2(self.product(signal, gate.detach() if self.is_detached else gate)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", GATES)
+def test_a_gate_is_known_by_its_bounds(name, order, framework):
+    model, detached = (finish(lambda d=d: Branches(GATES[name], ORDERS[order], d)) for d in (False, True))
+    x = image()
+    expected = gradient_times_input(detached, x)
+    assert expected.abs().max() > 1e-6
+    prefer = "left" if order == "after" else "right"
+    assert relative_error(FRAMEWORKS[framework]("", model, x, prefer), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("function", [F.silu, F.elu, torch.asinh, torch.exp, lambda v: v.log_softmax(1), F.gelu])
+def test_what_is_not_bounded_is_no_gate(function):
+    model = finish(lambda: Branches(function, ORDERS["after"]))
+    with canonize(model):
+        (product,) = (module for module in model.modules() if isinstance(module, Multiply))
+        assert product.signal is None
 
 
 # The operation, and the same with what is not signal detached.

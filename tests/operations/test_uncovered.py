@@ -1,5 +1,7 @@
 """What no rule covers is named: in the plan, with its place in the code, and by one warning when a map is made."""
 
+import importlib.util
+import inspect
 import linecache
 import re
 import warnings
@@ -53,6 +55,9 @@ OPERATIONS = {
     "round": (lambda h: torch.round(h * 3), "torch.round"),
     "sign": (lambda h: h.sign(), "sign"),
     "comparison": (lambda h: (h > 0.1).double(), "h > 0.1"),
+    "a part overwritten": (lambda h: (lambda y: [y[:, :2].mul_(3), y])(h * 1)[1], "mul_"),
+    "a view overwritten": (lambda h: (lambda y: [y.view(-1).add_(1), y])(h * 1)[1], "add_"),
+    "a part overwritten by an activation": (lambda h: (lambda y: [F.elu_(y[:, 1]), y])(h - 1)[1], "elu_"),
     "function with a parameter": (
         With(lambda self, h: Weighted.apply(h, self.w), w=nn.Parameter(torch.rand(1, 4, 1, 1))),
         "Weighted.apply",
@@ -231,3 +236,93 @@ def test_a_tuple_of_layers_says_what_to_do_or_works():
     except TypeError as error:
         message = str(error)
     assert "list" in message if found is None else all(map(torch.equal, found, expected))
+
+
+def _line_of(code, text):
+    """Return the file and line of a text in the source of a function."""
+    lines, first = inspect.getsourcelines(code)
+    return f"{inspect.getsourcefile(code)}:{first + next(k for k, line in enumerate(lines) if text in line)}"
+
+
+def _of_library(library, source):
+    """Return a function as if it were in a file of a library."""
+    spec = importlib.util.find_spec(library)
+    namespace = {"__name__": f"{library}.odd"}
+    exec(compile(source, str(Path(spec.origin).parent / "odd.py"), "exec"), namespace)
+    return namespace["function"]
+
+
+class Helped(nn.Module):
+    """A forward of ours that calls a function of a library."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(64, CLASSES)
+        self.function = function
+
+    def forward(self, x):
+        h = self.norm(self.conv(x)).relu()
+        h = self.function(h)  # here
+        return self.head(h.flatten(1))
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_the_place_of_what_a_library_calls_is_the_line_of_our_own_forward(library):
+    model = finish(lambda: Helped(_of_library(library, "def function(x):\n    return x.std(1, keepdim=True) * x\n")))
+    assert [entry.place for entry in plan(model).uncovered] == [_line_of(Helped.forward, "# here")]
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_the_place_in_a_layer_of_a_library_is_in_that_layer(library):
+    function = _of_library(library, "def function(self, x):\n    y = x * 2\n    return y.std(1, keepdim=True) * y\n")
+    kind = type("Odd", (nn.Module,), {"forward": function, "__module__": function.__module__})
+    model = finish(lambda: BehindReLU(kind()))
+    (entry,) = plan(model).uncovered
+    assert (entry.path, entry.what, entry.place) == ("operation", "std", f"{function.__code__.co_filename}:3")
+
+
+class Keeps(nn.Module):
+    """A forward that does what no other forward could do in its place."""
+
+    def __init__(self, keep) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(64, CLASSES)
+        self.keep, self.cache, self.found = keep, {}, []
+
+    def forward(self, x):
+        h = self.keep(self, F.relu(self.norm(self.conv(x))))
+        return self.head(h.flatten(1))
+
+
+def _into_dictionary(self, h):
+    self.cache["h"] = h
+    return h
+
+
+def _into_list(self, h):
+    self.found.append(h)
+    return h
+
+
+def _on_another(self, h):
+    self.head.last = h
+    return h
+
+
+def _without_gradient(self, h):
+    with torch.no_grad():
+        return h + 1
+
+
+@pytest.mark.parametrize("inputs", [None, image()])
+@pytest.mark.parametrize(
+    ("keep", "advice"),
+    [(_into_dictionary, "hook"), (_into_list, "hook"), (_on_another, "hook"), (_without_gradient, "detach")],
+)
+def test_the_advice_helps(keep, advice, inputs):
+    reasons = [entry.reason for entry in plan(finish(lambda: Keeps(keep)), example_inputs=inputs).uncovered]
+    assert reasons
+    for reason in reasons:
+        assert advice in reason or "no relevance passes" in reason
+        assert "example_inputs" not in reason
+        assert "register_operation" not in reason

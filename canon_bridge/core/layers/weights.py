@@ -83,7 +83,7 @@ def make_tensors_plain(edits: Edits, module: nn.Module, weight: Callable[[nn.Mod
         }
     for table in _HOOKS:
         for key, hook in list(slots(module, table).items()):
-            if _computes(hook) in {*TENSORS, *helpers}:
+            if _computes(hook) in {*TENSORS, *helpers} or (parametrized and _reads_old_names(hook)):
                 edits.remove(module, table, key)
     for table in ("_parameters", "_buffers", "__dict__"):
         for name in list(slots(module, table)):
@@ -124,6 +124,12 @@ def _computes(hook: object) -> str | None:
     if isinstance(hook, BasePruningMethod):
         return hook._tensor_name
     return hook.name if isinstance(hook, WeightNorm | SpectralNorm) else None
+
+
+def _reads_old_names(hook: object) -> bool:
+    """Return whether a hook turns the state of a former implementation into that of a parametrization."""
+    hook = hook.hook if isinstance(hook, _WrappedHook) else hook
+    return getattr(hook, "__module__", "") == "torch.nn.utils.parametrizations"
 
 
 def _family(module: nn.Module, name: str) -> list[str]:

@@ -1,9 +1,11 @@
 """Trace a model or one container: symbolically, and with values where that does not work."""
 
 import copy
+import functools
 import inspect
 import threading
 import types
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Final
 
@@ -115,7 +117,10 @@ def _run(root: nn.Module, tracer: SymbolicTracer, written: dict[str, set[str]]) 
             else:
                 _put_out(tracer, twin, kept)
         if tracer.frames[0].stops_gradients and not tracer.inline:
-            raise RuntimeError("it switches gradients off in the middle, which a new forward would not")
+            raise _CannotBeWrittenError(
+                "it switches gradients off in the middle, which a new forward would not; take the values without their "
+                "gradient instead (value.detach())."
+            )
     except Exception as error:
         place = tracer.frames[-1].original
         where = root if place == original else _inside(root, place, original)
@@ -126,10 +131,15 @@ def _run(root: nn.Module, tracer: SymbolicTracer, written: dict[str, set[str]]) 
             else "it probably depends on the values, the shape, the length or the type of its input. Pass "
             "example_inputs=(x,) to trace it with values, or rewrite this forward without such control flow."
         )
-        raise TracingError(
-            f"the forward of {place or 'the model'} ({type(where).__name__}) cannot be traced: {reason}; {advice}"
-        ) from error
+        what = f"the forward of {place or 'the model'} ({type(where).__name__})"
+        if isinstance(error, _CannotBeWrittenError):
+            raise TracingError(f"{what} cannot be written anew: {error}") from error
+        raise TracingError(f"{what} cannot be traced: {reason}; {advice}") from error
     return tracer.flow
+
+
+class _CannotBeWrittenError(RuntimeError):
+    """A forward does what a new one would not; the message says what to do, which example inputs do not help with."""
 
 
 def _inside(root: nn.Module, place: str, original: str) -> nn.Module:
@@ -158,7 +168,10 @@ def _put_out(tracer: SymbolicTracer, root: nn.Module, kept: Kept) -> None:
     values = [vars(root).get(name, DATA) for name in names]
     is_lost = any(pattern(value) is DATA and not is_proxy(value) for value in values)
     if changed or is_lost or kept.contents_changed():
-        raise RuntimeError("it writes on other modules, or into a list or a dictionary, which a new forward would not")
+        raise _CannotBeWrittenError(
+            "it writes on other modules, or into a list or a dictionary, which a new forward would not; return what is "
+            "to be kept, write it to attributes of the module itself, or read it by a forward hook."
+        )
     if names:
         (output,) = [node for node in tracer.flow.graph.nodes if node.op == "output"]
         output.args = ((output.args[0], *map(tracer.create_arg, values)),)
@@ -179,7 +192,7 @@ def _with_forward_in_class(root: nn.Module, path: str) -> nn.Module:
         return root
     bound = bound_function(root)
     if bound is not None:  # the way in which canonization binds a forward
-        function: Any = bound[0]
+        function: Any = _plain(bound[0])
     elif isinstance(forward, types.MethodType) and forward.__self__ is root:
         function = forward.__func__
     else:
@@ -188,6 +201,18 @@ def _with_forward_in_class(root: nn.Module, path: str) -> nn.Module:
     del vars(twin)["forward"]
     twin.__class__ = type(type(root).__name__, (type(root),), {"forward": function})
     return twin
+
+
+def _plain(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function, which fx wants for the forward of a class."""
+    if isinstance(forward, types.FunctionType):
+        return forward
+
+    @functools.wraps(inspect.unwrap(forward))
+    def function(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    return function
 
 
 def _nothing_to_find() -> Flow:

@@ -6,7 +6,9 @@ Containers are inlined, or all children are leaves. Tracing writes nothing to th
 import dis
 import functools
 import inspect
+import numbers
 import operator
+import os
 import sys
 import threading
 from collections import OrderedDict
@@ -20,7 +22,7 @@ from torch.fx.node import map_arg
 from torch.fx.proxy import Attribute
 from torch.utils._pytree import tree_map_only
 
-from canon_bridge.core.facts import UNKNOWN, Facts, entry_of, is_tensor, note_data
+from canon_bridge.core.facts import UNKNOWN, Facts, entry_of, is_tensor, note_data, returns_indices
 from canon_bridge.core.norms import children_after, normalized
 from canon_bridge.core.operations import Kind, operation_of_module, overwritten, setitem_
 from canon_bridge.core.trace.flow import DATA, Flow, Frame, Inputs, Site, is_proxy, kept, pattern, unpack
@@ -33,7 +35,9 @@ _CONTAINERS: Final = frozenset(
 _ATTRIBUTES: Final = frozenset({"T", "mT", "H", "mH", "data", "real", "imag", "shape", "ndim", "dtype", "device"})
 # Functions of torch whose `input` is not the first argument.
 _OTHERWISE: Final = frozenset({torch.where, torch.searchsorted})
-_OWN: Final = (str(Path(__file__).resolve().parents[2]), str(Path(torch.__file__).parent))
+_OWN: Final = tuple(
+    f"{folder}{os.sep}" for folder in (Path(__file__).resolve().parents[2], Path(torch.__file__).parent)
+)
 
 
 class InPlaceProxy(fx.Proxy):
@@ -93,7 +97,7 @@ class InPlaceProxy(fx.Proxy):
     def _parts(self) -> int | None:
         """Return into how many parts a call divides a tensor, where that is written there."""
         entry = entry_of(self.node)
-        if self.node.kwargs.get("return_indices") or (entry and entry.name in _PAIRS and _is_pair(self.node)):
+        if returns_indices(self.node) or (entry is not None and entry.name == "aminmax"):
             return 2
         if entry is None or entry.name not in ("chunk", "tensor_split", "split", "split_with_sizes"):
             return None
@@ -302,9 +306,10 @@ class SymbolicTracer(fx.Tracer):
         if kind == "call_module" and self._call is not None:
             (self.flow.sites[node], self.flow.places[node]), self._call = self._call, None
         elif kind in ("call_function", "call_method"):
-            self.flow.sites[node] = self.frames[-1].site(target)
+            # A function that forward makes is another one in each trace.
+            self.flow.sites[node] = self.frames[-1].site(target.__name__ if hasattr(target, "calls") else target)
         if self.inline and kind.startswith("call"):
-            node.meta["source"] = _source()
+            node.meta["source"] = _source(type(self.root.get_submodule(self.frames[-1].original)))
         base = overwritten(node, module)
         if base is not None:  # what reads it from now on reads the result
             self._overwritten[base] = node
@@ -329,6 +334,8 @@ class SymbolicTracer(fx.Tracer):
             name = next((n for n, t in constants.items() if t is a), f"_tensor_constant{len(constants)}")
             constants[name] = a
             return self.create_node("get_attr", name, (), {})
+        if isinstance(a, numbers.Number):  # also those of other packages
+            return a
         if type(a) is OrderedDict:  # fx would write a plain dictionary
             pairs = [(key, self.create_arg(value)) for key, value in a.items()]
             return self.create_node("call_function", OrderedDict, (pairs,), {})
@@ -539,19 +546,6 @@ class ValueTracer(SymbolicTracer):
         return value
 
 
-# Operations that may return values and indices.
-_PAIRS: Final = frozenset(
-    ["max", "min", "median", "nanmedian", "topk", "sort", "kthvalue", "mode", "cummax", "cummin", "aminmax"]
-)
-
-
-def _is_pair(node: fx.Node) -> bool:
-    always = entry_of(node)
-    if always is not None and always.name not in ("max", "min", "median", "nanmedian"):
-        return True
-    return "dim" in node.kwargs or any(isinstance(dim, int) for dim in node.args[1:2])
-
-
 def _unpacked(frame: Any) -> int | None:
     """Return into how many names the statement that runs in a frame unpacks a value, or None if it does not."""
     code, place = frame.f_code.co_code, frame.f_lasti
@@ -611,9 +605,18 @@ def _is_method_in_place(kind: str, target: Any) -> bool:
     return kind == "call_method" and str(target).endswith("_") and not str(target).endswith("__")
 
 
-def _source() -> tuple[str, int]:
-    """Return the file and line of the call that is being recorded: the innermost that is not ours or torch's."""
-    frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OWN):
+def _source(owner: type) -> tuple[str, int]:
+    """Return the file and line of the call that is being recorded by the forward of a class.
+
+    It is the innermost in the package of that class, which is at most what the forward calls; where there is none (the
+    class is torch's), the innermost that is not ours or torch's.
+    """
+    frame, innermost = sys._getframe(2), None
+    while frame is not None:
+        if not frame.f_code.co_filename.startswith(_OWN):
+            innermost = innermost or frame
+            if str(frame.f_globals.get("__name__")).partition(".")[0] == owner.__module__.partition(".")[0]:
+                innermost = frame
+                break
         frame = frame.f_back
-    return frame.f_code.co_filename, frame.f_lineno
+    return ("", 0) if innermost is None else (innermost.f_code.co_filename, innermost.f_lineno)
