@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 
-_PLACES: Final = (F, torch, torch._C._nn, torch.Tensor)
+_PLACES: Final = (F, torch, torch.special, torch.Tensor)
 _APPLY: Final = vars(torch.autograd.Function)["apply"]
 _SCRIPTED: Final = torch.jit.ScriptFunction.__call__
 
