@@ -168,8 +168,8 @@ POOLING = mutants(
         "sign if former is None else sign * former",
         "sign if former is None else former",
     ),
-    ("the sign not turned back", "input * sign) * sign", "input * sign)"),
-    ("the sign turned back alone", "forward(module, input * sign) * sign", "forward(module, input) * sign"),
+    ("the sign not turned back", "input * sign, *sizes) * sign", "input * sign, *sizes)"),
+    ("the sign turned back alone", "forward(module, input * sign, *sizes)", "forward(module, input, *sizes)"),
 )
 
 ABSORB = mutants(
