@@ -36,7 +36,8 @@ RELU = mutants(
     ("scale zero: the constant forgotten", "torch.where(zero, shift.relu(), shift)", "torch.where(zero, 0.0, shift)"),
     ("every shift clipped", "torch.where(zero, shift.relu(), shift)", "shift.relu()"),
     ("a tiny scale taken twice", "Affine(torch.where(normal, scale, ones),", "Affine(scale,"),
-    ("a tiny scale forgotten", "if bool(tiny.any()):", "if False:"),
+    ("a tiny scale forgotten", '"factor", factor, tiny.any()', '"factor", factor, (scale != scale).any()'),
+    ("scale zero: no sign kept", '"sign", sign, (sign <= 0).any()', '"sign", sign, (sign < 0).any()'),
     (
         "a tiny scale divided by",
         "input if factor is None else input * _per",
@@ -46,11 +47,17 @@ RELU = mutants(
     ("relevance passes though it should stop", "compares) if clip_relevance", "compares) if False"),
     (
         "a unit at its threshold counts as open",
-        "(value <= lower) | (value >= upper)",
-        "(value < lower) | (value > upper)",
+        "clipped = value <= lower",
+        "clipped = value < lower",
     ),
-    ("no unit of negative scale counts as clipped", "(value <= lower) | (value >= upper)", "value <= lower"),
-    ("no unit of positive scale counts as clipped", "(value <= lower) | (value >= upper)", "value >= upper"),
+    ("no unit of negative scale counts as clipped", "clipped | (value >= upper)", "clipped"),
+    (
+        "with gradients: open at the threshold",
+        "torch.where(value <= lower, lower,",
+        "torch.where(value < lower, lower,",
+    ),
+    ("with gradients: no min", "torch.where(value >= upper, upper, value)", "value"),
+    ("no unit of positive scale counts as clipped", "clipped | (value >= upper)", "value >= upper"),
     (
         "scale zero: open below",
         "torch.where(sign >= 0, threshold, -torch.inf)",
@@ -68,14 +75,10 @@ RELU = mutants(
     ),
     (
         "without gradients: no min",
-        "return torch.minimum(torch.maximum(value, lower), upper)",
-        "return torch.maximum(value, lower)",
+        "return bounded.clamp_(max=upper) if is_eager(bounded) else bounded.clamp(max=upper)",
+        "return bounded",
     ),
-    (
-        "without gradients: no max",
-        "return torch.minimum(torch.maximum(value, lower), upper)",
-        "return torch.minimum(value, upper)",
-    ),
+    ("without gradients: no max", "bounded = value.clamp(min=lower)", "bounded = value.clone()"),
 )
 
 ABSORBED = mutants(

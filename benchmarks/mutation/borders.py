@@ -52,5 +52,12 @@ BORDER = mutants(
         "geometry.valid_taps(position, output_size)",
     ),
     ("gathered from the other end", "compact.index_select(axis, ", "compact.flip(axis).index_select(axis, "),
+    ("added at the lower end alone", "((0, start), (stop, output_size))", "((0, start),)"),
+    ("added at the upper end alone", "((0, start), (stop, output_size))", "((stop, output_size),)"),
+    (
+        "the corners added twice",
+        "output.narrow(axis - rest.dim(), start, stop - start), rest.narrow",
+        "output, rest.narrow",
+    ),
     ("gathered on the first axis alone", "if compact.shape[axis] > 1:", "if compact.shape[axis] > 1 and axis == 1:"),
 )

@@ -5,6 +5,7 @@ from benchmarks.mutation import activations, borders, channels, layers, norms
 EVERY = (
     *norms.AFFINE,
     *norms.NORMS,
+    *norms.MERGED,
     *norms.MERGE,
     *layers.LINEAR,
     *layers.FORWARD,

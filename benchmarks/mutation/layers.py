@@ -12,15 +12,21 @@ LINEAR = mutants(
     "core/layers/linear.py",
     _LINEAR_TESTS,
     (
-        "left: the axes of a transposed layer as of any other",
-        "[_OUT_INDEX[linear_type(module).transposed]]",
-        "[_OUT_INDEX[False]]",
+        "the axes of a transposed layer as of any other",
+        "if is_input == linear_type(module).transposed:",
+        "if not is_input:",
     ),
     (
-        "left: channels dealt out to the groups in turn",
-        "scale.view(view.shape[0], -1)[_OUT_INDEX",
-        "scale.view(-1, view.shape[0]).T[_OUT_INDEX",
+        "rows dealt out to the groups in turn",
+        "return values.view(flat.shape[0], -1, 1)",
+        "return values.view(-1, flat.shape[0]).T.unsqueeze(2)",
     ),
+    (
+        "columns dealt out to the groups in turn",
+        "values = values.view(flat.shape[0], 1, -1)",
+        "values = values.view(-1, flat.shape[0]).T.unsqueeze(1)",
+    ),
+    ("channels dealt out to the taps in turn", "values.repeat_interleave(times, 2)", "values.repeat(1, 1, times)"),
     ("left: a layer without bias gets none", "new_bias = shift.clone()", "new_bias = torch.zeros_like(shift)"),
     ("left: layers share one bias", "new_bias = shift.clone()", "new_bias = shift"),
     (
@@ -43,17 +49,15 @@ LINEAR = mutants(
         "bias.to(dtype) * scale.view(broadcast) + shift.view(broadcast)",
         "torch.zeros_like(bias).to(dtype) + shift.view(broadcast)",
     ),
-    ("right: the axes of a transposed layer as of any other", "_IN_INDEX[spec.transposed]", "_IN_INDEX[False]"),
-    ("right: summed over the output of a transposed layer", "in_axis = 1 if spec.transposed else 2", "in_axis = 2"),
     (
-        "right: channels dealt out to the groups in turn",
-        "grouped_shift = shift.view(view.shape[0], -1)[index]",
-        "grouped_shift = shift.view(-1, view.shape[0]).T[index]",
+        "right: summed over the output of a transposed layer",
+        "        return products.sum(1).view(-1, *kernel)",
+        "        pass",
     ),
     (
         "right: the shift scaled",
-        "taps = (view * grouped_shift.view(",
-        "taps = (view * grouped_scale.view(*grouped_scale.shape, *kernel) * grouped_shift.view(",
+        "_constant_through(module, flat, shift)",
+        "_constant_through(module, _grouped(module, new_weight), shift)",
     ),
     ("right: the border ignored", "if any(geometry.has_border for geometry in geometries):", "if False:"),
     (
@@ -89,8 +93,8 @@ LINEAR = mutants(
     ),
     (
         "groups lie inside one another",
-        "return weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])",
-        "return weight.reshape(weight.shape[0] // groups, groups, *weight.shape[1:]).transpose(0, 1)",
+        "return weight.reshape(groups, weight.shape[0] // groups, -1)",
+        "return weight.reshape(weight.shape[0] // groups, groups, -1).transpose(0, 1)",
     ),
     (
         "a bias map for 1d layers is not gathered",
@@ -134,12 +138,13 @@ FORWARD = mutants(
         ' == "zeros" or not entry.looks_at_padding_mode()',
         ' == "zeros"',
     ),
-    ("a gathered bias widens an autocast output", "list(sizes)).to(output.dtype)", "list(sizes))"),
+    ("a gathered bias widens an autocast output", "layer.borders, sizes).to(output.dtype)", "layer.borders, sizes)"),
     (
         "the map is not gathered by the input",
         "zip(input.shape[-spatial:], output",
         "zip(output.shape[-spatial:], output",
     ),
+    ("inside and at the border added up", "bias - inner.view(-1, *(1,) * spatial)", "bias"),
     (
         "output_size ignored",
         "padding, added, module.groups, dilation)",

@@ -85,8 +85,27 @@ NORMS = mutants(
         "own.after(affine) if comes_before else affine.after(own)",
         "own.after(affine)",
     ),
-    ("the norm lives on", "write(edits, norm, Affine.identity(affine.scale))", "pass"),
+    (
+        "the norm lives on",
+        "neutral = write(edits, norm, Affine.identity",
+        "neutral = entry.write(norm, Affine.identity",
+    ),
     ("a leftover without sign", "weight.view(-1, 1, 1, 1)", "weight.abs().view(-1, 1, 1, 1)"),
+)
+
+MERGED = mutants(
+    "core/norms.py",
+    "core/test_forward_counts.py",
+    ("a merged norm that was changed counts as the identity", "and torch.equal(present, value.to(present))", ""),
+    ("a merged norm hands out its input", "return torch._lazy_clone(input)", "return input.view_as(input)"),
+    ("a merged norm takes other numbers of channels", "or input.shape[1] != self.width", ""),
+    (
+        "a merged norm takes other numbers of dimensions",
+        "if input.dim() not in self.ranks or input.shape",
+        "if input.shape",
+    ),
+    ("a merged norm in training mode", "if self.calls_others or (norm.training and not self.frozen):", "if False:"),
+    ("a merged norm without gradients", "if not torch.is_grad_enabled() and is_eager(input)", "if is_eager(input)"),
 )
 
 MERGE = mutants(

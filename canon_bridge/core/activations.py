@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.core.affine import Affine, working_dtype
+from canon_bridge.core.affine import Affine, is_eager, is_transformed, working_dtype
 from canon_bridge.core.registry import Registry, TypeKey
 from canon_bridge.core.undo.edits import Edits
 from canon_bridge.core.undo.forwards import bind_forward, tensors
@@ -131,8 +131,8 @@ def absorb_into_relu(
     edits : Edits
         The journal that records the writes.
     module : nn.Module
-        The ReLU; it gets buffers ``thr_sign``, ``thr_value`` (and ``thr_factor`` where a scale is tiny), which
-        move with the module and stay out of ``state_dict``.
+        The ReLU; it gets buffers ``thr_value`` (``thr_sign`` where a scale is not above 0, ``thr_factor`` where one is
+        tiny), which move with the module and stay out of ``state_dict``.
     affine : Affine
         What came before the ReLU, scale :math:`s` and shift :math:`b` of shape ``(C,)``.
     clip_relevance : bool
@@ -160,23 +160,30 @@ def _write_thresholds(edits: Edits, module: nn.Module, affine: Affine) -> Affine
     quotient = -shift / torch.where(normal, scale, torch.ones_like(scale))
     threshold = torch.where(normal, quotient, torch.where(tiny, -shift, torch.zeros_like(shift)))
     sign = torch.where(tiny, torch.ones_like(scale), scale.sign())
-    edits.set_buffer(module, "thr_sign", sign)
-    edits.set_buffer(module, "thr_value", threshold)
-    if bool(tiny.any()):
-        edits.set_buffer(module, "thr_factor", torch.where(tiny, scale, torch.ones_like(scale)))
-    bind_forward(edits, module, _thresholded_relu)
     ones = torch.ones_like(scale)
+    edits.set_buffer(module, "thr_value", threshold)
+    factor = torch.where(tiny, scale, ones)
+    for name, values, is_needed in (("sign", sign, (sign <= 0).any()), ("factor", factor, tiny.any())):
+        if bool(is_needed):
+            edits.set_buffer(module, f"thr_{name}", values)
+        elif f"thr_{name}" in vars(module)["_buffers"]:  # of a map absorbed before
+            edits.remove(module, "_buffers", f"thr_{name}")
+    bind_forward(edits, module, _thresholded_relu)
     return Affine(torch.where(normal, scale, ones), torch.where(zero, shift.relu(), shift))
 
 
 def _thresholded_relu(module: nn.Module, input: Tensor) -> Tensor:
     value = _compared(module, input)
     lower, upper = _bounds(module, input)
-    if not (torch.is_grad_enabled() and value.requires_grad):
-        return torch.minimum(torch.maximum(value, lower), upper)
-    bounded = torch.minimum(torch.maximum(value.detach(), lower), upper)
-    # The gradient of min and max at a tie is one half; here it must be that of the ReLU, zero.
-    return torch.where(_is_clipped(value.detach(), lower, upper), bounded, value)
+    if torch.is_grad_enabled() and value.requires_grad:
+        # The gradient of min and max at a tie is one half; here it must be that of the ReLU, zero.
+        value = torch.where(value <= lower, lower, value)
+        return value if upper is None else torch.where(value >= upper, upper, value)
+    bounded = value.clamp(min=lower)
+    if upper is None:
+        return bounded
+    # Not both at once: with two tensors for bounds clamp takes seven times as long.
+    return bounded.clamp_(max=upper) if is_eager(bounded) else bounded.clamp(max=upper)
 
 
 def stop_at_clipped(compares: Compares, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -199,15 +206,22 @@ def _compared(module: nn.Module, input: Tensor) -> Tensor:
     return input if factor is None else input * _per_channel(factor, input)
 
 
-def _bounds(module: nn.Module, input: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the interval of each channel: open above for scales > 0, below for scales < 0, a point for scale 0."""
+def _bounds(module: nn.Module, input: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the interval of each channel: open above for scales > 0, below for scales < 0, a point for scale 0.
+
+    None for the upper bounds where all scales are above 0.
+    """
     buffers = vars(module)["_buffers"]
-    sign, threshold = (_per_channel(buffers[name], input) for name in ("thr_sign", "thr_value"))
+    sign, threshold = buffers.get("thr_sign"), _per_channel(buffers["thr_value"], input)
+    if sign is None:
+        return threshold, None
+    sign = _per_channel(sign, input)
     return torch.where(sign >= 0, threshold, -torch.inf), torch.where(sign <= 0, threshold, torch.inf)
 
 
-def _is_clipped(value: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    return (value <= lower) | (value >= upper)  # false for NaN, which passes as in the ReLU
+def _is_clipped(value: Tensor, lower: Tensor, upper: Tensor | None) -> Tensor:
+    clipped = value <= lower  # false for NaN, which passes as in the ReLU
+    return clipped if upper is None else clipped | (value >= upper)
 
 
 def absorb_into_activation(
@@ -324,9 +338,7 @@ def pass_share(
 
 def _is_recorded(value: Tensor) -> bool:
     """Return whether gradients of the value are recorded call by call, as they have to be for rules."""
-    if not (torch.is_grad_enabled() and value.requires_grad) or torch.compiler.is_compiling():
-        return False
-    return not (bool(torch._C._get_tracing_state()) or torch._C._are_functorch_transforms_active())
+    return torch.is_grad_enabled() and value.requires_grad and not is_transformed()
 
 
 def _as_own_gradient(input: Tensor) -> Tensor:
@@ -459,6 +471,8 @@ def absorb_into_max_pool(
 def _signed_pool(module: nn.Module, input: Tensor, *sizes: Any) -> Tensor:
     sign = pool_sign(module, input)
     assert sign is not None  # it was written with this forward
+    if is_eager(input) and bool((sign > 0).all()):
+        return type(module).forward(module, input, *sizes)
     return type(module).forward(module, input * sign, *sizes) * sign
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -41,6 +42,9 @@ class Affine:
 
     def select(self, channels: Sequence[int]) -> "Affine":
         """Return the map with the given channels, in that order; -1 stands for a channel that stays as it is."""
+        first, number = channels[0] if channels else 0, len(channels)
+        if first >= 0 and tuple(channels) == tuple(range(first, first + number)):  # neighbours: a view will do
+            return Affine(self.scale.narrow(0, first, number), self.shift.narrow(0, first, number))
         index = torch.tensor(channels, dtype=torch.long, device=self.scale.device)
         chosen, stays = index.clamp(min=0), index < 0
         one, zero = self.scale.new_ones(()), self.scale.new_zeros(())
@@ -49,6 +53,19 @@ class Affine:
         )
 
 
+def is_eager(value: Tensor) -> bool:
+    """Return whether a look at values costs next to nothing and binds nothing: on the CPU, call by call."""
+    return type(value) is Tensor and value.is_cpu and not is_transformed()
+
+
+def is_transformed() -> bool:
+    """Return whether a graph is recorded (compile, export, ``jit.trace``) or a function transformed (vmap, jvp)."""
+    if torch.compiler.is_compiling():
+        return True
+    return bool(torch._C._get_tracing_state()) or torch._C._are_functorch_transforms_active()
+
+
+@cache
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the precision to compute a merge in: the layer's own, and never less than float32."""
     return torch.promote_types(dtype, torch.float32)

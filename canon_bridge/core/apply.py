@@ -14,7 +14,7 @@ from canon_bridge.core.activations import Compares, compares_with_baselines, fin
 from canon_bridge.core.explicit import EXPANSIONS
 from canon_bridge.core.layers.linear import fold_after, fold_before, make_plain
 from canon_bridge.core.layers.parameters import make_live
-from canon_bridge.core.norms import NormType, as_convolution, children_after, compose, is_norm, norm_type, take
+from canon_bridge.core.norms import SHAPES, NormType, as_convolution, children_after, compose, is_norm, norm_type, take
 from canon_bridge.core.options import Backend
 from canon_bridge.core.plan import Chain, Plan
 from canon_bridge.core.precision import Loss, losses
@@ -56,24 +56,18 @@ def carry_out(edits: Edits, model: nn.Module, plan: Plan, backend: Backend) -> l
     for path in plan.plain:
         make_plain(edits, model.get_submodule(path))
     lost = losses(model, plan)
+    # Looked up before the first is replaced, for one may be a part of another.
+    find = dict(model.named_modules(remove_duplicate=False)).__getitem__
     compares = backend.compares_with_reference or compares_with_baselines
     for entry in plan.merges:
-        _merge(edits, model, entry.chain, plan.options.clipped == "absorb", compares)
-    # All of them are looked up before the first is replaced, for one may be a part of another.
-    for norm in [model.get_submodule(leftover.norm) for leftover in plan.leftovers]:
-        make_linear(edits, model, norm)
-    for norm in [model.get_submodule(entry.norm) for entry in plan.merges]:
+        merge(edits, find, entry.chain, plan.options.clipped == "absorb", compares)
+    for leftover in plan.leftovers:
+        make_linear(edits, model, find(leftover.norm))
+    for norm in [find(entry.norm) for entry in plan.merges]:
         if children_after(norm):
             replace_child(edits, model, norm, sequence_after(norm))
     _adapt(edits, model, backend)
     return lost
-
-
-def _merge(edits: Edits, model: nn.Module, chain: Chain, clip_relevance: bool, compares: Compares) -> None:
-    merge(edits, model.get_submodule, chain, clip_relevance, compares)
-    if chain.ranks:
-        norm = model.get_submodule(chain.norm)
-        expect_rank(edits, norm, chain.ranks, f"{chain.norm} and {chain.targets[0]}")
 
 
 def _adapt(edits: Edits, model: nn.Module, backend: Backend) -> None:
@@ -118,7 +112,7 @@ def merge(
     compares : callable, optional
         For which modules it does not, because a method compares with a reference input there.
     """
-    affine = take(edits, find(chain.norm))
+    affine = take(edits, find(chain.norm), chain.ranks, f"{chain.norm} and {chain.targets[0]}")
     for step in chain.steps:
         module, arriving = find(step.module), affine.select(step.channels)
         if step.absorbs:
@@ -177,11 +171,6 @@ def replace_child(edits: Edits, model: nn.Module, child: nn.Module, new: nn.Modu
             edits.set(parent, "_modules", name, new)
 
 
-def expect_rank(edits: Edits, norm: nn.Module, ranks: tuple[int, ...], paths: str) -> None:
-    """Make a merged norm, whose type accepts several ranks, refuse input of another rank than the merge holds for."""
-    bind_forward(edits, norm, _of_rank, ranks, paths)
-
-
 def _per_channel_linear(layer: nn.Module, input: Tensor) -> Tensor:
     # Any number of spatial dimensions, also none: (N, C, *spatial) as (N, C, positions, 1).
     weight, bias = layer.weight, layer.bias
@@ -189,7 +178,7 @@ def _per_channel_linear(layer: nn.Module, input: Tensor) -> Tensor:
     assert isinstance(bias, Tensor)
     norm: NormType = vars(layer)["_stands_for"]
     if input.dim() not in norm.ranks:  # the norm takes no other either, or finds its channels elsewhere
-        wanted = " or ".join(_SHAPES[rank] for rank in norm.ranks)
+        wanted = " or ".join(SHAPES[rank] for rank in norm.ranks)
         raise ValueError(f"expected input of shape {wanted}, as the BatchNorm takes it, but got {tuple(input.shape)}.")
     if layer.training and not norm.frozen:
         raise ValueError(
@@ -207,15 +196,3 @@ def _per_channel_linear(layer: nn.Module, input: Tensor) -> Tensor:
 
 
 _PLAIN: Final = (bool, int, float, str)
-_SHAPES: Final = {2: "(N, C)", 3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
-
-
-def _of_rank(norm: nn.Module, ranks: tuple[int, ...], paths: str, input: Tensor) -> Tensor:
-    if input.dim() not in ranks:
-        wanted = " or ".join(_SHAPES[rank] for rank in ranks)
-        raise ValueError(
-            f"{paths} are merged for input of shape {wanted}, but got {tuple(input.shape)}: here the layers "
-            "count other channels. Add the batch dimension, or use a convolution with kernel size 1 where a Linear "
-            "layer acts on the last dimension."
-        )
-    return type(norm).forward(norm, input)

@@ -4,6 +4,7 @@ A new normalization layer is one entry of ``NORMS``, or one call of :func:`regis
 knows by which tensors a layer computes.
 """
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -11,11 +12,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.core.affine import Affine, working_dtype
+from canon_bridge.core.affine import Affine, is_eager, working_dtype
 from canon_bridge.core.layers.parameters import gradients, parameter, tracked
 from canon_bridge.core.layers.weights import computed_tensors
 from canon_bridge.core.registry import Registry, TypeKey
 from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.undo.forwards import bind_forward, bound_function
 
 
 def _always(module: nn.Module) -> bool:
@@ -212,8 +214,11 @@ def children_after(module: nn.Module) -> tuple[str, ...]:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Return whether the module is of a type in ``NORMS``, with its class's own forward and tensors that can be set."""
-    return NORMS.find(module) is not None and "forward" not in vars(module) and not computed_tensors(module)
+    """Return whether the module is of a type in ``NORMS``, computes what that computes, and has tensors to be set."""
+    if NORMS.find(module) is None or computed_tensors(module):
+        return False
+    bound = bound_function(module)
+    return "forward" not in vars(module) or (bound is not None and bound[0] is _merged)
 
 
 @torch.no_grad()
@@ -287,8 +292,8 @@ def _is_same(present: Any, wanted: Any) -> bool:
     return bool(present == wanted)
 
 
-def write(edits: Edits, norm: nn.Module, affine: Affine) -> None:
-    """Make a norm compute a map.
+def write(edits: Edits, norm: nn.Module, affine: Affine) -> Mapping[str, object]:
+    """Make a norm compute a map, and return the values that its attributes have by then.
 
     Parameters
     ----------
@@ -299,33 +304,119 @@ def write(edits: Edits, norm: nn.Module, affine: Affine) -> None:
     affine : Affine
         The map, of as many channels.
     """
-    for (table, name), value in slots_for(norm, affine).items():
+    values = norm_type(norm).write(norm, affine)
+    for (table, name), value in slots_for(norm, values).items():
         edits.set(norm, table, name, value)
+    return values
 
 
-def slots_for(norm: nn.Module, affine: Affine) -> dict[tuple[str, str], object]:
-    """Return ``{(table, name): value}``, the slots with which a norm computes a map."""
+def slots_for(norm: nn.Module, values: Mapping[str, object]) -> dict[tuple[str, str], object]:
+    """Return ``{(table, name): value}``, with which attributes of a norm have these values, in tensors of its own."""
     parameters, buffers = vars(norm)["_parameters"], vars(norm)["_buffers"]
     slots: dict[tuple[str, str], object] = {}
-    for name, value in norm_type(norm).write(norm, affine).items():
+    for name, value in values.items():
         former = getattr(norm, name, None)
-        if isinstance(value, Tensor) and isinstance(former, Tensor):
-            value = value.to(former.dtype)
         if name in parameters and isinstance(value, Tensor):
             requires_grad = isinstance(former, Tensor) and former.requires_grad
-            slots["_parameters", name] = parameter(value.clone(), requires_grad)
+            slots["_parameters", name] = parameter(_own(value, former), requires_grad)
         else:
             table = "_buffers" if name in buffers else "__dict__"
-            slots[table, name] = tracked(value).clone() if isinstance(value, Tensor) else value
+            slots[table, name] = _own(tracked(value), former) if isinstance(value, Tensor) else value
     return slots
 
 
-def take(edits: Edits, norm: nn.Module) -> Affine:
-    """Return the map of a norm, and make the norm the identity."""
+def _own(value: Tensor, former: object) -> Tensor:
+    """Return the values in a tensor of its own, with the precision of the one that was there."""
+    return value.to(former.dtype if isinstance(former, Tensor) else value.dtype, copy=True)
+
+
+def take(edits: Edits, norm: nn.Module, ranks: tuple[int, ...] = (), paths: str = "") -> Affine:
+    """Return the map of a norm, and make the norm the identity.
+
+    Parameters
+    ----------
+    edits : Edits
+        The journal that records the writes.
+    norm : nn.Module
+        A layer for which :func:`is_norm` holds.
+    ranks : tuple of int, default ()
+        The numbers of dimensions that the merge holds for, where the type accepts others, too: they are refused.
+    paths : str, default ""
+        What is merged, for the message.
+    """
+    entry = norm_type(norm)
     with gradients():
-        affine = norm_type(norm).read(norm)
-    write(edits, norm, Affine.identity(affine.scale))
+        affine = entry.read(norm)
+    neutral = write(edits, norm, Affine.identity(affine.scale))
+    merged = _Merged(
+        neutral,
+        width=affine.scale.numel(),
+        ranks=ranks or entry.ranks,
+        is_rank_needed=bool(ranks),
+        paths=paths,
+        frozen=entry.frozen,
+        calls_others=bool(children_after(norm)),
+    )
+    bind_forward(edits, norm, _merged, merged)
     return affine
+
+
+SHAPES: Final = {2: "(N, C)", 3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
+# Two threads that make one tensor copy-on-write at once would each wrap its memory.
+_ONE_AT_A_TIME: Final = threading.Lock()
+
+
+@dataclass(frozen=True, eq=False)
+class _Merged:
+    """What a norm that is merged looks at before it computes: no dictionary, which torch.export would rebuild."""
+
+    neutral: Mapping[str, object]
+    width: int
+    ranks: tuple[int, ...]
+    is_rank_needed: bool
+    paths: str
+    frozen: bool
+    calls_others: bool
+
+    def is_identity(self, norm: nn.Module, input: Tensor) -> bool:
+        """Return whether the norm would return the very values of this input."""
+        if self.calls_others or (norm.training and not self.frozen):
+            return False
+        if input.dim() not in self.ranks or input.shape[1] != self.width or not _is_dense(input):
+            return False
+        return all(_holds(getattr(norm, name, None), value, input.dtype) for name, value in self.neutral.items())
+
+
+def _is_dense(input: Tensor) -> bool:
+    return input.is_contiguous() or (input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last))
+
+
+def _holds(present: object, value: object, dtype: torch.dtype) -> bool:
+    """Return whether an attribute has a value, told by values: writes to ``.data`` leave no other trace."""
+    if not isinstance(value, Tensor):
+        return _is_same(present, value)
+    return isinstance(present, Tensor) and present.dtype == dtype and torch.equal(present, value.to(present))
+
+
+def _merged(norm: nn.Module, merged: _Merged, input: Tensor) -> Tensor:
+    """Compute what the class computes, and nothing where that is the identity and no gradient is recorded.
+
+    The output is a tensor of its own: whoever writes to it, or to the input, gets a copy first (copy-on-write).
+    """
+    if merged.is_rank_needed and input.dim() not in merged.ranks:
+        wanted = " or ".join(SHAPES[rank] for rank in merged.ranks)
+        raise ValueError(
+            f"{merged.paths} are merged for input of shape {wanted}, but got {tuple(input.shape)}: here the layers "
+            "count other channels. Add the batch dimension, or use a convolution with kernel size 1 where a Linear "
+            "layer acts on the last dimension."
+        )
+    if not torch.is_grad_enabled() and is_eager(input) and merged.is_identity(norm, input):
+        try:
+            with _ONE_AT_A_TIME:
+                return torch._lazy_clone(input)  # pyright: ignore
+        except RuntimeError:  # memory that is not torch's own, such as that of a numpy array
+            pass
+    return type(norm).forward(norm, input)
 
 
 def compose(edits: Edits, norm: nn.Module, affine: Affine, comes_before: bool) -> None:

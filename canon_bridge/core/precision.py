@@ -72,18 +72,22 @@ def losses(model: nn.Module, plan: Plan) -> list[Loss]:
 
 
 def _losses(model: nn.Module, plan: Plan) -> Iterator[Loss]:
+    find = dict(model.named_modules(remove_duplicate=False)).__getitem__
     for entry in (*plan.merges, *plan.leftovers):
-        norm = model.get_submodule(entry.norm)
+        norm = find(entry.norm)
         layers = entry.chain.targets if isinstance(entry, Merge) else ()
-        dtype = _coarsest_dtype([norm, *map(model.get_submodule, layers)])
+        dtype = _coarsest_dtype([norm, *map(find, layers)])
         is_exact = entry.chain.direction == "left" if isinstance(entry, Merge) else dtype.itemsize > 2
         if width(norm) and not is_exact:
             yield Loss(entry.norm, mean_ratio(norm), torch.finfo(dtype).eps)
 
 
 def _coarsest_dtype(modules: list[nn.Module]) -> torch.dtype:
-    tensors = (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
-    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    parts = [part for module in modules for part in ([module] if not vars(module)["_modules"] else module.modules())]
+    slots = (vars(part)[table].values() for part in parts for table in ("_parameters", "_buffers"))
+    dtypes = {
+        tensor.dtype for values in slots for tensor in values if tensor is not None and tensor.is_floating_point()
+    }
     return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64)
 
 

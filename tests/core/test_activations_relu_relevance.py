@@ -28,7 +28,7 @@ def test_buffers_move_with_the_module_and_stay_out_of_its_state(scales: tuple[fl
     affine = affine_grid(torch.float32, scales)
     module, left = absorb(affine)
     assert not module.state_dict()
-    assert list(dict(module.named_buffers()))[:2] == ["thr_sign", "thr_value"]
+    assert list(dict(module.named_buffers()))[:2] == ["thr_value", "thr_sign"]
     assert {b.dtype for b in module.double().buffers()} == {torch.float64}
     x = inputs(affine)
     assert deviation(apply(left, module(x)), x, affine) < ROUNDINGS

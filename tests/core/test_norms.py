@@ -70,7 +70,8 @@ def apply(affine: Affine, x: Tensor) -> Tensor:
 
 
 def identity_slots(norm: nn.Module) -> dict[tuple[str, str], object]:
-    return slots_for(norm, Affine.identity(NORMS[type(norm)].read(norm).scale))
+    entry = NORMS[type(norm)]
+    return slots_for(norm, entry.write(norm, Affine.identity(entry.read(norm).scale)))
 
 
 def make_identity(norm: nn.Module) -> None:

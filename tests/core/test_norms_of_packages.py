@@ -61,7 +61,7 @@ def test_read_is_what_the_layer_computes(name: str, kinds: Find) -> None:
 def test_its_identity_is_exact_and_keeps_what_is_a_parameter(name: str, kinds: Find) -> None:
     layer, x = randomize_any(kinds(name)(4).double()), image()
     kept = Snapshot.of(layer)
-    slots = slots_for(layer, Affine.identity(norm_type(layer).read(layer).scale))
+    slots = slots_for(layer, norm_type(layer).write(layer, Affine.identity(norm_type(layer).read(layer).scale)))
     kept.check()
     types = {key: type(getattr(layer, key[1])) for key in slots}
     assert not is_identity(layer)

@@ -84,7 +84,7 @@ def test_every_kind_of_forward_is_among_them() -> None:
             with canonize(make(), prefer=prefer) as model:
                 kinds |= set(canonical(model))
     ours = {
-        "_of_rank",
+        "_merged",
         "_per_channel_linear",
         "_general_activation",
         "_signed_pool",

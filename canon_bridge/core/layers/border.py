@@ -147,18 +147,24 @@ class Border:
         The axis.
     table : tuple
         The row of :func:`tap_sets` by first tap, by last tap plus one, and by phase; zero for what cannot occur.
+    inner : int or None
+        The row of all taps, which holds everywhere but at the border; None for a transposed convolution with a stride,
+        where no row does.
     """
 
     geometry: AxisGeometry
     table: tuple[tuple[tuple[int, ...], ...], ...]
+    inner: int | None
 
     @classmethod
+    @cache
     def of(cls, geometry: AxisGeometry) -> "Border":
         """Look up the sets of taps once and for all."""
         row_of, ends = tap_sets(geometry).row_of, range(geometry.kernel + 1)
         phases = range(geometry.stride if geometry.transposed else 1)
         table = tuple(tuple(tuple(row_of.get((f, e - 1, p), 0) for p in phases) for e in ends) for f in ends)
-        return cls(geometry, table)
+        inner = None if geometry.transposed and geometry.stride > 1 else row_of[0, geometry.kernel - 1, 0]
+        return cls(geometry, table, inner)
 
     def rows(self, size: Number, output_size: Number, device: torch.device) -> Tensor:
         """Return what :func:`rows_by_position` returns, as a tensor that is computed from the sizes if need be.
@@ -173,7 +179,7 @@ class Border:
         return torch.tensor(self.table, device=device)[first, last + 1, phase]
 
 
-def gather(compact: Tensor, borders: tuple[Border, ...], sizes: list[tuple[Number, Number]]) -> Tensor:
+def gather(compact: Tensor, borders: tuple[Border, ...], sizes: list[tuple[Number, Number]], first: int = 1) -> Tensor:
     """Spread a compact map ``(C, n_1, ..., n_d)`` over the positions of the output, ``(C, *output sizes)``.
 
     Every element-wise change of the compact map commutes with this, so rules may clamp, square or zero it.
@@ -186,11 +192,51 @@ def gather(compact: Tensor, borders: tuple[Border, ...], sizes: list[tuple[Numbe
         One for each spatial axis.
     sizes : list of (int, int)
         Input size and output size on each axis.
+    first : int, default 1
+        The axis to begin with; those before it stay as they are.
     """
-    for axis, (border, (size, output_size)) in enumerate(zip(borders, sizes, strict=True), start=1):
+    for axis, (border, (size, output_size)) in list(enumerate(zip(borders, sizes, strict=True), start=1))[first - 1 :]:
         if compact.shape[axis] > 1:
             compact = compact.index_select(axis, border.rows(size, output_size, compact.device))
     return compact
+
+
+def inner_values(compact: Tensor, borders: tuple[Border, ...]) -> Tensor | None:
+    """Return what a compact map is where all taps are valid, ``(C,)``; None where that is nowhere."""
+    for border in borders:
+        if border.inner is None:
+            return None
+        compact = compact.select(1, border.inner if compact.shape[1] > 1 else 0)
+    return compact
+
+
+def add_at_border(
+    output: Tensor, rest: Tensor, borders: tuple[Border, ...], sizes: list[tuple[Number, Number]]
+) -> None:
+    """Add a compact map that is zero inside to an output, in place: only to the positions at its border.
+
+    Parameters
+    ----------
+    output : Tensor
+        ``(..., C, *output sizes)``.
+    rest : Tensor
+        A compact map minus its :func:`inner_values`.
+    borders, sizes
+        As for :func:`gather`.
+    """
+    for axis, (border, (size, output_size)) in enumerate(zip(borders, sizes, strict=True), start=1):
+        if rest.shape[axis] == 1:
+            continue
+        rows, inner = rows_by_position(border.geometry, size, output_size), border.inner
+        assert inner is not None  # else there are no inner values
+        start = rows.index(inner) if inner in rows else output_size
+        stop = start + rows.count(inner)  # positions that see all taps are neighbours
+        for begin, end in ((0, start), (stop, output_size)):
+            if begin < end:
+                strip = rest.index_select(axis, torch.tensor(rows[begin:end], device=rest.device))
+                there = output.narrow(axis - rest.dim(), begin, end - begin)
+                there += gather(strip, borders, sizes, axis + 1).to(output.dtype)
+        output, rest = output.narrow(axis - rest.dim(), start, stop - start), rest.narrow(axis, inner, 1)
 
 
 def _clip(value: Number, low: int, high: int) -> Number:

@@ -15,8 +15,16 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from canon_bridge.core.affine import Affine, working_dtype
-from canon_bridge.core.layers.border import AxisGeometry, Border, gather, number_of_tap_sets, tap_sets
+from canon_bridge.core.affine import Affine, is_eager, working_dtype
+from canon_bridge.core.layers.border import (
+    AxisGeometry,
+    Border,
+    add_at_border,
+    gather,
+    inner_values,
+    number_of_tap_sets,
+    tap_sets,
+)
 from canon_bridge.core.layers.parameters import parameter, tracked
 from canon_bridge.core.layers.weights import TENSORS, computed_tensors, evaluated, make_tensors_plain
 from canon_bridge.core.registry import Registry, TypeKey
@@ -234,10 +242,25 @@ def forward_from_slots(module: nn.Module, layer: Layer, input: Tensor, output_si
     bias = module.bias
     if not isinstance(bias, Tensor) or bias.dim() == 1:
         return _apply(module, layer, input, bias if isinstance(bias, Tensor) else None, output_size)
-    output = _apply(module, layer, input, None, output_size)
     spatial = bias.dim() - 1
-    sizes = zip(input.shape[-spatial:], output.shape[-spatial:], strict=True)
-    return output + gather(bias, layer.borders, list(sizes)).to(output.dtype)  # autocast lowers the output's
+    inside = not torch.is_grad_enabled() and is_eager(input)  # what is written in place nobody else has seen
+    inner = inner_values(bias, layer.borders) if inside and _is_large(module, input, spatial) else None
+    output = _apply(module, layer, input, inner, output_size)
+    sizes = list(zip(input.shape[-spatial:], output.shape[-spatial:], strict=True))
+    if inner is not None:
+        add_at_border(output, bias - inner.view(-1, *(1,) * spatial), layer.borders, sizes)
+        return output
+    gathered = gather(bias, layer.borders, sizes).to(output.dtype)  # autocast lowers the output's
+    return output.add_(gathered) if inside else output + gathered
+
+
+# From here on it is cheaper, as measured, to add a map to the border alone, in four steps, than to all in one.
+SMALLEST_MAP: Final = 2**16
+
+
+def _is_large(module: Any, input: Tensor, spatial: int) -> bool:
+    # An estimate: the output is not there yet.
+    return module.out_channels * math.prod(input.shape[-spatial:]) >= SMALLEST_MAP * math.prod(module.stride)
 
 
 def _apply(
@@ -369,9 +392,8 @@ def fold_after(edits: Edits, module: nn.Module, affine: Affine) -> None:
     weight, bias = _plain_parameters(edits, module)
     dtype = working_dtype(weight.dtype)
     scale, shift = _to(affine.scale, weight), _to(affine.shift, weight)
-    view = _grouped(module, weight.to(dtype))
-    grouped_scale = scale.view(view.shape[0], -1)[_OUT_INDEX[linear_type(module).transposed]]
-    new_weight = (view * grouped_scale.view(*grouped_scale.shape, *(1,) * (view.dim() - 3))).view_as(weight)
+    flat = _grouped(module, weight.to(dtype))
+    new_weight = (flat * _spread(scale, flat, module, is_input=False)).view_as(weight)
     if bias is None:
         new_bias = shift.clone()  # another layer may take the same map
     else:
@@ -430,20 +452,12 @@ def fold_before(edits: Edits, module: nn.Module, affine: Affine) -> None:
     border is section 3.2 of the design of this package.
     """
     weight, bias = _plain_parameters(edits, module)
-    spec = linear_type(module)
     dtype = working_dtype(weight.dtype)
     affine = affine.repeat(in_channels(module) // affine.scale.numel())
     scale, shift = _to(affine.scale, weight), _to(affine.shift, weight)
-    view = _grouped(module, weight.to(dtype))
-    index = _IN_INDEX[spec.transposed]
-    kernel = (1,) * (view.dim() - 3)
-    grouped_scale = scale.view(view.shape[0], -1)[index]
-    grouped_shift = shift.view(view.shape[0], -1)[index]
-    new_weight = (view * grouped_scale.view(*grouped_scale.shape, *kernel)).view_as(weight)
-    # taps[o, k]: what a constant input t puts into output channel o through kernel tap k.
-    in_axis = 1 if spec.transposed else 2
-    taps = (view * grouped_shift.view(*grouped_shift.shape, *kernel)).sum(in_axis).flatten(0, 1)
-
+    flat = _grouped(module, weight.to(dtype))
+    new_weight = (flat * _spread(scale, flat, module, is_input=True)).view_as(weight)
+    taps = _constant_through(module, flat, shift)
     geometries = axis_geometries(module)
     if any(geometry.has_border for geometry in geometries):
         for axis, geometry in enumerate(geometries, start=1):
@@ -451,7 +465,7 @@ def fold_before(edits: Edits, module: nn.Module, affine: Affine) -> None:
             # Not as a product of matrices: autocast would compute that in half precision.
             taps = (taps.movedim(axis, -1).unsqueeze(-2) * inside).sum(-1).movedim(-1, axis)
     else:
-        taps = taps.reshape(taps.shape[0], -1).sum(1)
+        taps = taps.flatten(1).sum(1) if taps.dim() > 1 else taps
     if bias is not None:
         wide = max(bias.dim(), taps.dim())
         taps = _widen(taps, wide) + _widen(bias.to(dtype), wide)
@@ -460,14 +474,55 @@ def fold_before(edits: Edits, module: nn.Module, affine: Affine) -> None:
         bind_forward(edits, module, forward_from_slots, Layer.of(module))
 
 
-_OUT_INDEX = {False: (slice(None), slice(None), None), True: (slice(None), None, slice(None))}
-_IN_INDEX = {False: (slice(None), None, slice(None)), True: (slice(None), slice(None), None)}
-
-
 def _grouped(module: nn.Module, weight: Tensor) -> Tensor:
-    """View the weight as ``(groups, out, in, *kernel)``, for a transposed layer ``(groups, in, out, *kernel)``."""
+    """View the weight as ``(groups, out, in * taps)``, for a transposed layer ``(groups, in, out * taps)``."""
     groups = int(getattr(module, "groups", 1))
-    return weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+    return weight.reshape(groups, weight.shape[0] // groups, -1)
+
+
+def _spread(values: Tensor, flat: Tensor, module: nn.Module, *, is_input: bool) -> Tensor:
+    """Return one value for each input or output channel in a shape that broadcasts against a grouped weight.
+
+    In rows as long as those of the weight, for over a few taps at a time the product would be ten times as slow.
+    """
+    if is_input == linear_type(module).transposed:
+        return values.view(flat.shape[0], -1, 1)
+    values = values.view(flat.shape[0], 1, -1)
+    times = flat.shape[2] // values.shape[2]
+    return values if times == 1 else values.repeat_interleave(times, 2)
+
+
+def _constant_through(module: nn.Module, flat: Tensor, shift: Tensor) -> Tensor:
+    """Return what a constant in each input channel puts into each output channel through each kernel tap.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The layer.
+    flat : Tensor
+        Its grouped weight.
+    shift : Tensor
+        The constants, ``(C_in,)``.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(C_out, *kernel)``.
+    """
+    entry, channels = linear_type(module), flat.shape[0] * flat.shape[1]
+    if not entry.spatial:  # without a product as large as the weight, which may be hundreds of megabytes
+        with torch.autocast(flat.device.type, enabled=False):
+            return torch.mv(flat[0], shift)
+    kernel = _weight_shape(module)[2:]
+    products = flat * _spread(shift, flat, module, is_input=True)
+    if entry.transposed:
+        return products.sum(1).view(-1, *kernel)
+    # In two steps, the first over long rows.
+    taps = math.prod(kernel)
+    inputs = products.shape[2] // taps
+    several = math.gcd(inputs, 16)
+    rows = products.view(channels, inputs // several, several * taps).sum(1)
+    return rows.view(channels, several, taps).sum(1).view(-1, *kernel)
 
 
 def _plain_parameters(edits: Edits, module: nn.Module) -> tuple[Tensor, Tensor | None]:

@@ -73,14 +73,14 @@ def gradients() -> torch.set_grad_enabled:
 
 def tracked(value: Tensor) -> Tensor:
     """Return the values of a tensor, with its graph if that is kept."""
-    return value if _KEEPS_GRAPH.get() else value.detach()
+    return value if _KEEPS_GRAPH.get() or not value.requires_grad else value.detach()
 
 
 def parameter(value: Tensor, requires_grad: bool) -> Tensor:
     """Return a Parameter with these values, live if the graph is kept and there is one."""
     if _KEEPS_GRAPH.get() and value.requires_grad:
         return live(value)
-    return nn.Parameter(value.detach(), requires_grad)
+    return nn.Parameter(value.detach() if value.requires_grad else value, requires_grad)
 
 
 def live(value: Tensor) -> LiveParameter:
