@@ -8,7 +8,7 @@ from torch import nn
 from canon_bridge.core import activations, norms
 from canon_bridge.core.affine import Affine
 from canon_bridge.core.layers import linear
-from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.restore import _Layer
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -66,9 +66,9 @@ def no_offset_in_activations(monkeypatch):
 
 
 def not_restored(monkeypatch):
-    revert = Edits._revert
-    wrong = staticmethod(lambda write, value: None if write.name == "eps" else revert(write, value))
-    monkeypatch.setattr(Edits, "_revert", wrong)
+    put_back = _Layer._put_back
+    wrong = lambda layer, slot, old, layers: None if slot[1] == "eps" else put_back(layer, slot, old, layers)  # noqa: E731
+    monkeypatch.setattr(_Layer, "_put_back", wrong)
 
 
 def nothing_merged_into_biases(monkeypatch):

@@ -11,8 +11,8 @@ from benchmarks.faults.inject import Counter, Fault, at_lines, at_operations, at
 from benchmarks.faults.matrix import MODES, cells, run
 from benchmarks.faults.modes import Subject
 from benchmarks.faults.patterns import PATTERNS, build
-from canon_bridge.core.undo import edits
-from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core import restore
+from canon_bridge.core.restore import Edits
 
 STRIDES = {"planning: lines": 450, "planning: operations": 7, "zennit raises": 31, "Captum raises": 41}
 CELLS = [
@@ -60,19 +60,21 @@ def test_a_fault_is_raised_at_its_step(inject: Callable[[Counter], Any]) -> None
 def stop_at_the_first(self: Edits) -> None:
     while self._cleanups:
         self._cleanups.pop()()
-    while self.writes:
-        self._revert(*self.writes.pop())
+    while self._stack:
+        self._stack.pop().take_off()
 
 
 def forget_one(self: Edits) -> None:
-    self.writes[:1] = []
+    for layer in self._stack[:1]:
+        layer.old.popitem()
     UNDO(self)
 
 
 def values_instead_of_objects(self: Edits) -> None:
-    for write, _ in self.writes:
-        if isinstance(write.old, nn.Parameter):
-            write.old = nn.Parameter(write.old.detach(), write.old.requires_grad)
+    for layer in self._stack:
+        for slot, old in layer.old.items():
+            if isinstance(old, nn.Parameter):
+                layer.old[slot] = nn.Parameter(old.detach(), old.requires_grad)
     UNDO(self)
 
 
@@ -93,12 +95,13 @@ def test_a_wrong_undo_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         run("left", mode)
 
 
-def unsorted(keys: dict[Any, Any], order: dict[Any, None]) -> None:
+def unsorted(keys: Any, order: list[Any]) -> list[Any]:
     """Leave keys that come back behind the others."""
+    return list(keys)
 
 
 def test_a_wrong_order_of_keys_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edits, "_sort", unsorted)
+    monkeypatch.setattr(restore, "_arranged", unsorted)
     with pytest.raises(AssertionError):
         run("pruning, hooks", "block")
 

@@ -48,8 +48,8 @@ MODULES = [path for path in CORE if path.name != "__init__.py"]
 
 
 def test_there_is_something_to_walk() -> None:
-    assert {"edits.py", "plan.py", "canonize.py"} <= {path.name for path in MODULES}
-    assert PACKAGE / "core" / "undo" / "edits.py" in depends(PACKAGE / "core" / "canonize.py")
+    assert {"restore.py", "plan.py", "canonize.py"} <= {path.name for path in MODULES}
+    assert PACKAGE / "core" / "restore.py" in depends(PACKAGE / "core" / "canonize.py")
     assert file_of("torch.nn") is None
 
 

@@ -17,6 +17,7 @@ import canon_bridge.captum
 from benchmarks.faults.inject import INJECTORS, Counter, Fault
 from benchmarks.faults.modes import Subject
 from canon_bridge.captum import LRP
+from canon_bridge.core.plans import forget_plans
 from canon_bridge.zennit import ModelCanonizer
 
 
@@ -66,12 +67,14 @@ def _target(output: Tensor) -> Any:
 def _interrupted(subject: Subject, act: Callable[[], None], stride: int, what: str) -> Iterator[str]:
     counter = Counter()
     with suppress(Exception), INJECTORS["operation"](counter):
+        forget_plans()
         act()  # Captum's own LRP does not know every module: then it raises by itself
     subject.check(what)
     yield "a whole run"
     for k in range(0, counter.count, stride):
         one = Counter(k)
         with suppress(Fault, Exception), INJECTORS["operation"](one):
+            forget_plans()
             act()
         subject.check(f"{what}, {one.where}", with_output=False)
         yield one.where

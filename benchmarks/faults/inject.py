@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import canon_bridge
-from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.restore import Edits, _Layer
 
 PACKAGE = str(Path(canon_bridge.__file__).resolve().parent)
 
@@ -55,28 +55,28 @@ def at_operations(counter: Counter) -> AbstractContextManager[Any]:
 @contextmanager
 def at_writes(counter: Counter) -> Iterator[None]:
     """Raise before and after each write of the journal and each of their undos, on the table of the class."""
-    names = ("_write", "_revert", "add_pre_hook", "on_undo")
-    originals = {name: vars(Edits)[name] for name in names}
+    places: list[tuple[type, str]] = [
+        *((Edits, name) for name in ("set", "set_class", "add_pre_hook", "on_undo")),
+        *((_Layer, name) for name in ("take_off", "_put_back", "forget")),
+    ]
+    originals = [(owner, name, vars(owner)[name]) for owner, name in places]
 
-    def faulty(name: str) -> Callable[..., Any]:
-        original = originals[name]
-        function = original.__func__ if isinstance(original, staticmethod) else original
-
+    def faulty(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
             counter.step(f"before {name}")
             result = function(*args)
             counter.step(f"after {name}")
             return result
 
-        return staticmethod(call) if isinstance(original, staticmethod) else call
+        return call
 
-    for name in names:
-        setattr(Edits, name, faulty(name))
+    for owner, name, function in originals:
+        setattr(owner, name, faulty(name, function))
     try:
         yield
     finally:
-        for name, original in originals.items():
-            setattr(Edits, name, original)
+        for owner, name, function in originals:
+            setattr(owner, name, function)
 
 
 @contextmanager

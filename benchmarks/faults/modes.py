@@ -15,7 +15,8 @@ from torch.utils import checkpoint
 from benchmarks.faults.inject import INJECTORS, Counter, Fault, steps
 from benchmarks.snapshot import Snapshot
 from canon_bridge import Canonization, canonize, plan
-from canon_bridge.core.undo.register import writes_in_force
+from canon_bridge.core.plans import forget_plans
+from canon_bridge.core.restore import writes_in_force
 
 IN_BLOCK = (ValueError, KeyboardInterrupt, SystemExit, GeneratorExit, StopIteration)
 
@@ -135,7 +136,7 @@ def in_block(subject: Subject) -> Iterator[str]:
 def planning(inject: str, subject: Subject, stride: int) -> Iterator[str]:
     """Yield a case for each step of tracing and planning, symbolically and with values."""
     for inputs in (None, subject.x):
-        act = partial(plan, subject.model, prefer=subject.prefer, example_inputs=inputs)
+        act = partial(_plan_anew, subject, inputs)
         for k in range(0, steps(inject, act), stride):
             counter = Counter(k)
             with suppress(Fault), INJECTORS[inject](counter):
@@ -143,6 +144,11 @@ def planning(inject: str, subject: Subject, stride: int) -> Iterator[str]:
             subject.check(f"planning, {counter.where}", with_output=False)
             yield counter.where
     subject.check("planning")
+
+
+def _plan_anew(subject: Subject, inputs: Tensor | None) -> None:
+    forget_plans()
+    plan(subject.model, prefer=subject.prefer, example_inputs=inputs)
 
 
 def applying(inject: str, subject: Subject, stride: int) -> Iterator[str]:

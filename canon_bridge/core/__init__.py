@@ -5,6 +5,12 @@
 
 from canon_bridge.core.activations import is_relu, pool_sign, register_activation, stopped_at
 from canon_bridge.core.affine import Affine
+from canon_bridge.core.alerts import (
+    FunctionChangedError,
+    LostChangeWarning,
+    PrecisionWarning,
+    UncoveredOperationWarning,
+)
 from canon_bridge.core.apply import merge
 from canon_bridge.core.canonize import Canonization, check_module
 from canon_bridge.core.explicit import (
@@ -24,22 +30,16 @@ from canon_bridge.core.explicit import (
     signal_of,
     stand_in,
 )
+from canon_bridge.core.forwards import bind_forward
 from canon_bridge.core.layers.linear import LINEAR, is_linear, register_layer
 from canon_bridge.core.norms import check_norm, is_norm, normalized, register_norm, width
 from canon_bridge.core.operations import Kind, operation_of_module, register_operation
 from canon_bridge.core.options import Backend, Clipped, ExampleInputs, LeftoverOption, Options, Prefer, Scope
 from canon_bridge.core.plan import Chain, Leftover, Merge, Plan, Refusal, Step, Uncovered, align
 from canon_bridge.core.precision import tensors_in
+from canon_bridge.core.restore import Edits
 from canon_bridge.core.trace.flow import TracingError
 from canon_bridge.core.uncovered import kind_for_rules, warn_uncovered
-from canon_bridge.core.undo.alerts import (
-    FunctionChangedError,
-    LostChangeWarning,
-    PrecisionWarning,
-    UncoveredOperationWarning,
-)
-from canon_bridge.core.undo.edits import Edits
-from canon_bridge.core.undo.forwards import bind_forward
 
 __all__ = [
     "LINEAR",

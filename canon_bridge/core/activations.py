@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from canon_bridge.core.affine import Affine, is_eager, is_transformed, working_dtype
+from canon_bridge.core.forwards import bind_forward, tensors
 from canon_bridge.core.registry import Registry, TypeKey
-from canon_bridge.core.undo.edits import Edits
-from canon_bridge.core.undo.forwards import bind_forward, tensors
+from canon_bridge.core.restore import Edits
 
 # Below this scale, or beyond this threshold (about the largest float16), the quotient -b/s is not used: it loses
 # nothing yet, but grows towards overflow.

@@ -2,9 +2,9 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from canon_bridge.core.activations import Compares, compares_with_baselines, find_absorber
 from canon_bridge.core.explicit import EXPANSIONS
+from canon_bridge.core.forwards import bind_forward, forward_slots
 from canon_bridge.core.layers.linear import fold_after, fold_before, make_plain
 from canon_bridge.core.layers.parameters import make_live
 from canon_bridge.core.norms import SHAPES, NormType, as_convolution, children_after, compose, is_norm, norm_type, take
@@ -19,10 +20,9 @@ from canon_bridge.core.options import Backend
 from canon_bridge.core.plan import Chain, Plan
 from canon_bridge.core.precision import Loss, losses
 from canon_bridge.core.registry import find_entry
-from canon_bridge.core.undo.edits import Edits
-from canon_bridge.core.undo.forwards import bind_forward, forward_slots
-from canon_bridge.core.undo.snapshot import drop_scratch
-from canon_bridge.core.undo.users import follow_mode
+from canon_bridge.core.restore import Edits, finder, follow_mode, paths
+
+Find = Callable[[str], nn.Module]
 
 
 def carry_out(edits: Edits, model: nn.Module, plan: Plan, backend: Backend) -> list[Loss]:
@@ -44,20 +44,20 @@ def carry_out(edits: Edits, model: nn.Module, plan: Plan, backend: Backend) -> l
         for name, make in rewrite.children:
             edits.set(container, "_modules", name, make(container))
         for name, tensor in rewrite.constants.items():
-            edits.set_buffer(container, name, tensor)  # it moves with the model
+            edits.set_buffer(container, name, tensor.clone())  # it moves with the model
         bind_forward(edits, container, rewrite.function)
     for path in plan.expanded:
         former = model.get_submodule(path)
         make = find_entry(EXPANSIONS, former)
         assert make is not None  # the plan has asked
         replace_child(edits, model, former, make(former).train(former.training))
+    find = finder(model)
     for path in plan.out_of_place:
-        edits.set(model.get_submodule(path), "__dict__", "inplace", False)
+        edits.set(find(path), "__dict__", "inplace", False)
     for path in plan.plain:
-        make_plain(edits, model.get_submodule(path))
+        make_plain(edits, find(path))
     lost = losses(model, plan)
-    # Looked up before the first is replaced, for one may be a part of another.
-    find = dict(model.named_modules(remove_duplicate=False)).__getitem__
+    find = finder(model)  # the norms are looked up before the first is replaced, for one may be a part of another
     compares = backend.compares_with_reference or compares_with_baselines
     for entry in plan.merges:
         merge(edits, find, entry.chain, plan.options.clipped == "absorb", compares)
@@ -70,14 +70,55 @@ def carry_out(edits: Edits, model: nn.Module, plan: Plan, backend: Backend) -> l
     return lost
 
 
+def drop_scratch(modules: Iterable[nn.Module], names: tuple[str, ...]) -> Callable[[], None]:
+    """Return an action that makes the plain attributes ``names`` of the modules what they are now, or absent."""
+    present = [
+        (vars(module), {name: vars(module)[name] for name in names if name in vars(module)}) for module in modules
+    ]
+
+    def restore() -> None:
+        for attributes, former in present:
+            for name in names:
+                attributes.pop(name, None)
+            attributes.update(former)
+
+    return restore
+
+
+def drop_hooks(
+    modules: Iterable[nn.Module], is_left: Callable[[object], bool], found: Callable[[], None]
+) -> Callable[[], None]:
+    """Return an action that removes the hooks that a framework has left since, because it was interrupted.
+
+    Parameters
+    ----------
+    modules : iterable of nn.Module
+        Where to look.
+    is_left : callable
+        Whether a hook is one of the framework.
+    found : callable
+        Called where there was one.
+    """
+    tables: list[dict[int, Any]] = [vars(module)[table] for module in modules for table in _HOOKS]
+    present = [(table, set(table)) for table in tables]
+
+    def restore() -> None:
+        for table, keys in present:
+            for key in [key for key, hook in table.items() if key not in keys and is_left(hook)]:
+                found()
+                del table[key]
+
+    return restore
+
+
 def _adapt(edits: Edits, model: nn.Module, backend: Backend) -> None:
     # Where another canonization is in force, its explicit modules are not those of this framework.
-    for module in list(model.modules()):
+    for module in paths(model):
         adapted = backend.adapt(module)
         if adapted is not module:
             share_hooks(module, adapted.train(module.training))
             replace_child(edits, model, module, adapted)
-    modules = list(model.modules())
+    modules = list(paths(model))
     for module in modules:
         backend.prepare(edits, module)
     if backend.differentiable:
@@ -92,7 +133,7 @@ def _adapt(edits: Edits, model: nn.Module, backend: Backend) -> None:
 
 def merge(
     edits: Edits,
-    find: Callable[[str], nn.Module],
+    find: Find,
     chain: Chain,
     clip_relevance: bool,
     compares: Compares = compares_with_baselines,
@@ -166,7 +207,7 @@ def replace_child(edits: Edits, model: nn.Module, child: nn.Module, new: nn.Modu
     Where the user has called ``train()`` or ``eval()`` by the time of the undo, the child follows.
     """
     edits.on_undo(partial(follow_mode, child, new, new.training))
-    for parent in list(model.modules()):
+    for parent in paths(model):
         for name in [name for name, module in vars(parent)["_modules"].items() if module is child]:
             edits.set(parent, "_modules", name, new)
 
@@ -195,4 +236,5 @@ def _per_channel_linear(layer: nn.Module, input: Tensor) -> Tensor:
     return output if wide.dtype == input.dtype else output.to(input.dtype)
 
 
+_HOOKS: Final = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _PLAIN: Final = (bool, int, float, str)

@@ -8,16 +8,19 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.core.apply import carry_out, replace_child
+from canon_bridge.core.alerts import FunctionChangedError, LostChangeWarning, PrecisionWarning, alert
+from canon_bridge.core.apply import carry_out, drop_hooks, replace_child
 from canon_bridge.core.explicit import OfRank
 from canon_bridge.core.first_change import first_change
+from canon_bridge.core.guard import Changes, Guard, convert
 from canon_bridge.core.layers.linear import computes_weight, make_plain, why_not_foldable
 from canon_bridge.core.layers.parameters import keeping_graph
 from canon_bridge.core.norms import check_norm, is_identity
 from canon_bridge.core.obstacles import check_values, check_wrappers
 from canon_bridge.core.options import Backend, Clipped, ExampleInputs, LeftoverOption, Options, Prefer, Scope
 from canon_bridge.core.plan import Plan
-from canon_bridge.core.planner import IS_IDENTITY, make_plan
+from canon_bridge.core.planner import IS_IDENTITY
+from canon_bridge.core.plans import plan_for
 from canon_bridge.core.precision import (
     Loss,
     Reference,
@@ -28,14 +31,8 @@ from canon_bridge.core.precision import (
     outputs,
     reference,
 )
+from canon_bridge.core.restore import TRANSIENT, Edits, other_writer, paths, writes_in_force
 from canon_bridge.core.trace.flow import CONSTANTS
-from canon_bridge.core.undo.alerts import FunctionChangedError, LostChangeWarning, PrecisionWarning, alert
-from canon_bridge.core.undo.edits import TRANSIENT, Edits
-from canon_bridge.core.undo.guard import Guard, convert
-from canon_bridge.core.undo.register import other_writer, writes_in_force
-from canon_bridge.core.undo.snapshot import drop_hooks
-from canon_bridge.core.undo.users import keep_transient_buffers, overwritten
-from canon_bridge.core.undo.watch import Changes, Watch
 
 # Writes to a model and their undo are one thread's at a time, so that of two that enter one model, one is refused.
 _ONE_AT_A_TIME: Final = threading.RLock()
@@ -74,13 +71,13 @@ class Canonization:
         self.function_error: float | None = None
         self._explained = 0.0  # by what the merges lose in precision
         self._edits: Edits | None = None
-        self._watch: Watch | None = None
+        self._guard: Guard | None = None
         self._make_plan(arguments)
 
     def _make_plan(self, arguments: tuple[Any, ...] | None = None) -> None:
-        self.plan: Plan = make_plan(self.model, self.options, self.scope, arguments)
+        self.plan: Plan = plan_for(self.model, self.options, self.scope, arguments)
         self._planned_on = self._state()
-        self._planned_modules = tuple(self.model.modules())  # their identities stay theirs as long as they are here
+        self._planned_modules = tuple(paths(self.model))  # their identities stay theirs as long as they are here
         self._planned_inside = writes_in_force(self.model)  # of other blocks
 
     def apply(self) -> nn.Module:
@@ -120,7 +117,7 @@ class Canonization:
             return self.model
         except BaseException as error:
             if self._edits is edits:  # not that of another thread, which has it canonical
-                self._edits = self._watch = None
+                self._edits = self._guard = None
             edits.undo()
             if isinstance(error, FunctionChangedError) and before is not None:
                 raise self._named(error, before) from None
@@ -188,9 +185,9 @@ class Canonization:
         with keeping_graph(self.backend.differentiable):
             lost = carry_out(edits, self.model, self.plan, self.backend)
         if self.backend.leaves_hook is not None:
-            edits.on_undo(drop_hooks(self.model.modules(), self.backend.leaves_hook, guard.insist))
-        watch = Watch(self.model, guard)
-        self._edits, self._watch = edits, watch
+            edits.on_undo(drop_hooks(paths(self.model), self.backend.leaves_hook, guard.insist))
+        guard.watch(self.model)
+        self._edits, self._guard = edits, guard
         return lost
 
     def undo(self) -> None:
@@ -214,7 +211,7 @@ class Canonization:
         """Leave the model canonical for good: it cannot be undone any more, and counts as a model like any other."""
         if self._edits is not None:
             self._edits.keep()
-        self._edits = self._watch = None
+        self._edits = self._guard = None
 
     def _leave(self) -> None:
         edits = self._edits
@@ -223,10 +220,11 @@ class Canonization:
         changes, set_over = Changes(), list[str]()
         with _ONE_AT_A_TIME:
             try:
-                watch, self._watch = self._watch, None  # not again, if this is taken up later
-                changes = watch.changes() if watch else changes
-                set_over = overwritten(edits, self.model)
-                keep_transient_buffers(edits)
+                guard, self._guard = self._guard, None  # not again, if this is taken up later
+                changes = guard.changes() if guard else changes
+                if overwritten := edits.overwritten():
+                    now = paths(self.model)
+                    set_over = [f"{now[m]}.{name}".removeprefix(".") for m, name in overwritten if m in now]
             finally:
                 edits.undo()
                 self._edits = None
@@ -258,7 +256,7 @@ class Canonization:
 
     def __getstate__(self) -> dict[str, object]:
         # A copy holds no journal: it cannot undo what was written to another model, or a second time.
-        return {**vars(self), "_edits": None, "_watch": None}
+        return {**vars(self), "_edits": None, "_guard": None}
 
     def __enter__(self) -> nn.Module:
         return self.apply()
@@ -279,8 +277,9 @@ class Canonization:
         return self._state() == self._planned_on
 
     def _state(self) -> tuple[object, ...]:
-        named = dict(self.model.named_modules())
-        modules = tuple((id(module), type(module)) for module in self.model.modules())
+        found = paths(self.model)
+        modules = tuple((path, id(module), type(module)) for module, path in found.items())
+        named = {path: module for module, path in found.items()}
         # What a forward reads as plain attributes has been written into its new forward.
         flags = tuple(
             (name, value)
@@ -290,8 +289,8 @@ class Canonization:
             if type(value) in CONSTANTS
         )
         # Other norms were searched through because they were the identity.
-        passed = {entry.norm for entry in self.plan.refusals if entry.reason is IS_IDENTITY}
-        ready = tuple(is_identity(norm) for path, norm in named.items() if path in passed)
+        passed = [entry.norm for entry in self.plan.refusals if entry.reason is IS_IDENTITY]
+        ready = tuple(is_identity(named[path]) for path in passed if path in named)
         return modules, flags, ready, writes_in_force(self.model)
 
     def _check(self) -> None:
@@ -312,9 +311,10 @@ class Canonization:
                 "more; call canonize(model) anew, in the state that the model is in now."
             )
         check_values(self.model)
-        paths = {path for path, _ in self.model.named_modules()}
-        for path in [entry.norm for entry in self.plan.merges if entry.norm in paths]:
-            check_norm(self.model.get_submodule(path), path)
+        merged = {entry.norm for entry in self.plan.merges}
+        for module, path in paths(self.model).items():
+            if path in merged:
+                check_norm(module, path)
 
 
 def check_module(model: object) -> None:

@@ -12,10 +12,10 @@ from typing import Any, Final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from canon_bridge.core.forwards import bound_function, forward_slots
 from canon_bridge.core.layers.parameters import parameter
 from canon_bridge.core.portable import portable
 from canon_bridge.core.registry import TypeKey
-from canon_bridge.core.undo.forwards import bound_function, forward_slots
 
 MakeModule = Callable[..., nn.Module]
 Operand = Tensor | float

@@ -11,8 +11,8 @@ from canon_bridge.core.apply import carry_out
 from canon_bridge.core.options import Backend
 from canon_bridge.core.plan import Leftover, Merge, Plan
 from canon_bridge.core.precision import Reference, function_error, outputs, tensors_in
+from canon_bridge.core.restore import Edits
 from canon_bridge.core.rewrite import Rewrite
-from canon_bridge.core.undo.edits import Edits
 
 _KEY: Final = -1  # of a hook; torch counts from 0
 

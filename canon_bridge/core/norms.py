@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from canon_bridge.core.affine import Affine, is_eager, working_dtype
+from canon_bridge.core.forwards import bind_forward, bound_function
 from canon_bridge.core.layers.parameters import gradients, parameter, tracked
 from canon_bridge.core.layers.weights import computed_tensors
 from canon_bridge.core.registry import Registry, TypeKey
-from canon_bridge.core.undo.edits import Edits
-from canon_bridge.core.undo.forwards import bind_forward, bound_function
+from canon_bridge.core.restore import Edits
 
 
 def _always(module: nn.Module) -> bool:

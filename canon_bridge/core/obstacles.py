@@ -1,11 +1,11 @@
 """What canonization cannot begin with: modules that hide the one that they run, and tensors without values."""
 
-from itertools import chain
 from typing import Final
 
 from torch import nn
 
 from canon_bridge.core.registry import Registry
+from canon_bridge.core.restore import paths
 
 # The attribute that holds the module inside.
 WRAPPERS: Final = Registry[str](
@@ -19,7 +19,7 @@ WRAPPERS: Final = Registry[str](
 
 def check_wrappers(model: nn.Module) -> None:
     """Raise ``TypeError`` if the model, or a module in it, is one of ``WRAPPERS``."""
-    for path, module in model.named_modules():
+    for module, path in paths(model).items():
         attribute = WRAPPERS.find(module)
         if attribute is None:
             continue
@@ -37,9 +37,12 @@ def check_wrappers(model: nn.Module) -> None:
 
 def check_values(model: nn.Module) -> None:
     """Raise ``ValueError`` if a tensor of the model is on the meta device."""
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        if tensor.is_meta:
+    for module, path in paths(model).items():
+        for name, tensor in (*vars(module)["_parameters"].items(), *vars(module)["_buffers"].items()):
+            if tensor is None or not tensor.is_meta:
+                continue
+            place = f"{path}.{name}".removeprefix(".")
             raise ValueError(
-                f"{name} is on the meta device and has no values that could be merged; load the weights first "
+                f"{place} is on the meta device and has no values that could be merged; load the weights first "
                 "(model.to_empty(device=...), then model.load_state_dict(...))."
             )

@@ -23,7 +23,7 @@ from canon_bridge.core.activations import ACTIVATIONS, MAX_POOLS
 from canon_bridge.core.explicit import MakeModule
 from canon_bridge.core.layers.linear import LINEAR
 from canon_bridge.core.norms import NORMS
-from canon_bridge.core.registry import TypeKey, find_entry
+from canon_bridge.core.registry import Registry, TypeKey, find_entry
 
 
 class Kind(Enum):
@@ -649,3 +649,4 @@ def register_operation(function: Any, kind: Kind | str, *, make: MakeModule | No
         found = Kind.LINEAR
     function = _itself(function)
     _BY_FUNCTION[function] = Operation(_identifier(function), found, make, shares=True)
+    Registry.changes += 1

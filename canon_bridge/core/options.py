@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.restore import Edits
 
 Prefer = Literal["left", "right"]
 Clipped = Literal["absorb", "pass"]

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from canon_bridge.core.norms import mean_ratio, width
 from canon_bridge.core.plan import Merge, Plan
+from canon_bridge.core.restore import finder, paths
 from canon_bridge.core.trace.preserve import preserved
 from canon_bridge.core.trace.tracer import copied
 
@@ -72,23 +73,21 @@ def losses(model: nn.Module, plan: Plan) -> list[Loss]:
 
 
 def _losses(model: nn.Module, plan: Plan) -> Iterator[Loss]:
-    find = dict(model.named_modules(remove_duplicate=False)).__getitem__
+    find = finder(model)
     for entry in (*plan.merges, *plan.leftovers):
-        norm = find(entry.norm)
-        layers = entry.chain.targets if isinstance(entry, Merge) else ()
+        if isinstance(entry, Merge) and entry.chain.direction == "left":
+            continue
+        norm, layers = find(entry.norm), entry.chain.targets if isinstance(entry, Merge) else ()
         dtype = _coarsest_dtype([norm, *map(find, layers)])
-        is_exact = entry.chain.direction == "left" if isinstance(entry, Merge) else dtype.itemsize > 2
-        if width(norm) and not is_exact:
+        if width(norm) and (isinstance(entry, Merge) or dtype.itemsize <= 2):
             yield Loss(entry.norm, mean_ratio(norm), torch.finfo(dtype).eps)
 
 
 def _coarsest_dtype(modules: list[nn.Module]) -> torch.dtype:
-    parts = [part for module in modules for part in ([module] if not vars(module)["_modules"] else module.modules())]
-    slots = (vars(part)[table].values() for part in parts for table in ("_parameters", "_buffers"))
-    dtypes = {
-        tensor.dtype for values in slots for tensor in values if tensor is not None and tensor.is_floating_point()
-    }
-    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64)
+    tables = [vars(part)[name] for module in modules for part in paths(module) for name in ("_parameters", "_buffers")]
+    dtypes = {tensor.dtype for table in tables for tensor in table.values() if tensor is not None}
+    floating = (dtype for dtype in dtypes if dtype.is_floating_point)
+    return max(floating, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64)
 
 
 def describe(found: dict[str, float]) -> str:

@@ -6,7 +6,7 @@ A key is a type, or the qualified name of a type in a package that need not be i
 import sys
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from functools import lru_cache
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
@@ -36,7 +36,14 @@ class Registry(MutableMapping[TypeKey, T]):
     ----------
     entries : mapping of (type or str) to an entry
         What it begins with.
+
+    Attributes
+    ----------
+    changes : int
+        How often something was registered anywhere; plans that were made before may be others since.
     """
+
+    changes: ClassVar[int] = 0
 
     def __init__(self, entries: Mapping[TypeKey, T]) -> None:
         self._entries: dict[TypeKey, T] = {}
@@ -65,6 +72,7 @@ class Registry(MutableMapping[TypeKey, T]):
         """
         _check_key(key)
         self._entries[key] = entry
+        Registry.changes += 1
 
     def types(self) -> tuple[type[nn.Module], ...]:
         """Return the keys that are types."""
@@ -83,6 +91,7 @@ class Registry(MutableMapping[TypeKey, T]):
 
     def __delitem__(self, key: TypeKey) -> None:
         del self._entries[key]
+        Registry.changes += 1
 
     def __iter__(self) -> Iterator[TypeKey]:
         return iter(self._entries)

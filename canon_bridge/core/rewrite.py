@@ -7,6 +7,7 @@ import functools
 import inspect
 import numbers
 import operator
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -393,13 +394,16 @@ def _of_torch(node: fx.Node, entry: Operation, root: nn.Module) -> _Made:
     first = _operands(node, 1)
     if len(first) != 1 or not is_tensor(first[0]):
         raise ValueError("its first argument carries no data")
-    make = functools.partial(_build, node, entry, root)  # with the tensors of the moment in which it is called
+    # With the tensors of the moment in which it is called; a plan keeps no model alive.
+    make = functools.partial(_build, node, entry, weakref.ref(root))
     make()
     return _Made(entry.name, make, lambda call: _operands(call, 1), bool(entry.tensors))
 
 
-def _build(node: fx.Node, entry: Operation, root: nn.Module) -> nn.Module:
+def _build(node: fx.Node, entry: Operation, reference: weakref.ref[nn.Module]) -> nn.Module:
+    root = reference()
     assert entry.make is not None
+    assert root is not None
     keywords = {name: value for name, value in node.kwargs.items() if name not in _IGNORED}
     try:
         arguments = dict(inspect.signature(entry.make).bind(*node.args[1:], **keywords).arguments)

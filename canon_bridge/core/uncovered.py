@@ -5,12 +5,12 @@ from typing import Final
 
 from torch import fx, nn
 
+from canon_bridge.core.alerts import UncoveredOperationWarning, alert
 from canon_bridge.core.explicit import Arithmetic, Explicit
 from canon_bridge.core.facts import carries, entry_of, has_data
 from canon_bridge.core.operations import STOPS, WANTS_MODULE, Kind, operation_of_module
 from canon_bridge.core.plan import Plan, Uncovered
 from canon_bridge.core.rewrite import ExplicitFlow, nodes_in
-from canon_bridge.core.undo.alerts import UncoveredOperationWarning, alert
 
 _MEANS = "relevance follows its gradient here, which is no rule"
 _TEACH = "teach it with canon_bridge.register_operation, or write it with operations that have a rule"

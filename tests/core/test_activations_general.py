@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from canon_bridge.core.activations import ACTIVATIONS, find_absorber
 from canon_bridge.core.affine import Affine
 from canon_bridge.core.registry import TypeKey
-from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.restore import Edits
 
 NORMAL = (1.0, -1.0, 0.7, -2.3, 1e-3, -1e-3)
 SMALL = (1e-6, -1e-6, 1.1e-12, 9e-13, 1e-13, -1e-13, 1e-20, -1e-20, 1e-37, 1e-40)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from canon_bridge.captum import LRP, presets
 from canon_bridge.core.activations import absorb_into_relu
 from canon_bridge.core.affine import Affine
-from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.restore import Edits
 from tests.conftest import randomize, relative_error
 from tests.core.test_activations_general import (
     ACTIVATION,

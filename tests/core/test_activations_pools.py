@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from canon_bridge import canonize, plan
 from canon_bridge.core.activations import MAX_POOLS, absorb_into_max_pool, find_absorber, wanted_rank
 from canon_bridge.core.affine import Affine
-from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.restore import Edits
 from tests.conftest import randomize, relative_error
 from tests.core.pieces import BOTH, check
 from tests.core.test_activations_general import absorb, apply

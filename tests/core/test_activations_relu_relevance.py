@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from canon_bridge.core.activations import absorb_into_relu
 from canon_bridge.core.affine import Affine
-from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.restore import Edits
 from tests.core.test_activations_relu import (
     MODES,
     ROUNDINGS,

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import FunctionChangedError, canonize, canonized_copy, plan
-from canon_bridge.core.undo.register import writes_in_force
+from canon_bridge.core.restore import writes_in_force
 from tests.conftest import Snapshot, randomize
 from tests.core.pieces import Written, conv, image, norm
 

@@ -12,8 +12,7 @@ from torchvision.models import DenseNet
 
 from benchmarks.faults.patterns import Tensors
 from canon_bridge import canonize
-from canon_bridge.core.undo.edits import Edits
-from canon_bridge.core.undo.register import writes_in_force
+from canon_bridge.core.restore import Edits, _Layer, writes_in_force
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.named_norms import randomize_any
 from tests.core.pieces import Preactivation, conv, image, norm
@@ -128,8 +127,7 @@ def test_an_interrupted_undo_can_be_taken_up_again(monkeypatch: pytest.MonkeyPat
     before, canonization = Snapshot.of(model), canonize(model)
     canonization.apply()
     with pytest.MonkeyPatch.context() as patch:
-        fail_at(patch, Edits, "_revert", 5)
-        patch.setattr(Edits, "_revert", staticmethod(Edits._revert))
+        fail_at(patch, _Layer, "_put_back", 5)
         with pytest.raises(FaultError):
             canonization.undo()
     canonization.undo()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from canon_bridge import canonize, canonized_copy, plan
-from canon_bridge.core.undo.register import writes_in_force
+from canon_bridge.core.restore import writes_in_force
 from tests.conftest import Snapshot, alive, randomize, relative_error
 from tests.core.pieces import Preactivation, conv, image, norm, tiny_densenet
 from tests.ways.models import MODELS

@@ -15,7 +15,7 @@ from canon_bridge import canonize
 from canon_bridge.core.apply import carry_out
 from canon_bridge.core.layers.parameters import keeping_graph
 from canon_bridge.core.options import Backend
-from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.restore import Edits
 from tests.conftest import randomize, relative_error
 from tests.core.pieces import BOTH, conv, norm
 

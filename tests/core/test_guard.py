@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from canon_bridge import canonize
-from canon_bridge.core.undo.guard import Guard
+from canon_bridge.core.guard import Guard
 from tests.conftest import Snapshot, randomize, relative_error
 
 

@@ -19,7 +19,7 @@ from canon_bridge.core.layers.linear import (
     fold_before,
 )
 from canon_bridge.core.norms import NORMS
-from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.restore import Edits
 from tests.conftest import randomize, relative_error
 
 IN, OUT, GROUPS = 4, 6, 2

@@ -18,7 +18,7 @@ from canon_bridge.core.affine import Affine
 from canon_bridge.core.layers import linear
 from canon_bridge.core.layers.linear import LINEAR, fold_after, fold_before
 from canon_bridge.core.norms import NORMS
-from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.restore import Edits
 from tests.conftest import randomize
 from tests.core.test_layers_linear import KINDS
 

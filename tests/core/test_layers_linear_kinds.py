@@ -15,7 +15,7 @@ from canon_bridge.core.layers.linear import (
     out_channels,
     why_not_foldable,
 )
-from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.restore import Edits
 from tests.core.test_layers_linear import IN, LINEAR_TYPES, OUT, make, norms, read
 
 

@@ -23,7 +23,7 @@ from canon_bridge.core.layers.linear import (
     make_plain,
     why_not_foldable,
 )
-from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.restore import Edits
 from tests.conftest import relative_error
 from tests.core.named_layers import CONVOLUTIONS, LOOK_ALIKES, Kinds, entry_name, kinds, make, zeros_at_the_ends
 from tests.core.test_layers_linear_geometry import deviation

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from canon_bridge import canonize, plan
 from canon_bridge.core.affine import Affine
 from canon_bridge.core.layers.linear import LINEAR, fold_after, fold_before, is_linear, why_not_foldable
-from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.restore import Edits
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import BOTH, alive, norms
 

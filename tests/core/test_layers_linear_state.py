@@ -12,7 +12,7 @@ from canon_bridge.core.layers.linear import (
     LINEAR,
     fold_before,
 )
-from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.restore import Edits
 from tests.conftest import relative_error
 from tests.core.test_layers_linear import (
     FOLDS,

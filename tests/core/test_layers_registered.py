@@ -12,7 +12,7 @@ from canon_bridge.captum import LRP, presets
 from canon_bridge.core.layers.border import AxisGeometry, number_of_tap_sets, tap_sets
 from canon_bridge.core.layers.linear import LINEAR, MOST_ENTRIES_PER_WEIGHT, fold_before, is_linear, why_not_before
 from canon_bridge.core.norms import norm_type
-from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.restore import Edits
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import BOTH, image
 

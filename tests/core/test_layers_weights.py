@@ -18,8 +18,7 @@ from canon_bridge.core.layers.linear import (
     make_plain,
     why_not_foldable,
 )
-from canon_bridge.core.undo.edits import Edits
-from canon_bridge.core.undo.register import writes_in_force
+from canon_bridge.core.restore import Edits, writes_in_force
 from tests.conftest import relative_error
 from tests.core.computed_layers import WRAPS, Deep, output, wrapped
 from tests.core.test_layers_linear import KINDS, LINEAR_TYPES, make, norms, read, sample

@@ -20,7 +20,7 @@ from canon_bridge.core.layers.linear import (
     make_plain,
     why_not_foldable,
 )
-from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.restore import Edits
 from tests.conftest import relative_error
 from tests.core.computed_layers import (
     PRUNE_WEIGHT,

@@ -16,7 +16,7 @@ from canon_bridge.core.layers.linear import (
     linear_type,
     make_plain,
 )
-from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.restore import Edits
 from tests.conftest import Snapshot, relative_error
 from tests.core.computed_layers import WRAPS, Deep, Gain, Wrap, on, output, wrapped
 from tests.core.named_layers import CONVOLUTIONS, LOOK_ALIKES, Kinds, entry_name, kinds, make

@@ -7,7 +7,7 @@ from torch import nn
 from canon_bridge.core.apply import merge
 from canon_bridge.core.norms import is_identity
 from canon_bridge.core.plan import Chain, Step
-from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.restore import Edits
 from tests.conftest import Snapshot, randomize, relative_error
 
 TOLERANCE, WRONG = 1e-14, 1e-3

@@ -12,8 +12,8 @@ from canon_bridge import canonize, canonized_copy, plan
 from canon_bridge.captum import LRP, presets, rules
 from canon_bridge.core.explicit import Add, OfRank, adaptive_max_pool, max_pool
 from canon_bridge.core.layers.weights import make_tensors_plain
+from canon_bridge.core.restore import Edits
 from canon_bridge.core.trace.flow import DATA, fits, unpack
-from canon_bridge.core.undo.edits import Edits
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import Written, conv, image, norm
 

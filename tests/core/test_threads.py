@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from canon_bridge import canonize, plan
-from canon_bridge.core.undo.register import writes_in_force
+from canon_bridge.core.restore import writes_in_force
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import Written, conv, image, norm
 

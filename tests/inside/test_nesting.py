@@ -9,7 +9,7 @@ from zennit.composites import EpsilonPlus
 
 import canon_bridge.captum
 from canon_bridge import canonize
-from canon_bridge.core.undo.register import writes_in_force
+from canon_bridge.core.restore import writes_in_force
 from canon_bridge.zennit import ModelCanonizer
 from tests.conftest import Snapshot, relative_error
 from tests.core.pieces import BOTH

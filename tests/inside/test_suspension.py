@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from canon_bridge import canonize
-from canon_bridge.core.undo.register import writes_in_force
+from canon_bridge.core.restore import writes_in_force
 from tests.conftest import Snapshot, alive, relative_error
 from tests.core.pieces import BOTH
 from tests.inside.models import made

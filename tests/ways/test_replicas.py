@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from canon_bridge import canonize, canonized_copy
-from canon_bridge.core.undo.edits import Edits
-from canon_bridge.core.undo.forwards import bind_forward, bound_function
+from canon_bridge.core.forwards import bind_forward, bound_function
+from canon_bridge.core.restore import Edits
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import BOTH
 from tests.ways.models import EPS, MODELS, canonical, gradient

@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from canon_bridge.core.affine import Affine, is_eager, working_dtype
+from canon_bridge.core.forwards import bind_forward, bound_function
 from canon_bridge.core.layers.border import (
     AxisGeometry,
     Border,
@@ -28,9 +29,7 @@ from canon_bridge.core.layers.border import (
 from canon_bridge.core.layers.parameters import parameter, tracked
 from canon_bridge.core.layers.weights import TENSORS, computed_tensors, evaluated, make_tensors_plain
 from canon_bridge.core.registry import Registry, TypeKey
-from canon_bridge.core.undo.edits import Edits
-from canon_bridge.core.undo.forwards import bind_forward, bound_function
-from canon_bridge.core.undo.users import follow_mode
+from canon_bridge.core.restore import Edits, follow_mode
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from canon_bridge.core.undo.edits import Edits, slots
+from canon_bridge.core.restore import Edits, slots
 
 _KEEPS_GRAPH: Final = ContextVar("_KEEPS_GRAPH", default=False)
 

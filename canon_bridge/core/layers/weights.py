@@ -16,7 +16,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDict
 from torch.nn.utils.weight_norm import WeightNorm
 
 from canon_bridge.core.layers.parameters import gradients, parameter, tracked
-from canon_bridge.core.undo.edits import Edits, slots
+from canon_bridge.core.restore import Edits, slots
 
 TENSORS: Final = ("weight", "bias")
 _HOOKS: Final = ("_forward_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks")

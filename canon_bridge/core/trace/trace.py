@@ -12,11 +12,11 @@ from typing import Any, Final
 import torch
 from torch import fx, nn
 
+from canon_bridge.core.forwards import bound_function
 from canon_bridge.core.trace.flow import DATA, Flow, TracingError, is_proxy, pattern
 from canon_bridge.core.trace.patches import patched
 from canon_bridge.core.trace.preserve import Kept, preserved
 from canon_bridge.core.trace.tracer import SymbolicTracer, ValueTracer
-from canon_bridge.core.undo.forwards import bound_function
 
 # fx patches torch for all threads while it traces, so one thread traces at a time.
 _TRACING: Final = threading.RLock()

@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from canon_bridge.core.undo.edits import Edits, slots
-from canon_bridge.core.undo.register import writes_in_force
+from canon_bridge.core.restore import Edits, slots, writes_in_force
 from tests.core.computed_layers import Deep
-from tests.core.test_edits import Everything
+from tests.core.test_restore import Everything
 
 TABLES = ("__dict__", "_parameters", "_buffers", "_modules", "_forward_pre_hooks")
 # Without these a module is none.
@@ -177,7 +176,7 @@ def test_any_writes_of_any_journals_are_undone_in_any_order(seed: int) -> None:
         table, write = chance.choice(TABLES), chance.choice(writes)
         candidates = known[table]
         if write is writes[-1]:  # a user writes over what a journal wrote; other slots would stay as the user has them
-            written = {w.name for journal in journals for w, _ in journal.writes if w.table == table}
+            written = {name for j in journals for layer in j._stack for where, name in layer.old if where == table}
             # Modules that a user puts in stay.
             candidates = [key for key in candidates if key in written and table != "_modules"]
         if candidates:

@@ -4,12 +4,16 @@ import copy
 import warnings
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from canon_bridge import LostChangeWarning, canonize
+from canon_bridge.core.guard import Guard
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.pieces import BOTH, conv, image, norm
 
@@ -198,3 +202,86 @@ def test_what_is_gone_or_has_another_shape_is_named() -> None:
     model = small()
     assert lost(model, lambda: setattr(model[0], "bias", nn.Parameter(torch.zeros(2)))).startswith("0.bias: changed")
     assert lost(model, lambda: delattr(model[0], "weight")).startswith("0.weight: changed")
+
+
+def large() -> nn.Module:
+    """A merged weight that is too large for all of its bits to be kept."""
+    model = nn.Sequential(nn.Conv2d(16, 64, 3, bias=False), norm(64), nn.Softmax(1))
+    return randomize(model.double())
+
+
+@pytest.mark.parametrize("at", [0, 17, 4096, 9215])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_one_number_of_a_large_tensor_is_named_whatever_wrote_it(layout: torch.memory_format, at: int) -> None:
+    model = large().to(memory_format=layout)
+    values = lambda: model[0].weight.detach().numpy()  # noqa: E731
+    index = np.unravel_index(at, model[0].weight.shape)
+
+    def change() -> None:
+        values()[index] = np.nextafter(values()[index], 9)
+
+    assert lost(model, change).startswith("0.weight: changed")
+    assert lost(model, lambda: model[0].weight.data.neg_()).startswith("0.weight: changed")
+    assert lost(model, lambda: model[0].weight.copy_(model[0].weight.flip(0).clone())).startswith("0.weight: changed")
+
+
+def test_a_large_tensor_may_move_to_another_layout_and_to_another_precision() -> None:
+    for use in (
+        lambda model: model.to(memory_format=torch.channels_last),
+        lambda model: model.load_state_dict({key: value.clone() for key, value in model.state_dict().items()}),
+        lambda model: model.float(),
+        lambda model: model.float().half(),
+        lambda model: model.to(memory_format=torch.channels_last).bfloat16(),
+    ):
+        model = large()
+        with canonize(model):
+            use(model)
+        randomize(model)
+
+
+def test_a_change_of_a_large_tensor_and_a_conversion_together_are_named() -> None:
+    model = large()
+
+    def change() -> None:
+        model.float()
+        model[0].weight.mul_(1.001)
+
+    with pytest.warns(LostChangeWarning, match=r"^0\.weight: "), canonize(model), torch.no_grad():
+        change()
+
+
+def test_values_that_are_no_numbers_are_not_taken_for_changes() -> None:
+    for model in (small(), large()):
+        with torch.no_grad():
+            model[0].weight[0] = float("nan")
+            model[0].weight[1] = float("inf")
+        for use in (lambda: None, lambda: model.float(), lambda: model[0].weight.data.clone()):  # noqa: B023
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", LostChangeWarning)
+                with canonize(model):
+                    use()
+
+
+def test_entering_a_block_copies_no_weights() -> None:
+    """Guard and marks together hold little more than what they look at."""
+    model = nn.Sequential(nn.Linear(512, 512), nn.Linear(512, 512))
+    with Allocated() as allocated:
+        guard = Guard(model)
+        guard._own, guard._storages = set(), set()  # as if all were merged
+        guard.watch(model)
+        assert guard.changes().lost == ()
+    assert allocated.bytes < 0.05 * sum(p.nbytes for p in model.parameters())
+
+
+class Allocated(TorchDispatchMode):
+    """Counts the bytes of new storages that operations return."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: object, types: object, args: object = (), kwargs: object = None) -> object:
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in given:
+                self.bytes += tensor.untyped_storage().nbytes()
+        return result

@@ -3,13 +3,13 @@
 import gc
 import itertools
 import weakref
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from canon_bridge.core.undo.edits import Edits, named_slots, slots
-from canon_bridge.core.undo.register import writes_in_force
+from canon_bridge.core.restore import Edits, _Layer, paths, refill, run_all, slots, writes_in_force
 from tests.conftest import Snapshot
 
 
@@ -191,14 +191,14 @@ def test_an_interrupted_undo_can_be_taken_up_again(monkeypatch: pytest.MonkeyPat
     before = Snapshot.of(model)
     for (table, name), make in VALUES.items():
         edits.set(model, table, name, make())
-    revert, calls = Edits._revert, itertools.count()
+    put_back, calls = _Layer._put_back, itertools.count()
 
     def interrupted(*arguments: object) -> None:
-        revert(*arguments)
+        put_back(*arguments)
         if next(calls) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Edits, "_revert", staticmethod(interrupted))
+    monkeypatch.setattr(_Layer, "_put_back", interrupted)
     with pytest.raises(KeyboardInterrupt):
         edits.undo()
     edits.undo()
@@ -234,10 +234,37 @@ def test_a_dropped_journal_does_not_keep_the_model_alive() -> None:
     assert gone() is None
 
 
-def test_named_slots_visits_every_module_and_only_the_tables_asked_for() -> None:
-    model = Everything()
-    found = {(module, table, name): value for module, table, name, value in named_slots(model, ("_parameters",))}
-    assert found[model, "_parameters", "bias"] is None
-    assert found[model.other, "_parameters", "weight"] is model.other.weight
-    assert {table for _, table, _ in found} == {"_parameters"}
-    assert len(found) == 6
+def test_paths_are_those_of_named_modules() -> None:
+    model = nn.Sequential(Everything(), nn.Sequential(nn.ReLU(), Everything()))
+    model.add_module("again", model[1])
+    model.register_module("none", None)
+    assert list(paths(model).items()) == [(module, path) for path, module in model.named_modules()]
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_action_that_raises_has_a_second_turn_and_no_third(failing: int, times: int) -> None:
+    done: list[int] = []
+
+    def act(item: int) -> None:
+        done.append(item)
+        if item == failing and done.count(item) <= times:
+            raise ValueError(item, done.count(item))
+
+    actions = [partial(act, item) for item in (1, 2, 3)]
+    with pytest.raises(ValueError, match=rf"\({failing}, 1\)"):
+        run_all(actions)
+    assert sorted(done) == sorted([1, 2, 3, failing])
+    assert not actions
+
+
+def test_nothing_is_raised_where_nothing_fails() -> None:
+    done: list[int] = []
+    run_all([partial(done.append, 1), partial(done.append, 2)])
+    assert done == [2, 1]
+
+
+def test_a_dictionary_is_filled_in_the_order_of_the_items() -> None:
+    keys = {"a": 1, "b": 2, "c": 3}
+    refill(keys, {"c": 3, "a": 1})
+    assert list(keys.items()) == [("c", 3), ("a", 1)]

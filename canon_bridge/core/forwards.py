@@ -1,6 +1,6 @@
 """A forward of the package's own on one module, which the copies that ``nn.DataParallel`` makes take over as theirs.
 
-Floor 2: imports ``edits``. A forward that is set on an instance is bound to that instance; a replica has a shallow copy
+A forward that is set on an instance is bound to that instance; a replica has a shallow copy
 of its ``__dict__``, and would compute with the tensors of the original, on another device.
 """
 
@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from canon_bridge.core.undo.edits import Edits
+from canon_bridge.core.restore import Edits
 
 _REPLICATE: Final = "_replicate_for_data_parallel"
 

@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 from typing import Final
 
-_PACKAGE: Final = str(Path(__file__).resolve().parents[2])
+_PACKAGE: Final = str(Path(__file__).resolve().parents[1])
 
 
 class LostChangeWarning(UserWarning):
