@@ -1,196 +1,174 @@
-"""Explain a data set on several processes, to the same bits as on one; start it again after a crash and it goes on.
+"""Explain a folder of images, in one process or with Ray on many; started again, it goes on where it stopped.
 
-``python examples/distributed_attribution.py`` explains digits in clutter (LRP with EpsilonPlus on the canonized small
-DenseNet) on one process, ``torchrun --standalone --nproc-per-node 2 examples/distributed_attribution.py`` on two; with
-``--epochs 0`` for a quick look, without training.
-Each process has a model of its own and canonizes it; nothing is differentiated across processes, so that
-DistributedDataParallel, which exists to average gradients of weights, has nothing to do here.
+``python examples/distributed_attribution.py`` draws digits in clutter and explains them in a plain loop, with
+``--workers 2`` in two Ray workers, each with a model of its own that it plans once; with ``--images FOLDER`` yours.
+For your own model change ``make_model``, ``transform`` and ``load``; nothing else knows about digits.
 
-*The same bits.* Sums of floating-point numbers depend on how a batch is put together and on how many threads add up. So
-the unit of work is a chunk of the data set whose size (``--chunk``) does not depend on the number of processes; one
-process computes it whole, as one batch, on one thread, with deterministic kernels. Who computes it does not matter as
-long as all have the same kind of device and the same versions, which is checked.
-
-*Nothing lost, nothing twice.* A finished chunk is a file that appears as a whole, with a fingerprint of all that it
-depends on. Whoever computes a chunk holds a lock on it that ends with the process. So no two processes compute the same
-chunk; what a killed one had finished stays, and what it had begun is taken over, by another process or by the next run,
-with however many processes that has. ``torchrun --max-restarts 3`` starts the next run by itself.
-
-The locks need Linux or macOS, and a folder that all processes see. On a network file system whose directories lag
-behind, two machines may now and then compute the same chunk; the result is the same.
+The output is a folder of Parquet files with the columns ``id`` (the image's path), ``class``, ``score`` and
+``relevance``, and ``identity.json``, which says what they were computed with. A file appears as a whole, or not at all;
+what is in one is not computed again. Workers that die are replaced by Ray, and the batch that they had goes to another.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import logging
+import fcntl
+import json
+import os
 import sys
-import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
-from chunks import Chunks, Division
-from digits_in_clutter import Canvases, draw_canvases, split_glyphs
-from identity import Identity, RunError, digest, reproducible, surroundings
-from processes import Processes, join
-from sharing import compute_missing
-from small_densenet import Recipe, build_model, default_cache, trained_model
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet
+from PIL import Image
+from small_densenet import Recipe, default_cache, draw_held_out, trained_model
 from torch import Tensor, nn
-from torch.distributed.elastic.multiprocessing.errors import record
+from torch.utils.data import DataLoader, default_collate
+from tqdm import tqdm
+from whole_files import write_whole
 from whole_numbers import whole_number
 
-from canon_bridge.captum import LRP, presets
+from canon_bridge.explain import Columns, Explainer
+
+FRAMEWORKS = ("captum", "zennit")
 
 
-def draw_images(recipe: Recipe, count: int) -> Canvases:
-    """Draw images of held-out digits, each digit on as many canvases as it takes."""
-    _, held_out = split_glyphs(recipe.scene, seed=recipe.seed)
-    generator = torch.Generator().manual_seed(recipe.seed + 1)
-    rounds = [draw_canvases(held_out, recipe.scene, generator) for _ in range(-(-count // len(held_out)))]
-    images, labels, corners = (
-        torch.cat([getattr(canvases, name) for canvases in rounds]) for name in ("images", "labels", "corners")
+def make_model() -> nn.Module:
+    """Return the model to explain; this one is trained when it is first asked for, and kept."""
+    epochs = int(os.environ.get("DIGITS_EPOCHS", Recipe.epochs))
+    return trained_model(Recipe(epochs=epochs), default_cache()).model
+
+
+def transform(images: Tensor) -> Tensor:
+    """Return the model's input for bytes ``(N, C, H, W)``; for torchvision's models ``weights.transforms()``."""
+    return images / 255
+
+
+def load(row: dict[str, str]) -> dict[str, Any]:
+    """Read one image, all of one size; for DICOM ``pydicom.dcmread(path).pixel_array``."""
+    with Image.open(row["path"]) as image:
+        return {"id": row["id"], "image": np.array(image.convert("RGB"))}
+
+
+def draw_digits(folder: Path) -> None:
+    """Write the held-out digits as images."""
+    for number, image in enumerate((draw_held_out(Recipe()).images * 255).round().byte()):
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        write_whole(folder / f"{number:04}.png", lambda file, picture=picture: picture.save(file, "PNG"))
+
+
+def explain_in_loop(rows: Sequence[dict[str, str]], explainer: Explainer, batch: int) -> Iterator[Columns]:
+    """Explain images one batch after the other in this process."""
+
+    def stack(images: Sequence[dict[str, Any]]) -> Columns:
+        return {name: np.asarray(values) for name, values in default_collate(images).items()}
+
+    dataset: Any = [*rows]
+    batches = DataLoader(dataset, batch, collate_fn=lambda part: stack([load(row) for row in part]))
+    for columns in tqdm(batches, desc="explaining", unit="batch"):
+        yield explainer(columns)
+
+
+def explain_in_ray(rows: Sequence[dict[str, str]], settings: dict[str, Any], options: Any) -> Iterator[Columns]:
+    """Explain images on a Ray cluster; its progress bar is Ray's own."""
+    import ray
+
+    # Readers need processors, too: with as many as there are workers, these would wait for images for ever.
+    cores = {"num_cpus": max(os.cpu_count() or 1, options.workers + 2)} if options.address is None else {}
+    ray.init(address=options.address, ignore_reinit_error=True, **cores)
+    blocks = -(-len(rows) // options.batch)  # of a batch each, so that little is lost with a worker
+    dataset = ray.data.from_items([*rows], override_num_blocks=blocks).map(load)
+    explained = dataset.map_batches(
+        Explainer,
+        fn_constructor_args=[make_model],
+        fn_constructor_kwargs=settings,
+        batch_size=options.batch,
+        concurrency=options.workers,
+        num_gpus=options.gpus,
     )
-    return Canvases(images, labels, corners, recipe.scene)[:count]
+    yield from explained.iter_batches(batch_size=options.batch)
 
 
-def build_explained(recipe: Recipe, cache: Path, processes: Processes) -> nn.Module:
-    """Train or load the model on process 0, and give its weights to all."""
-    # A new model on every process, so that none differs in more than values: the one that trained would not be new.
-    model = build_model(recipe).eval()
-    if processes.is_first:
-        model.load_state_dict(trained_model(recipe, cache).model.state_dict())
-    model.to(processes.device)
-    processes.share_weights(model)
-    return model
+def check_identity(output: Path, identity: dict[str, str]) -> None:
+    """Keep with what the maps are computed, or refuse to mix them with those of another model or other settings."""
+    path = output / "identity.json"
+    if not path.exists():
+        text = json.dumps(identity, indent=1).encode()
+        write_whole(path, lambda file: file.write(text))
+    elif differing := sorted(set((found := json.loads(path.read_text())).items()) ^ set(identity.items())):
+        names = sorted({name for name, _ in differing})
+        found, here = ([values.get(name) for name in names] for values in (found, identity))
+        change = f"another {', '.join(names)} ({found}, here {here})"
+        raise ValueError(f"{output} holds maps with {change}: take another --output")
 
 
-def explainer(model: nn.Module, data: Canvases, device: torch.device) -> Callable[[slice], Tensor]:
-    """Return what explains a range of the data set: relevance for the digit's class, shape ``(N, H, W)``."""
-    lrp = LRP(model, preset=presets.epsilon_plus())
-
-    def explain(part: slice) -> Tensor:
-        # A copy, so that every batch lies in memory in the same way.
-        images = data.images[part].to(device).clone(memory_format=torch.contiguous_format)
-        return lrp.attribute(images, target=data.labels[part].to(device)).sum(1).cpu()
-
-    return explain
+def ids_in(output: Path) -> list[str]:
+    """Return which images have been explained."""
+    files = sorted(str(path) for path in output.glob("*.parquet"))
+    return pyarrow.dataset.dataset(files).to_table(["id"])["id"].to_pylist() if files else []
 
 
-def identify(model: nn.Module, data: Canvases, chunk: int, device: torch.device) -> Identity:
-    """Return all that the bits of the result depend on."""
-    return {
-        "weights": digest(model.state_dict()),
-        "architecture": hashlib.sha256(str(model).encode()).hexdigest(),
-        "data": digest({"images": data.images, "labels": data.labels}),
-        "chunk": str(chunk),
-        "method": "LRP, epsilon_plus, prefer left, target label",
-        **surroundings(device),
-    }
+def write_parts(output: Path, parts: Iterable[Columns]) -> None:
+    """Write each part as a Parquet file."""
+    for part in parts:
+        arrays: dict[str, Any] = {name: pa.array(values) for name, values in part.items() if values.ndim == 1}
+        arrays["relevance"] = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(part["relevance"]))
+        table = pa.table(arrays)
+        path = output / f"{uuid.uuid4().hex}.parquet"
+        write_whole(path, lambda file, table=table: pyarrow.parquet.write_table(table, file))
 
 
-@dataclass(frozen=True)
-class Share:
-    """What one process did: chunks that it computed, and seconds from the first to the last one of all."""
-
-    computed: int
-    seconds: float
-
-
-def run(options: argparse.Namespace, processes: Processes) -> None:
-    """Explain the data set, whatever of it is missing, and write the result."""
-    recipe = Recipe(epochs=options.epochs, seed=options.seed)
-    model = build_explained(recipe, options.cache, processes)
-    data = draw_images(recipe, options.images)
-    identity = identify(model, data, options.chunk, processes.device)
-    processes.agree(identity)
-    division = Division(len(data), options.chunk)
-    with closing(Chunks(options.folder, identity, division, processes.rank)) as chunks:
-        # One process looks, all get its answer: by the time that the others would look, there could be more.
-        ready = processes.from_first(chunks.prepare)
-        missing = sorted(set(range(len(division))) - ready)
-        start = time.perf_counter()
-        explain = explainer(model, data, processes.device)
-        computed = compute_missing(chunks, missing, explain, processes.rank, processes.count, options.patience)
-        shares = processes.gather(Share(computed, time.perf_counter() - start))
-        if processes.is_first:
-            checksum = chunks.merge()
-            print(report(shares, len(ready), division, processes.device))
-            print(f"Result: {chunks.result}, sha256 {checksum}")
-
-
-def report(shares: Sequence[Share], ready: int, division: Division, device: torch.device) -> str:
-    """Return who computed how much, as a table."""
-    processes = f"{len(shares)} process{'es' if len(shares) > 1 else ''}"
-    head = f"{division.images} images in {len(division)} chunks of {division.size}, {processes} on {device.type}"
-    rows = [(f"process {rank}", share.computed, f"{share.seconds:.1f} s") for rank, share in enumerate(shares)]
-    computed = sum(share.computed for share in shares)
-    rows += [("ready before", ready, "")]
-    if elsewhere := len(division) - ready - computed:
-        rows += [("by another run", elsewhere, "")]
-    rows += [("all", len(division), f"{max(share.seconds for share in shares):.1f} s")]
-    lines = [f"{name:16}{chunks:>8}{seconds:>10}".rstrip() for name, chunks, seconds in rows]
-    return "\n".join([head, "", f"{'':16}{'chunks':>8}{'time':>10}", "-" * 34, *lines, ""])
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="distributed_attribution",
-        description="Explain digits in clutter on one process, or with torchrun on several, to the same bits.",
-    )
-    parser.add_argument(
-        "--folder",
-        type=Path,
-        default=Path("relevance_of_digits"),
-        metavar="DIR",
-        help="of the result and of the finished chunks (%(default)s)",
-    )
-    count = whole_number(1)
-    parser.add_argument("--images", type=count, default=1436, metavar="N", help="to explain (%(default)s)")
-    parser.add_argument(
-        "--chunk", type=count, default=16, metavar="N", help="images in a chunk, which is one batch (%(default)s)"
-    )
-    parser.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="GPUs, one a process, or the CPU (%(default)s)",
-    )
-    parser.add_argument(
-        "--patience",
-        type=count,
-        default=1800,
-        metavar="SECONDS",
-        help="to wait for another process that does not get on; longer than training takes (%(default)s)",
-    )
-    parser.add_argument("--seed", type=whole_number(0), default=0, help="of split, images and training (%(default)s)")
-    parser.add_argument(
-        "--epochs", type=whole_number(0), default=Recipe.epochs, help="of training, 0 for a quick look (%(default)s)"
-    )
-    parser.add_argument(
-        "--cache", type=Path, default=default_cache(), metavar="DIR", help="of trained weights (%(default)s)"
-    )
-    return parser
+def run(options: argparse.Namespace) -> None:
+    """Explain what the output does not hold yet."""
+    images = options.images or options.output / "images"
+    options.output.mkdir(parents=True, exist_ok=True)
+    lock = (options.output / "lock").open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+    except BlockingIOError:
+        raise ValueError(f"another process writes to {options.output}: wait for it, or take another --output") from None
+    if options.images is None:
+        draw_digits(images)
+    settings = {"framework": options.framework, "preset": options.preset, "prefer": options.prefer}
+    settings |= {"target": options.target, "transform": transform}
+    explainer = Explainer(make_model, **settings)
+    check_identity(options.output, explainer.identity())
+    paths = {str(path.relative_to(images)): str(path) for path in sorted(images.rglob("*.*")) if path.is_file()}
+    missing = sorted(set(paths) - set(ids_in(options.output)))
+    print(f"{len(paths)} images, {len(paths) - len(missing)} explained before")
+    rows = [{"id": name, "path": paths[name]} for name in missing]
+    if rows and options.workers:
+        write_parts(options.output, explain_in_ray(rows, settings, options))
+    else:
+        write_parts(options.output, explain_in_loop(rows, explainer, options.batch))
+    print(f"Maps of {len(ids_in(options.output))} images in {options.output}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the example; ``argv`` is ``sys.argv[1:]`` by default. Returns the exit status."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    parser = build_parser()
+    parser = argparse.ArgumentParser(prog="distributed_attribution", description="Explain a folder of images.")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="to explain; digits in clutter by default")
+    parser.add_argument("--output", type=Path, default=Path("relevance_of_digits"), metavar="DIR", help="(%(default)s)")
+    parser.add_argument("--workers", type=whole_number(0), default=0, help="of Ray; 0: this process (%(default)s)")
+    parser.add_argument("--gpus", type=float, default=0, help="for each worker (%(default)s)")
+    parser.add_argument("--address", help="of a Ray cluster that runs; by default one on this machine is started")
+    parser.add_argument("--batch", type=whole_number(1), default=16, help="images in a batch (%(default)s)")
+    parser.add_argument("--framework", choices=FRAMEWORKS, default="captum", help="(%(default)s)")
+    parser.add_argument("--preset", default="epsilon_plus", help="(%(default)s)")
+    parser.add_argument("--prefer", choices=("left", "right"), default="left", help="(%(default)s)")
+    parser.add_argument("--target", type=whole_number(0), help="class to explain; by default the predicted one")
     options = parser.parse_args(argv)
     try:
-        with reproducible(), join(options.device, options.patience) as processes:
-            run(options, processes)
-    except (RunError, OSError) as error:
+        run(options)
+    except (ValueError, OSError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, f"{parser.prog}: interrupted; the same command goes on where it stopped\n")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(record(main)())  # torchrun then knows the traceback of the process that failed first
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""Relevance maps for batches of images, by one model that stays canonical: for a loop, or one in each Ray worker."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from importlib.metadata import version
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from canon_bridge.core import Prefer
+
+Columns = dict[str, np.ndarray[Any, Any]]
+
+
+def unit_range(images: Tensor) -> Tensor:
+    """Return bytes as numbers from 0 to 1."""
+    return images / 255
+
+
+class Explainer:
+    """Explain the images of a batch; what ``ray.data.Dataset.map_batches`` and a plain loop call.
+
+    Parameters
+    ----------
+    make_model : callable
+        Without arguments; returns the model, weights loaded. It is what travels to other processes, not the model.
+    preset : str, default "epsilon_plus"
+        A preset of :mod:`canon_bridge.captum.presets` that has defaults for all settings; the composite of that name in
+        zennit (``EpsilonPlus``).
+    framework : {"captum", "zennit"}, default "captum"
+        Which one computes the maps.
+    prefer : {"left", "right"}, default "left"
+        See :func:`canon_bridge.canonize`.
+    target : int or str, optional
+        The class to explain: a number, the column that holds it for each image, or by default the predicted one.
+    transform : callable, default ``images / 255``
+        From the column ``image`` as a tensor ``(N, C, H, W)`` to the model's input; ``weights.transforms()`` of
+        torchvision is one.
+
+    Notes
+    -----
+    The model is planned once, on a GPU if there is one, and belongs to the explainer. In zennit it is canonical from
+    the first moment on, in Captum during each call.
+
+    Examples
+    --------
+    >>> explainer = Explainer(make_model)
+    >>> explainer({"id": names, "image": images})  # id, class, score, relevance
+    >>> dataset.map_batches(Explainer, fn_constructor_args=[make_model], batch_size=16, concurrency=2)
+    """
+
+    def __init__(
+        self,
+        make_model: Callable[[], nn.Module],
+        *,
+        preset: str = "epsilon_plus",
+        framework: Literal["captum", "zennit"] = "captum",
+        prefer: Prefer = "left",
+        target: int | str | None = None,
+        transform: Callable[[Tensor], Tensor] = unit_range,
+    ) -> None:
+        self._arguments = {
+            "preset": preset,
+            "framework": framework,
+            "prefer": prefer,
+            "target": target,
+            "transform": transform,
+        }
+        self._make_model, self._target, self._transform = make_model, target, transform
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = make_model().eval().to(self.device)
+        self._identity = {"model": type(self.model).__name__, "weights": _digest(self.model)}
+        self._attribute = _FRAMEWORKS[framework](self.model, preset, prefer)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self._make_model, self._arguments)
+
+    def __call__(self, batch: Columns) -> Columns:
+        """Return the columns of the batch but ``image``, and ``class``, ``score`` and ``relevance``.
+
+        Parameters
+        ----------
+        batch : dict of str to ndarray
+            ``image`` has the shape ``(N, H, W, C)`` or, in shades of grey, ``(N, H, W)``.
+
+        Returns
+        -------
+        dict of str to ndarray
+            ``class`` is the explained one, ``score`` the model's output for it, both ``(N,)``; ``relevance`` is the sum
+            over the channels, ``(N, H, W)`` of the model's input, float32.
+        """
+        images = torch.from_numpy(np.ascontiguousarray(batch["image"]))
+        images = images[:, None] if images.dim() == 3 else images.movedim(-1, 1)
+        inputs = self._transform(images.contiguous().to(self.device))
+        with torch.no_grad():
+            scores = self.model(inputs)
+        classes = scores.argmax(1)
+        if self._target is not None:
+            chosen = batch[self._target] if isinstance(self._target, str) else self._target
+            classes = torch.as_tensor(chosen, device=self.device).expand(len(images))
+        explained = scores.gather(1, classes[:, None])[:, 0]
+        relevance = self._attribute(inputs, classes).sum(1)
+        found = {"class": classes, "score": explained, "relevance": relevance.float()}
+        kept = {name: values for name, values in batch.items() if name != "image"}
+        return kept | {name: values.cpu().numpy() for name, values in found.items()}
+
+    def identity(self) -> dict[str, str]:
+        """Return what maps depend on besides the images: model, weights, settings and versions."""
+        settings = {name: str(getattr(value, "__name__", value)) for name, value in self._arguments.items()}
+        packages = "torch", "canon-bridge", str(self._arguments["framework"])
+        return self._identity | settings | {name: version(name) for name in packages}
+
+
+def _rebuild(make_model: Callable[[], nn.Module], arguments: Mapping[str, Any]) -> Explainer:
+    return Explainer(make_model, **arguments)
+
+
+def _digest(model: nn.Module) -> str:
+    """Return the SHA-256 of a model's structure and values."""
+    total = hashlib.sha256(str(model).encode())
+    for name, tensor in model.state_dict().items():
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def _in_captum(model: nn.Module, preset: str, prefer: Prefer) -> Callable[[Tensor, Tensor], Tensor]:
+    from canon_bridge.captum import LRP, presets
+
+    lrp = LRP(model, preset=getattr(presets, preset)(), prefer=prefer)
+    return lambda inputs, classes: lrp.attribute(inputs, target=classes)
+
+
+def _in_zennit(model: nn.Module, preset: str, prefer: Prefer) -> Callable[[Tensor, Tensor], Tensor]:
+    import zennit.composites
+    from zennit.attribution import Gradient
+
+    from canon_bridge.zennit import ModelCanonizer
+
+    composite = getattr(zennit.composites, preset.title().replace("_", ""))(canonizers=[ModelCanonizer(prefer=prefer)])
+    attributor: Any = ExitStack().enter_context(Gradient(model, composite))  # stays open
+
+    def attribute(inputs: Tensor, classes: Tensor) -> Tensor:
+        def score_of_class(scores: Tensor) -> Tensor:
+            index = classes[:, None]
+            return torch.zeros_like(scores).scatter(1, index, scores.detach().gather(1, index))
+
+        return attributor(inputs.detach().requires_grad_(), score_of_class)[1].detach()
+
+    return attribute
+
+
+_FRAMEWORKS = {"captum": _in_captum, "zennit": _in_zennit}

@@ -1,0 +1,73 @@
+"""Explainer: the maps of the frameworks themselves, the same in both, and the same after a trip through pickle."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from canon_bridge.captum import LRP, presets
+from canon_bridge.explain import Explainer
+from tests.conftest import randomize
+
+
+def make_model() -> nn.Module:
+    torch.manual_seed(1)
+    layers = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 5)
+    return randomize(nn.Sequential(*layers))
+
+
+@pytest.fixture
+def batch():
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    return {"id": np.array(["a", "b", "c"]), "image": images, "label": np.array([4, 0, 2])}
+
+
+@pytest.mark.parametrize("prefer", ["left", "right"])
+@pytest.mark.parametrize("target", [None, 3, "label"])
+def test_maps_are_those_of_captum_in_both_frameworks(batch, prefer, target):
+    model = make_model()
+    x = torch.from_numpy(batch["image"]).movedim(-1, 1) / 255
+    with torch.no_grad():
+        scores = model(x)
+    classes = {None: scores.argmax(1), 3: torch.full((3,), 3), "label": torch.tensor([4, 0, 2])}[target]
+    expected = LRP(model, preset=presets.epsilon_plus(), prefer=prefer).attribute(x, target=classes).sum(1)
+    for framework in ("captum", "zennit"):
+        explainer = Explainer(make_model, framework=framework, prefer=prefer, target=target)
+        for _ in range(2):  # the second batch finds the model as the first one did
+            found = explainer(batch)
+            assert set(found) == {"id", "label", "class", "score", "relevance"}
+            assert found["class"].tolist() == classes.tolist()
+            torch.testing.assert_close(torch.from_numpy(found["score"]), scores.gather(1, classes[:, None])[:, 0])
+            torch.testing.assert_close(torch.from_numpy(found["relevance"]), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("framework", ["captum", "zennit"])
+def test_an_explainer_can_be_pickled(batch, framework):
+    explainer = Explainer(make_model, framework=framework, prefer="right")
+    again = pickle.loads(pickle.dumps(explainer))
+    assert np.array_equal(again(batch)["relevance"], explainer(batch)["relevance"])
+    assert again.identity() == explainer.identity()
+
+
+def test_images_in_shades_of_grey_and_ones_own_transform(batch):
+    explainer = Explainer(make_model, transform=lambda images: images.expand(-1, 3, -1, -1) / 255)
+    grey = batch["image"][..., 0]
+    colour = Explainer(make_model)({"image": np.repeat(grey[..., None], 3, -1)})
+    assert np.array_equal(explainer({"image": grey})["relevance"], colour["relevance"])
+
+
+def test_the_identity_tells_models_and_settings_apart():
+    def other_model() -> nn.Module:
+        model = make_model()
+        with torch.no_grad():
+            model[0].weight[0, 0, 0, 0] += 1e-3
+        return model
+
+    identity = Explainer(make_model).identity()
+    assert identity == Explainer(make_model).identity()
+    assert identity["model"] == "Sequential"
+    others = (Explainer(other_model), Explainer(make_model, prefer="right"), Explainer(make_model, target=1))
+    others += (Explainer(make_model, framework="zennit"), Explainer(make_model, preset="epsilon_plus_flat"))
+    assert all(identity != other.identity() for other in others)
