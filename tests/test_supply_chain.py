@@ -201,6 +201,7 @@ def test_tools_are_pinned() -> None:
             "pyright",
             "pip-audit",
             "import-linter",
+            "nox",
         ),
     }
     assert all(re.fullmatch(r"[\w.-]+(\[\w+\])?==[\d.]+", tool) for tool in tools)
