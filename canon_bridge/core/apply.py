@@ -4,12 +4,13 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from canon_bridge.core import versions
 from canon_bridge.core.activations import Compares, compares_with_baselines, find_absorber
 from canon_bridge.core.explicit import EXPANSIONS
 from canon_bridge.core.layers.linear import fold_after, fold_before, make_plain
@@ -71,7 +72,7 @@ def carry_out(edits: Edits, model: nn.Module, plan: Plan, backend: Backend) -> l
 
 def _merge(edits: Edits, model: nn.Module, chain: Chain, clip_relevance: bool, compares: Compares) -> None:
     merge(edits, model.get_submodule, chain, clip_relevance, compares)
-    if chain.ranks:
+    if chain.ranks or not versions.batch_norm_refuses_training_without_eps():
         norm = model.get_submodule(chain.norm)
         expect_rank(edits, norm, chain.ranks, f"{chain.norm} and {chain.targets[0]}")
 
@@ -178,7 +179,7 @@ def replace_child(edits: Edits, model: nn.Module, child: nn.Module, new: nn.Modu
 
 
 def expect_rank(edits: Edits, norm: nn.Module, ranks: tuple[int, ...], paths: str) -> None:
-    """Make a merged norm, whose type accepts several ranks, refuse input of another rank than the merge holds for."""
+    """Make a merged norm refuse training mode and, where its type accepts several, other ranks than ``ranks``."""
     bind_forward(edits, norm, _of_rank, ranks, paths)
 
 
@@ -187,7 +188,7 @@ def _per_channel_linear(layer: nn.Module, input: Tensor) -> Tensor:
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
     assert isinstance(bias, Tensor)
-    norm: NormType = vars(layer)["_stands_for"]
+    norm = cast("NormType", layer._stands_for)
     if input.dim() not in norm.ranks:  # the norm takes no other either, or finds its channels elsewhere
         wanted = " or ".join(_SHAPES[rank] for rank in norm.ranks)
         raise ValueError(f"expected input of shape {wanted}, as the BatchNorm takes it, but got {tuple(input.shape)}.")
@@ -211,7 +212,12 @@ _SHAPES: Final = {2: "(N, C)", 3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, 
 
 
 def _of_rank(norm: nn.Module, ranks: tuple[int, ...], paths: str, input: Tensor) -> Tensor:
-    if input.dim() not in ranks:
+    if norm.training and not norm_type(norm).frozen:
+        raise ValueError(
+            f"{paths} were put into training mode while the model was canonical: they are merged and cannot normalize "
+            "by the batch; call model.eval(), or train the model outside the block."
+        )
+    if ranks and input.dim() not in ranks:
         wanted = " or ".join(_SHAPES[rank] for rank in ranks)
         raise ValueError(
             f"{paths} are merged for input of shape {wanted}, but got {tuple(input.shape)}: here the layers "

@@ -27,7 +27,7 @@ class _Anything:
 def takes_proxies_everywhere() -> bool:
     """Return whether torch hands a call to ``__torch_function__`` wherever a proxy stands among the arguments.
 
-    Before 2.14 only where a tensor belongs; a size, a dimension, a dtype or the list itself was a TypeError.
+    Older versions (2.6) do so only where a tensor belongs; a size, a dimension or a dtype is a TypeError there.
     """
     anything: Any = _Anything()
     try:
@@ -35,6 +35,16 @@ def takes_proxies_everywhere() -> bool:
         return all(result is _Anything for result in results)
     except TypeError:
         return False
+
+
+@cache
+def batch_norm_refuses_training_without_eps() -> bool:
+    """Return whether torch itself refuses to normalize by a batch with ``eps=0``, which a merged BatchNorm has."""
+    try:
+        F.batch_norm(torch.ones(2, 1), None, None, training=True, eps=0.0)
+    except ValueError:
+        return True
+    return False
 
 
 def parsed_functions() -> Iterator[tuple[Any, str, Any]]:
