@@ -20,7 +20,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # Where a rule below does not hold, and why that is no danger.
 WHOLE_OBJECTS = {"tests/core/test_canonized_copy.py": "loads from memory what the same test has saved"}
 CODE_FROM_TEXT = {
-    "canon_bridge/core/source.py": "compiles the forward that it has written from a graph",
+    "canon_bridge/core/written.py": "compiles the forward that was written from a graph",
     "tests/operations/test_uncovered.py": "makes functions of its own text, as if they were a library's",
     "tests/test_readme.py": "runs the examples of our own README",
 }
@@ -201,6 +201,7 @@ def test_tools_are_pinned() -> None:
             "pyright",
             "pip-audit",
             "import-linter",
+            "nox",
         ),
     }
     assert all(re.fullmatch(r"[\w.-]+(\[\w+\])?==[\d.]+", tool) for tool in tools)

@@ -4,7 +4,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 import torch.nn.functional as F
@@ -217,7 +217,7 @@ def _per_channel_linear(layer: nn.Module, input: Tensor) -> Tensor:
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
     assert isinstance(bias, Tensor)
-    norm: NormType = vars(layer)["_stands_for"]
+    norm = cast("NormType", layer._stands_for)
     if input.dim() not in norm.ranks:  # the norm takes no other either, or finds its channels elsewhere
         wanted = " or ".join(SHAPES[rank] for rank in norm.ranks)
         raise ValueError(f"expected input of shape {wanted}, as the BatchNorm takes it, but got {tuple(input.shape)}.")

@@ -380,7 +380,7 @@ class _Merged:
 
     def is_identity(self, norm: nn.Module, input: Tensor) -> bool:
         """Return whether the norm would return the very values of this input."""
-        if self.calls_others or (norm.training and not self.frozen):
+        if self.calls_others:
             return False
         if input.dim() not in self.ranks or input.shape[1] != self.width or not _is_dense(input):
             return False
@@ -409,6 +409,11 @@ def _merged(norm: nn.Module, merged: _Merged, input: Tensor) -> Tensor:
             f"{merged.paths} are merged for input of shape {wanted}, but got {tuple(input.shape)}: here the layers "
             "count other channels. Add the batch dimension, or use a convolution with kernel size 1 where a Linear "
             "layer acts on the last dimension."
+        )
+    if norm.training and not merged.frozen:  # not every torch refuses that with an eps of 0
+        raise ValueError(
+            f"{merged.paths or 'a BatchNorm'} were put into training mode while the model was canonical: they are "
+            "merged and cannot normalize by the batch; call model.eval(), or train the model outside the block."
         )
     if not torch.is_grad_enabled() and is_eager(input) and merged.is_identity(norm, input):
         try:

@@ -1,6 +1,7 @@
 """Functions that pickle does not find by their name, and where they are found: for models that are saved."""
 
 import functools
+import importlib
 import pickle
 import sys
 import types
@@ -86,10 +87,10 @@ class Portable:
 def _find(kind: str, home: Any, name: str = "", *more: str) -> Any:
     """Return what a :class:`Portable` stood for."""
     if kind == "module":
-        return Portable(__import__(home, fromlist=[""]))
+        return Portable(importlib.import_module(home))
     if kind == "operator":
         packet = getattr(getattr(torch.ops, home), name.partition(".")[0])
         return Portable(getattr(packet, more[0]) if more else packet)
     if kind == "autograd":
         return Portable(named(home, name))
-    return Portable(vars(__import__(home, fromlist=[""]) if isinstance(home, str) else home)[name])
+    return Portable(vars(importlib.import_module(home) if isinstance(home, str) else home)[name])

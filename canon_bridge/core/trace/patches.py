@@ -1,7 +1,8 @@
 """What has to be other than torch and Python have it while a model is traced, all in one place, and for that long only.
 
-Calls that cannot record themselves because torch takes no proxy there; ``isinstance`` in the packages that the model's
-classes come from; activation checkpoints, which run their function a second time in the backward pass.
+Calls that cannot record themselves because torch takes no proxy there, in older versions wherever no tensor belongs;
+``isinstance`` in the packages that the model's classes come from; activation checkpoints, which run their function a
+second time in the backward pass.
 """
 
 import functools
@@ -18,6 +19,7 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from torch.utils import checkpoint
 from torch.utils._pytree import tree_leaves
 
+from canon_bridge.core import versions
 from canon_bridge.core.operations import is_random, setitem_
 from canon_bridge.core.portable import named
 from canon_bridge.core.trace.flow import is_proxy
@@ -40,14 +42,20 @@ def patched(tracer: Any, root: nn.Module) -> Generator[None]:
     root : nn.Module
         The model.
     """
-    is_random(patched)  # functions are known by themselves: they are looked up before others stand in their places
+    # Functions are known by themselves: they are looked up before others stand in their places.
+    is_random(patched)
+    is_tensor_method_or_property(patched)
+    parsed = _parsed()
     with ExitStack() as stack:
-        for holder, name, replacement in (*_replacements(), *_checkpoints(tracer.note_course)):
+        for holder, name, replacement in (*parsed, *_replacements(), *_checkpoints(tracer.note_course)):
             stack.callback(_restore, holder, name, vars(holder).get(name, _ABSENT))
             setattr(holder, name, replacement)
+        imported = {id(replacement.stands_in_for): replacement for _, _, replacement in parsed}
         for namespace in _namespaces(root):
-            stack.callback(_restore_global, namespace, "isinstance", namespace.get("isinstance", _ABSENT))
-            namespace["isinstance"] = _is_instance
+            names = {n: imported[id(f)] for n, f in list(namespace.items()) if id(f) in imported} if imported else {}
+            for name, replacement in {**names, "isinstance": _is_instance}.items():
+                stack.callback(_restore_global, namespace, name, namespace.get(name, _ABSENT))
+                namespace[name] = replacement
         stack.enter_context(_Recording(tracer))
         yield
 
@@ -61,6 +69,17 @@ def _replacements() -> list[tuple[Any, str, Any]]:
         (torch.jit.ScriptFunction, "__call__", _call_scripted),
         (torch, "is_tensor", _is_tensor),
         (VariableMeta, "__call__", _make_variable),
+    ]
+
+
+@functools.cache
+def _parsed() -> list[tuple[Any, str, Any]]:
+    """Return what stands in for all that C++ parses, in the versions of torch that take proxies for tensors alone."""
+    if versions.takes_proxies_everywhere():
+        return []
+    return [
+        *((home, name, _recorded(function)) for home, name, function in versions.parsed_functions()),
+        *((Tensor, name, _recorded_method(name, method)) for name, method in versions.parsed_methods()),
     ]
 
 
@@ -90,6 +109,7 @@ class _Recording(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        func = getattr(func, "stands_in_for", func)  # torch looks methods up where others stand in their places
         is_recorded = is_random(func) or any(map(self.tracer.stands_for_data, tree_leaves((args, kwargs))))
         if self.tracer.is_computing or not is_recorded:
             return func(*args, **kwargs)
@@ -115,7 +135,7 @@ def _make_variable(self: Any, data: Any = None, *args: Any, **kwargs: Any) -> An
     return data if is_proxy(data) else type.__call__(self, *(() if data is None else (data,)), *args, **kwargs)
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=2048)
 def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -124,10 +144,11 @@ def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
         return proxy.tracer.create_proxy("call_function", function, args, kwargs)
 
+    call.stands_in_for = function  # pyright: ignore[reportAttributeAccessIssue]
     return call
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=2048)
 def _recorded_method(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -136,6 +157,7 @@ def _recorded_method(name: str, original: Callable[..., Any]) -> Callable[..., A
             return original(self, *args, **kwargs)
         return proxy.tracer.create_proxy("call_method", name, (self, *args), kwargs)
 
+    call.stands_in_for = original  # pyright: ignore[reportAttributeAccessIssue]
     return call
 
 

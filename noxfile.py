@@ -1,0 +1,30 @@
+"""The versions that are supported, each in a fresh environment: `nox -l` lists them, `nox -s 'tests(oldest)'` runs one.
+
+Without arguments a session runs the tests that are not marked slow; arguments after `--` go to pytest. An interpreter
+that a machine lacks is skipped, with a word.
+"""
+
+import nox
+
+NEWEST = ("torch==2.14.1", "torchvision==0.29.1")
+# By the name of a session: the Python, and what differs from the newest of everything.
+MATRIX = {
+    "newest": ("3.11", NEWEST),
+    "oldest": ("3.11", ("torch==2.6.0", "torchvision==0.21.0", "captum==0.7.0", "zennit==0.5.1")),
+    "captum 0.7": ("3.11", (*NEWEST, "captum==0.7.0")),
+    "captum 0.8": ("3.11", (*NEWEST, "captum==0.8.0")),
+    "captum 0.9": ("3.11", (*NEWEST, "captum==0.9.0")),
+    "zennit 0.5.1": ("3.11", (*NEWEST, "zennit==0.5.1")),
+    "zennit 1.0": ("3.12", (*NEWEST, "zennit==1.0.0")),  # it asks for Python 3.11.11 or newer
+    "python 3.12": ("3.12", NEWEST),
+    "python 3.13": ("3.13", NEWEST),
+    "python 3.14": ("3.14", NEWEST),
+}
+
+
+@nox.session
+@nox.parametrize(("python", "versions"), list(MATRIX.values()), ids=list(MATRIX))
+def tests(session: nox.Session, versions: tuple[str, ...]) -> None:
+    """Run the tests on one set of versions."""
+    session.install(*versions, "-e", ".[test]")
+    session.run("python", "-m", "pytest", "-q", *(session.posargs or ("-n", "2")))
