@@ -5,6 +5,7 @@ import inspect
 import math
 import warnings
 from collections import namedtuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from torch import Tensor, fx, nn
 from benchmarks.with_zennit import TARGET, attribute, epsilon_composite
 from canon_bridge import canonize, plan
 from canon_bridge.captum import LRP, presets
-from canon_bridge.core.source import compile_forward
+from canon_bridge.core.source import write_forward
+from canon_bridge.core.written import Written
 from canon_bridge.zennit import ModelCanonizer
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.models import gradient_times_input
@@ -23,6 +25,11 @@ from tests.models import gradient_times_input
 TOLERANCE = 1e-12
 LRP_0 = 1e-30
 ODD = ("in", "for", "class", "None", "a-b", "0", 'a"b', "a\\b", "ä", "_", "lambda")
+
+
+def compiled(graph: fx.Graph, signature: inspect.Signature) -> Any:
+    return Written(*write_forward(graph, signature), "test", signature).__wrapped__
+
 
 with warnings.catch_warnings(action="ignore"):
     traced = torch.jit.trace(lambda y: y.abs() * 2, torch.ones(2, 4, 4, 4, dtype=torch.float64))
@@ -134,7 +141,7 @@ def test_every_kind_of_argument_is_written() -> None:
 
     def signature(input, /, *more, last=record, **named): ...
 
-    function = compile_forward(graph, inspect.signature(signature), "<test>")
+    function = compiled(graph, inspect.signature(signature))
     ((args, kwargs), rest), value = function(None, 5, 6, 7, other=8), 5
     assert args[:5] == (Pair(value, 1), [value, (value,), ()], {"k": value}, slice(None, value, None), None)
     assert type(args[0]) is Pair
@@ -151,7 +158,7 @@ def test_names_of_arguments_are_taken_by_nothing_else() -> None:
     graph = fx.Graph()
     values = [graph.placeholder(name) for name in ("_self", "__self", "_1", "torch", "forward", "relu")]
     graph.output(graph.call_function(torch.relu, (values[2],), {}))
-    function = compile_forward(graph, inspect.signature(lambda _self, __self, _1, torch, forward, relu: 0), "<test>")
+    function = compiled(graph, inspect.signature(lambda _self, __self, _1, torch, forward, relu: 0))
     assert function(None, 0, 0, torch.tensor(-3.0), 0, 0, 0) == 0
 
 
@@ -172,4 +179,4 @@ def test_values_that_nobody_reads_any_more_are_free() -> None:
     graph = fx.Graph()
     x = graph.placeholder("x")
     graph.output(graph.call_function(third, (graph.call_function(torch.neg, (graph.call_function(first, (x,)),)),)))
-    assert compile_forward(graph, inspect.signature(lambda x: 0), "<test>")(None, torch.tensor(1.0)) == -2
+    assert compiled(graph, inspect.signature(lambda x: 0))(None, torch.tensor(1.0)) == -2
