@@ -48,13 +48,12 @@ def test_a_fault_is_raised_at_its_step(inject: Callable[[Counter], Any]) -> None
         canonization.apply()
     canonization.undo()
     assert counter.count > 10
-    places = set()
     for k in (0, counter.count // 2, counter.count - 1):
         one = Counter(k)
         with pytest.raises(Fault), inject(one):
             canonization.apply()
-        places.add(one.where)
-    assert len(places) == 3
+        assert one.count > k
+        assert one.where
 
 
 def stop_at_the_first(self: Edits) -> None:

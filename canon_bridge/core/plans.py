@@ -35,7 +35,7 @@ class _Likeness:
         for module, path in paths(model).items():
             kind = type(module)
             self.values.append(path)
-            self.objects += (module, kind, kind.forward)
+            self.objects += (module, kind, getattr(kind, "forward", None))
             for name, value in vars(module).items():
                 if type(value) in _PLAIN:
                     self.values += (name, value)
