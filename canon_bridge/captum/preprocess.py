@@ -128,7 +128,7 @@ def _pool(module: nn.Module, signed: Callable[..., Tensor], input: Tensor, *size
 def _sign_input(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     if not _is_seen_as_maximum(module):
         return None
-    vars(module)["_forward_hooks"].move_to_end(_LAST)  # behind those that have been registered since
+    vars(module)["_forward_hooks"].move_to_end(_LAST)  # after those that have been registered since
     return (_signed(module, args[0]), *args[1:])
 
 
