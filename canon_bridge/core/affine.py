@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -43,8 +42,8 @@ class Affine:
     def select(self, channels: Sequence[int]) -> "Affine":
         """Return the map with the given channels, in that order; -1 stands for a channel that stays as it is."""
         first, number = channels[0] if channels else 0, len(channels)
-        if first >= 0 and tuple(channels) == tuple(range(first, first + number)):  # neighbours: a view will do
-            return Affine(self.scale.narrow(0, first, number), self.shift.narrow(0, first, number))
+        if first >= 0 and tuple(channels) == tuple(range(first, first + number)):  # neighbours
+            return Affine(self.scale[first : first + number].clone(), self.shift[first : first + number].clone())
         index = torch.tensor(channels, dtype=torch.long, device=self.scale.device)
         chosen, stays = index.clamp(min=0), index < 0
         one, zero = self.scale.new_ones(()), self.scale.new_zeros(())
@@ -65,7 +64,6 @@ def is_transformed() -> bool:
     return bool(torch._C._get_tracing_state()) or torch._C._are_functorch_transforms_active()
 
 
-@cache
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the precision to compute a merge in: the layer's own, and never less than float32."""
     return torch.promote_types(dtype, torch.float32)

@@ -348,6 +348,8 @@ def take(edits: Edits, norm: nn.Module, ranks: tuple[int, ...] = (), paths: str 
     with gradients():
         affine = entry.read(norm)
     neutral = write(edits, norm, Affine.identity(affine.scale))
+    with torch.no_grad():
+        left = entry.read(norm)
     merged = _Merged(
         neutral,
         width=affine.scale.numel(),
@@ -355,7 +357,7 @@ def take(edits: Edits, norm: nn.Module, ranks: tuple[int, ...] = (), paths: str 
         is_rank_needed=bool(ranks),
         paths=paths,
         frozen=entry.frozen,
-        calls_others=bool(children_after(norm)),
+        is_exact=bool((left.scale == 1).all() and (left.shift == 0).all()) and not children_after(norm),
     )
     bind_forward(edits, norm, _merged, merged)
     return affine
@@ -376,11 +378,11 @@ class _Merged:
     is_rank_needed: bool
     paths: str
     frozen: bool
-    calls_others: bool
+    is_exact: bool
 
     def is_identity(self, norm: nn.Module, input: Tensor) -> bool:
         """Return whether the norm would return the very values of this input."""
-        if self.calls_others:
+        if not self.is_exact:
             return False
         if input.dim() not in self.ranks or input.shape[1] != self.width or not _is_dense(input):
             return False

@@ -54,6 +54,7 @@ class Written:
         self.body, self.names, self.path = body, dict(names), path
         self.signature, self.written, self.expected, self.mode = signature, written, dict(expected or {}), mode
         self.__wrapped__ = _compiled(body, self.names, path) if isinstance(body, str) else body
+        self.__name__ = "forward"
         self.__code__ = inspect.unwrap(self.__wrapped__).__code__  # which torch.export asks for
 
     def __get__(self, instance: object, owner: type) -> Callable[..., Any]:

@@ -552,10 +552,16 @@ def _widen(bias: Tensor, dims: int) -> Tensor:
     return bias.reshape(*bias.shape, *(1,) * (dims - bias.dim()))
 
 
+_CHANNELS_LAST: Final = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
 def _write(edits: Edits, module: nn.Module, weight: Tensor, bias: Tensor) -> None:
     old = module.weight
     assert isinstance(old, Tensor)
     for name, value in (("weight", weight), ("bias", bias)):
         former = vars(module)["_parameters"].get(name)
         requires_grad = (old if former is None else former).requires_grad
-        edits.set(module, "_parameters", name, parameter(value.to(old.dtype), requires_grad))
+        value = value.to(old.dtype)
+        if name == "weight" and old.dim() in _CHANNELS_LAST and not old.is_contiguous():
+            value = value.contiguous(memory_format=_CHANNELS_LAST[old.dim()])  # as folding row by row has not left it
+        edits.set(module, "_parameters", name, parameter(value, requires_grad))
