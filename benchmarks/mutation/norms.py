@@ -104,7 +104,7 @@ MERGED = mutants(
         "if input.dim() not in self.ranks or input.shape",
         "if input.shape",
     ),
-    ("a merged norm in training mode", "if self.calls_others or (norm.training and not self.frozen):", "if False:"),
+    ("a merged norm in training mode", "if norm.training and not merged.frozen:", "if False:"),
     ("a merged norm without gradients", "if not torch.is_grad_enabled() and is_eager(input)", "if is_eager(input)"),
 )
 
