@@ -34,10 +34,15 @@ def attached(model: nn.Module, preset: Preset, verbose: bool = False) -> Generat
     edits = Edits()
     try:
         chosen = preset.assign(model)
+        without: set[type[nn.Module]] = set()  # types that need none
         for name, module in model.named_modules():
-            rule = _rule(name, module, chosen, preset.name)
+            rule = vars(module).get("rule")
+            rule = chosen.get(name) if rule is None else _own_rule(rule, name)
+            if rule is None and type(module) not in without:
+                _check_needs_none(name, module, preset.name)
+                without.add(type(module))
             if rule is not None:
-                handles.append(module.register_forward_hook(rule.forward_hook))
+                handles += rule.attach(module)
                 if vars(module).get("inplace"):  # not in a canonical model; rules need the input as it was
                     edits.set(module, "__dict__", "inplace", False)
                 if verbose:
@@ -49,18 +54,13 @@ def attached(model: nn.Module, preset: Preset, verbose: bool = False) -> Generat
         edits.undo()
 
 
-def _rule(name: str, module: nn.Module, chosen: dict[str, rules.Rule], preset: str) -> rules.Rule | None:
-    by_hand = vars(module).get("rule")
-    if by_hand is not None:
-        return _own_rule(by_hand, name)
-    rule = chosen.get(name)
-    if rule is None and kind_for_rules(module) is Kind.LINEAR_LAYER:
+def _check_needs_none(name: str, module: nn.Module, preset: str) -> None:
+    if kind_for_rules(module) is Kind.LINEAR_LAYER:
         raise TypeError(
             f"{name} ({type(module).__name__}) is a linear layer, and the preset {preset!r} has no rule for it; its "
             "gradient would not be relevance. Give the preset an entry, for example "
             f"`layer_map=[({type(module).__name__}, rules.Epsilon())]`."
         )
-    return rule
 
 
 def _own_rule(rule: PropagationRule, name: str) -> rules.Rule:

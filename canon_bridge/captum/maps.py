@@ -69,14 +69,17 @@ class Preset:
     def assign(self, model: nn.Module) -> dict[str, Rule]:
         """Return a new rule for each module that an entry fits, by name."""
         rules: dict[str, Rule] = {}
+        by_type: dict[type[nn.Module], MakeRule | None] = {}
         first = True
         for name, module in model.named_modules():
             make = next((rule for names, rule in self.name_map if name in names), None)
-            if make is None and first:
+            if make is None and first and self.first_map:
                 make = _for_type(self.first_map, module)
                 first = make is None
             if make is None:
-                make = _for_type(self.layer_map, module)
+                if type(module) not in by_type:
+                    by_type[type(module)] = _for_type(self.layer_map, module)
+                make = by_type[type(module)]
             if make is not None:
                 rules[name] = make_rule(make)
         return rules

@@ -94,8 +94,8 @@ class _MergeBatchNorm(Canonizer):
         steps = [Step(name, channels) for name in modules if name != "norm"]
         if relu is not None:
             modules["relu"] = relu
-            behind = tuple(channel + len(channels) for channel in channels)
-            steps = [Step("relu", channels, absorbs=True), *(Step(step.module, behind) for step in steps)]
+            after = tuple(channel + len(channels) for channel in channels)
+            steps = [Step("relu", channels, absorbs=True), *(Step(step.module, after) for step in steps)]
         chain = Chain("norm", len(channels), direction, tuple(steps), ())
         with undo_on_error([self]):
             merge(self._edits, modules.__getitem__, chain, self.options.clipped == "absorb")
@@ -127,7 +127,7 @@ class MergeBatchNormtoRight(_MergeBatchNorm):
     kind = "right"
 
     def register(self, linears: Sequence[nn.Module], batch_norm: nn.Module) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Merge ``batch_norm`` into the linear layers behind it, in place."""
+        """Merge ``batch_norm`` into the linear layers after it, in place."""
         self._merge("right", linears, batch_norm)
 
 
@@ -145,7 +145,7 @@ class ThreshReLUMergeBatchNorm(_MergeBatchNorm):
     def register(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, linears: Sequence[nn.Module], batch_norm: nn.Module, relu: nn.Module
     ) -> None:
-        """Merge ``batch_norm`` into the linear layers behind ``relu``, which becomes thresholded, in place."""
+        """Merge ``batch_norm`` into the linear layers after ``relu``, which becomes thresholded, in place."""
         self._merge("right", linears, batch_norm, relu)
 
 

@@ -139,7 +139,7 @@ class DenseNetThreshSeqCanonizer(ModelCanonizer):
 
 
 class DenseNetAdaptiveAvgPoolCanonizer(ModelCanonizer):
-    """Make functional ReLUs, pools and sums of any model modules (in DenseNet those behind the last BatchNorm)."""
+    """Make functional ReLUs, pools and sums of any model modules (in DenseNet those after the last BatchNorm)."""
 
     scope = Scope(kinds=frozenset())
 

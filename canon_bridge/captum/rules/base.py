@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from canon_bridge.core import Explicit
 
@@ -22,11 +23,28 @@ Stabilizer = float | Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a module makes of some values.
+
+    Attributes
+    ----------
+    leaves : tuple of Tensor
+        The values.
+    output : Tensor
+        With the graph from the leaves to it.
+    """
+
+    leaves: Tensors
+    output: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Call:
-    """One call of a module: which module, and its positional arguments."""
+    """One call of a module: which module, its positional arguments, and what it made of its data, if that was kept."""
 
     module: nn.Module
     arguments: tuple[Any, ...]
+    own: Evaluation | None = None
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Compute the module, without its hooks, with other values for those arguments that are its data."""
@@ -72,6 +90,8 @@ class Rule(PropagationRule):
     ------
     TypeError
         If the stabilizer is neither a number nor callable.
+    ValueError
+        If it is negative.
     """
 
     def __init__(self, stabilizer: Stabilizer = 1e-6, zero_params: str | Sequence[str] | None = ()) -> None:
@@ -85,12 +105,57 @@ class Rule(PropagationRule):
     def propagate(self, call: Call, inputs: Tensors, relevance: Tensor) -> Tensors:
         """Return the relevance of each input tensor, given that of the output; gradients are enabled."""
 
+    @property
+    def keeps_inputs(self) -> bool:
+        """Whether the rule looks at the values of inputs; else it gets tensors of their shapes that hold none."""
+        return True
+
+    def keeps_output(self, module: nn.Module) -> bool:
+        """Return whether the rule evaluates the module as it is, which the forward pass has done already."""
+        return False
+
+    def attach(self, module: nn.Module) -> list[RemovableHandle]:
+        """Put the rule in the place of the module in the autograd graph; return the handles that take it away."""
+        if module._forward_hooks or module._modules:  # a hook of the user's may want the graph inside the module
+            return [module.register_forward_hook(self.stand_in)]
+        begin = module.register_forward_pre_hook(self._begin)
+        return [begin, module.register_forward_hook(self.stand_in, always_call=True)]
+
+    def _begin(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Have the module record no graph, or one of this call alone where the rule evaluates it as it is."""
+        if _evaluating.get():
+            return None
+        begun = _Begun(module, torch.is_grad_enabled(), inputs)
+        _begun.set(begun)
+        if not begun.records or not self.keeps_output(module):
+            torch.set_grad_enabled(False)
+            return None
+        pairs = zip(inputs, are_data(module, inputs), strict=True)
+        begun.leaves = tuple(_kept(v).requires_grad_() if is_data else _constant(v) for v, is_data in pairs)
+        return begun.leaves
+
+    def stand_in(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        """Return what a module has put out, detached from the graph, but for the rule; a forward hook."""
+        if _evaluating.get():
+            return None
+        begun, own = _begun.get(), None
+        if begun is not None and begun.module is module:
+            _begun.set(None)
+            torch.set_grad_enabled(begun.records)
+            if begun.leaves:
+                data = zip(begun.leaves, are_data(module, inputs), strict=True)
+                own = Evaluation(tuple(value for value, is_data in data if is_data), output)
+            inputs = begun.inputs
+        if output is None:  # the module has raised
+            return None
+        return _Propagation.apply(self, module, own, False, output.detach(), *inputs)
+
     def forward_hook(self, module: nn.Module, inputs: Any, outputs: Tensor) -> Tensor:
-        """Put the rule in the place of the module in the autograd graph; a forward hook."""
+        """Put the rule in the place of the module in the autograd graph; the forward hook for Captum's own LRP."""
         if _evaluating.get():
             return outputs
         tensors = inputs if isinstance(inputs, tuple) else (inputs,)
-        return cast(Tensor, _Propagation.apply(self, module, outputs, *tensors))
+        return cast(Tensor, _Propagation.apply(self, module, None, True, outputs.detach(), *tensors))
 
     def forward_hook_weights(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
         """Keep the inputs for Captum's second forward pass; numbers among them stay what they are."""
@@ -113,8 +178,28 @@ class Rule(PropagationRule):
         """Return the relevance, divided by the stabilized denominator."""
         if callable(self.stabilizer):
             return relevance / self.stabilizer(denominator)
-        sign = torch.where(denominator < 0, -1.0, 1.0).to(denominator.dtype)
-        return relevance / (denominator + sign * self.stabilizer)
+        distance = denominator.new_full((), self.stabilizer)
+        # A denominator of -0.0 gets the other sign; nothing but zeros adds up to it, which are shared out either way.
+        stabilized = torch.copysign(distance, denominator).add_(denominator)
+        return relevance / stabilized
+
+
+@dataclass(eq=False)
+class _Begun:
+    """A call that a module has begun, and whether a graph is recorded around it."""
+
+    module: nn.Module
+    records: bool
+    inputs: tuple[Any, ...]
+    leaves: tuple[Any, ...] = ()
+
+
+_begun: ContextVar[_Begun | None] = ContextVar("_begun", default=None)
+
+
+def _kept(value: Tensor) -> Tensor:
+    """Return the values as they are now: a view may be overwritten through what it is a view of."""
+    return value.detach().clone() if value._is_view() else value.detach()
 
 
 def _constant(value: Any) -> Any:
@@ -127,15 +212,20 @@ def _tensors(inputs: Any) -> Tensors:
 
 class _Propagation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rule: Rule, module: nn.Module, output: Tensor, *inputs: Any) -> Tensor:
+    def forward(
+        ctx: Any, rule: Rule, module: nn.Module, own: Evaluation | None, records: bool, output: Tensor, *inputs: Any
+    ) -> Tensor:
         # Kept without the tensors: those are saved in the way that autograd frees.
-        ctx.rule, ctx.module = rule, module
+        ctx.rule, ctx.module, ctx.own, ctx.records = rule, module, own, records
         ctx.is_tensor = are_data(module, inputs)
         pairs = list(zip(inputs, ctx.is_tensor, strict=True))
         ctx.arguments = tuple(None if is_data else _constant(value) for value, is_data in pairs)
-        # A view may be overwritten through what it is a view of.
-        ctx.save_for_backward(*(v.detach().clone() if v._is_view() else v for v, is_data in pairs if is_data))
-        return output.detach().clone()
+        data: Tensors = tuple(value for value, is_data in pairs if is_data)
+        if own is not None:
+            ctx.save_for_backward(*(leaf.detach() for leaf in own.leaves))
+            return output.clone()  # so that nobody writes over what is kept
+        ctx.save_for_backward(*map(_kept if rule.keeps_inputs else _without_values, data))
+        return output.detach()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
@@ -145,11 +235,17 @@ class _Propagation(torch.autograd.Function):
         arguments = tuple(
             next(saved) if is_tensor else other for is_tensor, other in zip(ctx.is_tensor, ctx.arguments, strict=True)
         )
+        call, ctx.own = Call(ctx.module, arguments, ctx.own), None
         with torch.enable_grad():
-            propagated = ctx.rule.propagate(Call(ctx.module, arguments), tensors, relevance.detach())
-        ctx.rule.record(propagated, relevance)
+            propagated = ctx.rule.propagate(call, tensors, relevance.detach())
+        if ctx.records:
+            ctx.rule.record(propagated, relevance)
         remaining = iter(propagated)
-        return None, None, None, *(next(remaining) if is_tensor else None for is_tensor in ctx.is_tensor)
+        return None, None, None, None, None, *(next(remaining) if is_tensor else None for is_tensor in ctx.is_tensor)
+
+
+def _without_values(value: Tensor) -> Tensor:
+    return torch.empty_like(value, device="meta")
 
 
 @contextmanager
@@ -171,3 +267,5 @@ def modified(module: nn.Module, change: Callable[[Tensor], Tensor], zero_params:
 def _check_stabilizer(stabilizer: object) -> None:
     if not callable(stabilizer) and not isinstance(stabilizer, float | int):
         raise TypeError(f"the stabilizer is {stabilizer!r}; it must be a number or a function of the denominator.")
+    if not callable(stabilizer) and stabilizer < 0:
+        raise ValueError(f"the stabilizer is {stabilizer!r}; it must not be negative.")

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from canon_bridge.captum.rules.base import Stabilizer, Tensors
-from canon_bridge.captum.rules.linear import Linear, Names, Term
-from canon_bridge.captum.rules.signed import negative, positive
+from canon_bridge.captum.rules.linear import Linear, Names, Outputs, Term, negative, positive, together
 
 
 class ZBox(Linear):
@@ -49,9 +48,9 @@ class ZBox(Linear):
             Term(lambda value: _bound(self.high, value, "high"), negative),
         )
 
-    def factors(self, outputs: Tensors, relevance: Tensor) -> Tensors:
+    def factors(self, outputs: Outputs, relevance: Tensor) -> Tensors:
         """Return the relevance over the difference, with its signs."""
-        factor = self.divide(relevance, outputs[0] - outputs[1] - outputs[2])
+        factor = self.divide(relevance, together(outputs[0]) - together(outputs[1]) - together(outputs[2]))
         return factor, -factor, -factor
 
 
@@ -87,9 +86,9 @@ class WSquare(Linear):
         """Return the squared layer on ones."""
         return (Term(torch.ones_like, torch.square),)
 
-    def factors(self, outputs: Tensors, relevance: Tensor) -> Tensors:
+    def factors(self, outputs: Outputs, relevance: Tensor) -> Tensors:
         """Return the relevance over the sum of the squares."""
-        return (self.divide(relevance, outputs[0]),)
+        return (self.divide(relevance, together(outputs[0])),)
 
 
 class Flat(Linear):
@@ -106,6 +105,6 @@ class Flat(Linear):
         """Return the layer with ones for weights, on ones."""
         return (Term(torch.ones_like, torch.ones_like, bias=False),)
 
-    def factors(self, outputs: Tensors, relevance: Tensor) -> Tensors:
+    def factors(self, outputs: Outputs, relevance: Tensor) -> Tensors:
         """Return the relevance over the count."""
-        return (self.divide(relevance, outputs[0]),)
+        return (self.divide(relevance, together(outputs[0])),)

@@ -11,19 +11,37 @@ with the inputs and weights of a term :math:`k` and factors :math:`s_j^{(k)}` th
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from canon_bridge.captum.rules.base import Call, Rule, Stabilizer, Tensors, modified
+from canon_bridge.captum.rules.base import Call, Evaluation, Rule, Stabilizer, Tensors, modified
 
 Change = Callable[[Tensor], Tensor]
 Names = str | Sequence[str] | None
+Outputs = Sequence[Tensor | None]  # of the terms; None is zero
 
 
 def same(value: Tensor) -> Tensor:
     """Return the value."""
     return value
+
+
+def positive(value: Tensor) -> Tensor:
+    """Return ``max(value, 0)``."""
+    return value.clamp(min=0)
+
+
+def negative(value: Tensor) -> Tensor:
+    """Return ``min(value, 0)``."""
+    return value.clamp(max=0)
+
+
+def together(*outputs: Tensor | None) -> Tensor:
+    """Return the sum of the outputs of several terms, of those that are not known to be zero."""
+    first, *others = (output for output in outputs if output is not None)
+    return sum(others, first)
 
 
 @dataclass(frozen=True)
@@ -58,23 +76,63 @@ class Linear(Rule):
         """Return the evaluations of the layer."""
 
     @abstractmethod
-    def factors(self, outputs: Tensors, relevance: Tensor) -> Tensors:
+    def factors(self, outputs: Outputs, relevance: Tensor) -> Tensors:
         """Return what the output of each term is weighed with; none for terms at the end that only decide."""
+
+    def keeps_output(self, module: nn.Module) -> bool:
+        """Return whether one of the terms is the layer as it is."""
+        return any(self._is_own(term, module) for term in self.terms())
+
+    def _is_own(self, term: Term, module: nn.Module) -> bool:
+        changes = any(module._parameters.get(name) is not None for name in term.zeros(self.zero_params))
+        return term.inputs is same and term.parameters is same and not changes
 
     def propagate(self, call: Call, inputs: Tensors, relevance: Tensor) -> Tensors:
         """Return the relevance of each input."""
-        total = [torch.zeros_like(value) for value in inputs]
-        leaves: list[Tensors] = []
-        outputs: list[Tensor] = []
-        for term in self.terms():
-            leaves.append(tuple(term.inputs(value.detach()).detach().requires_grad_() for value in inputs))
-            with modified(call.module, term.parameters, term.zeros(self.zero_params)):
-                outputs.append(call.forward(*leaves[-1]))
-        factors = self.factors(tuple(output.detach() for output in outputs), relevance)
-        for own, output, factor in zip(leaves, outputs, factors, strict=False):
-            gradients = torch.autograd.grad(output, own, factor)
-            total = [sum_ + leaf.detach() * g for sum_, leaf, g in zip(total, own, gradients, strict=True)]
+        values = tuple(map(_Values, inputs))
+        evaluations = [self._evaluate(call, term, values) for term in self.terms()]
+        outputs = tuple(None if found is None else found.output.detach() for found in evaluations)
+        total: list[Tensor] = []
+        for found, factor in zip(evaluations, self.factors(outputs, relevance), strict=False):
+            if found is not None:
+                gradients = torch.autograd.grad(found.output, found.leaves, factor)
+                shares = [leaf.detach() * g for leaf, g in zip(found.leaves, gradients, strict=True)]
+                total = [sum_.add_(share) for sum_, share in zip(total, shares, strict=True)] if total else shares
         return tuple(total)
+
+    def _evaluate(self, call: Call, term: Term, values: tuple["_Values", ...]) -> Evaluation | None:
+        """Return the layer's output for a term, or None where that is zero because all inputs are."""
+        if call.own is not None and self._is_own(term, call.module):
+            return call.own
+        if not term.bias and all(value.is_zero(term.inputs) for value in values):
+            return None
+        leaves = tuple(value.changed(term.inputs).detach().requires_grad_() for value in values)
+        with modified(call.module, term.parameters, term.zeros(self.zero_params)):
+            return Evaluation(leaves, call.forward(*leaves))
+
+
+class _Values:
+    """An input, and which signs its values have: most are of one sign, and their other part is zero."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value.detach()
+
+    @cached_property
+    def _is_positive(self) -> bool:
+        return self.value.numel() > 0 and bool(self.value.amin() >= 0)  # not where there is a NaN
+
+    @cached_property
+    def _is_negative(self) -> bool:
+        return self.value.numel() > 0 and bool(self.value.amax() <= 0)
+
+    def is_zero(self, change: Change) -> bool:
+        """Return whether the change is known to make zeros of all values."""
+        return (change is negative and self._is_positive) or (change is positive and self._is_negative)
+
+    def changed(self, change: Change) -> Tensor:
+        """Return the changed values."""
+        is_itself = (change is positive and self._is_positive) or (change is negative and self._is_negative)
+        return self.value if is_itself else change(self.value)
 
 
 class Epsilon(Linear):
@@ -100,9 +158,9 @@ class Epsilon(Linear):
         """Return the layer as it is."""
         return (Term(),)
 
-    def factors(self, outputs: Tensors, relevance: Tensor) -> Tensors:
+    def factors(self, outputs: Outputs, relevance: Tensor) -> Tensors:
         """Return the relevance over the output."""
-        return (self.divide(relevance, outputs[0]),)
+        return (self.divide(relevance, together(outputs[0])),)
 
 
 class Norm(Epsilon):

@@ -13,18 +13,23 @@ class Pass(Rule):
     def __init__(self) -> None:
         super().__init__()
 
+    @property
+    def keeps_inputs(self) -> bool:
+        """Shapes are enough, unless a class made from this one has a :meth:`propagate` of its own."""
+        return type(self).propagate is not Pass.propagate
+
     def propagate(self, call: Call, inputs: Tensors, relevance: Tensor) -> Tensors:
         """Return the relevance of the output for the first input, zero for others."""
         first, *others = inputs
-        return (relevance.expand_as(first), *(torch.zeros_like(other) for other in others))
+        return (relevance.expand_as(first), *(relevance.new_zeros(()).expand_as(other) for other in others))
 
 
 class SignalTakesAll(Rule):
     r"""All relevance of a product goes to the signal, none to the gate: :math:`R_s = R`, :math:`R_g = 0`.
 
-    The signal is the operand that :class:`Multiply` names: the one that is not behind a sigmoid, softmax or the like;
-    else the one with more elements. Where nothing tells the two apart, each gets half. Relevance of a signal that was
-    broadcast is summed over its copies.
+    The signal is the operand that :class:`Multiply` names: the one that does not come from a sigmoid, softmax or the
+    like; else the one with more elements. Where nothing tells the two apart, each gets half. Relevance of a signal that
+    was broadcast is summed over its copies.
 
     References
     ----------

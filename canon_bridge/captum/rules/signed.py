@@ -3,18 +3,7 @@
 from torch import Tensor
 
 from canon_bridge.captum.rules.base import Stabilizer, Tensors
-from canon_bridge.captum.rules.linear import Change, Linear, Names, Term
-
-
-def positive(value: Tensor) -> Tensor:
-    """Return ``max(value, 0)``."""
-    return value.clamp(min=0)
-
-
-def negative(value: Tensor) -> Tensor:
-    """Return ``min(value, 0)``."""
-    return value.clamp(max=0)
-
+from canon_bridge.captum.rules.linear import Change, Linear, Names, Outputs, Term, negative, positive, together
 
 _ACTIVATING = (Term(positive, positive), Term(negative, negative, bias=False))
 _INHIBITING = (Term(positive, negative), Term(negative, positive, bias=False))
@@ -38,9 +27,9 @@ class ZPlus(Linear):
         """Return the positive contributions."""
         return _ACTIVATING
 
-    def factors(self, outputs: Tensors, relevance: Tensor) -> Tensors:
+    def factors(self, outputs: Outputs, relevance: Tensor) -> Tensors:
         """Return the relevance over the sum of the positive contributions."""
-        factor = self.divide(relevance, outputs[0] + outputs[1])
+        factor = self.divide(relevance, together(*outputs[:2]))
         return factor, factor
 
 
@@ -81,10 +70,10 @@ class AlphaBeta(Linear):
         """Return the positive and the negative contributions."""
         return _ACTIVATING + _INHIBITING
 
-    def factors(self, outputs: Tensors, relevance: Tensor) -> Tensors:
+    def factors(self, outputs: Outputs, relevance: Tensor) -> Tensors:
         """Return alpha and minus beta, times the relevance, over the sums of the contributions."""
-        plus = self.alpha * self.divide(relevance, outputs[0] + outputs[1])
-        minus = -self.beta * self.divide(relevance, outputs[2] + outputs[3])
+        plus = self.alpha * self.divide(relevance, together(*outputs[:2]))
+        minus = -self.beta * self.divide(relevance, together(*outputs[2:4]))
         return plus, plus, minus, minus
 
 
@@ -130,8 +119,9 @@ class Gamma(Linear):
             Term(whole=True),
         )
 
-    def factors(self, outputs: Tensors, relevance: Tensor) -> Tensors:
+    def factors(self, outputs: Outputs, relevance: Tensor) -> Tensors:
         """Return the relevance of the outputs above zero, and of those below, over the sum of their two terms."""
-        above = self.divide((outputs[4] > 0) * relevance, outputs[0] + outputs[1])
-        below = self.divide((outputs[4] < 0) * relevance, outputs[2] + outputs[3])
+        whole = together(outputs[4])
+        above = self.divide((whole > 0) * relevance, together(*outputs[:2]))
+        below = self.divide((whole < 0) * relevance, together(*outputs[2:4]))
         return above, above, below, below
