@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import canon_bridge.core.canonize
+import canon_bridge.core.plans
 from canon_bridge.captum import LRP, LayerLRP, presets, rules
 from tests.conftest import randomize, relative_error
 from tests.models import TARGET, images, small_densenet
@@ -70,7 +70,7 @@ def test_the_second_call_plans_nothing_and_runs_the_model_once(monkeypatch):
     lrp = LRP(model)
     with Counted() as first:
         lrp.attribute(x, target=TARGET)
-    monkeypatch.setattr(canon_bridge.core.canonize, "make_plan", lambda *_: pytest.fail("planned again"))
+    monkeypatch.setattr(canon_bridge.core.plans, "make_plan", lambda *_: pytest.fail("planned again"))
     assert first.calls["convolution"] == counted(lrp, x)[0] + LAYERS  # the function is checked once for each plan
 
 
