@@ -9,7 +9,7 @@ from torch import nn
 from zennit.composites import EpsilonPlus
 
 import canon_bridge.captum
-from canon_bridge import Audit, audit
+from canon_bridge import Audit, TracingError, audit
 from canon_bridge.auditing.target import select
 from canon_bridge.captum import LRP, LayerLRP, presets
 from canon_bridge.zennit import ModelCanonizer
@@ -41,6 +41,28 @@ def test_targets_of_vectors(target):
 def test_a_target_that_selects_no_single_value(target):
     with pytest.raises(ValueError, match=r"does not select one value for each example.*\(2, 3, 4\)"):
         select(OUTPUT, target)
+
+
+class Counting(nn.Module):
+    """What it returns depends on a value: only values tell its data flow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = PreActivation()
+
+    def forward(self, image):
+        return self.body(image) if float(image.detach().sum()) > -1e9 else image
+
+
+def test_a_model_that_only_values_trace():
+    model, x = randomize(Counting().double()), images(2, 16)
+    with pytest.raises(TracingError):
+        audit(model, x, TARGET, EpsilonPlus(canonizers=[ModelCanonizer()]))
+    lrp = LRP(model)
+    before = audit(model, x, TARGET, lrp)
+    assert before.defect < 1e-9
+    assert lrp.attribute(x, target=TARGET).equal(LRP(model).attribute(x, target=TARGET))
+    assert str(audit(model, x, TARGET, lrp)) == str(before)
 
 
 def test_one_value_an_example_needs_no_target():

@@ -11,7 +11,7 @@ from torch import nn
 
 import canon_bridge
 import canon_bridge.captum
-from canon_bridge import canonize
+from canon_bridge import UncoveredOperationWarning, canonize
 from canon_bridge.captum import preprocess
 from canon_bridge.core.activations import compares_with_baselines
 from canon_bridge.core.canonize import Canonization
@@ -72,6 +72,16 @@ def test_deep_lift_with_any_reference():
         assert completeness(model, x.clone(), reference) < 1e-9
     with canon_bridge.canonize(model):
         assert completeness(model, x.clone(), reference) > 1e-3
+
+
+@pytest.mark.parametrize("prefer", ["left", "right"])
+def test_deep_lift_names_the_pool_where_it_is_incomplete(prefer):
+    model, x = randomize(SharedReLU().double(), mild=True), images(size=16)
+    model.pool = nn.MaxPool2d(3, 2, 1)
+    with canon_bridge.captum.canonize(model, prefer=prefer):
+        assert completeness(model, x.clone(), torch.zeros_like(x)) < 1e-9
+        with pytest.warns(UncoveredOperationWarning, match=r"MaxPool2d\(kernel_size=3, stride=2, .* not complete here"):
+            assert completeness(model, x.clone(), torch.randn_like(x)) > 1e-3
 
 
 @blocks

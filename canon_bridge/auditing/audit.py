@@ -86,7 +86,7 @@ def audit(
     leaves = tuple(value.detach().requires_grad_(value.is_floating_point()) for value in many)
     extra = () if additional_forward_args is None else additional_forward_args
     extra = extra if isinstance(extra, tuple) else (extra,)
-    with rule_set.attached(), _frozen(model), torch.inference_mode(False), torch.enable_grad():
+    with rule_set.attached((*leaves, *extra)), _frozen(model), torch.inference_mode(False), torch.enable_grad():
         names = {path: rule_set.rule_of(module) for path, module in model.named_modules()}
         with recorded(model, partial(shares, rule_set)) as root:
             score = select(model(*leaves, *extra), target)

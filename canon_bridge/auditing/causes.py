@@ -13,7 +13,7 @@ rule handed down, so that their sum with it can be wrong, and is where the rule 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +59,11 @@ class RuleSet(Protocol):
     constants: tuple[type[nn.Module], ...]
     """Containers that treat a constant operand as an input, whose relevance ends there: it is a bias."""
 
-    def attached(self) -> AbstractContextManager[None]:
-        """Canonize the model as the rules say, and attach them, for the length of a block."""
+    def attached(self, arguments: tuple[Any, ...]) -> AbstractContextManager[None]:
+        """Canonize the model as the rules say, and attach them, for the length of a block.
+
+        The arguments are those of the model, for one that cannot be traced without them.
+        """
         ...
 
     def rule_of(self, module: nn.Module) -> str:

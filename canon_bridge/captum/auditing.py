@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +39,10 @@ class PresetRules:
         self.name = f"{self.preset.name} (Captum)"
 
     @contextmanager
-    def attached(self) -> Generator[None]:
+    def attached(self, arguments: tuple[Any, ...]) -> Generator[None]:
         """Attach the rules for the length of the block, to the canonical model if the rules are an LRP."""
         if isinstance(self.rules, OnCanonicalModel):
-            with self.rules.canonical(), attached(self.model, self.preset):
+            with self.rules.canonical(arguments), attached(self.model, self.preset):
                 yield
         else:
             with attached(self.model, self.preset):

@@ -1,5 +1,6 @@
 """Canonization as a step before Captum's own classes: sums that Captum knows, and inputs of one's own per module."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Final
@@ -30,6 +31,7 @@ from canon_bridge.core import (
     Prefer,
     Product,
     Subtract,
+    UncoveredOperationWarning,
     bind_forward,
     pool_sign,
     stand_in,
@@ -79,6 +81,8 @@ def _ruled(module: nn.Module) -> nn.Module:
 def _own_inputs(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     # Captum hooks input tensors, one hook a tensor: a tensor that feeds two modules would mix up their relevance.
     if _has_overlapping_windows(module) and compares_with_reference(module):
+        if args:
+            _warn_of_reference(module, args[0])
         return args
     return tuple(value.clone() if isinstance(value, Tensor) else value for value in args)
 
@@ -97,6 +101,23 @@ def _has_overlapping_windows(module: nn.Module) -> bool:
     sizes = (torch.atleast_1d(torch.tensor(size)) for size in (module.kernel_size, module.stride))
     kernel, stride = torch.broadcast_tensors(*sizes)
     return bool((kernel > stride).any())
+
+
+def _warn_of_reference(module: Any, input: Tensor) -> None:
+    """Warn where the reference, the second half of a batch of DeepLift's, is not constant in each window."""
+    reference = input.detach()[len(input) // 2 :]
+    if module.return_indices or len(input) % 2 or not reference.numel():
+        return
+    with torch.no_grad():
+        highest, lowest = (type(module).forward(module, values) for values in (reference, -reference))
+        spread, size = float((highest + lowest).max()), float(reference.abs().max())
+    if spread > 100 * torch.finfo(input.dtype).eps * size:
+        warnings.warn(
+            f"{module} has windows that overlap, and the reference varies inside them: DeepLift is not complete here. "
+            "Use a reference that is constant in each channel of the input, or a pool whose stride is its kernel_size.",
+            UncoveredOperationWarning,
+            stacklevel=2,
+        )
 
 
 # DeepLift's rule for max pools computes the maximum anew, from what its hooks have seen of the module. So where a pool
@@ -189,6 +210,11 @@ def canonize(
     ------
     TypeError, ValueError, TracingError
         As :func:`canon_bridge.canonize`.
+
+    Warns
+    -----
+    UncoveredOperationWarning
+        Where DeepLift is not complete: at a max pooling with windows that overlap, if the reference varies in them.
 
     Notes
     -----

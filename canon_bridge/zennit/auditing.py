@@ -32,7 +32,7 @@ class CompositeRules:
         self.name = f"{type(rules).__name__} (zennit)"
 
     @contextmanager
-    def attached(self) -> Generator[None]:
+    def attached(self, arguments: tuple[Any, ...]) -> Generator[None]:
         """Register the composite for the length of the block."""
         with self.composite.context(self.model):
             yield
