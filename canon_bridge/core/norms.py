@@ -348,8 +348,6 @@ def take(edits: Edits, norm: nn.Module, ranks: tuple[int, ...] = (), paths: str 
     with gradients():
         affine = entry.read(norm)
     neutral = write(edits, norm, Affine.identity(affine.scale))
-    with torch.no_grad():
-        left = entry.read(norm)
     merged = _Merged(
         neutral,
         width=affine.scale.numel(),
@@ -357,7 +355,7 @@ def take(edits: Edits, norm: nn.Module, ranks: tuple[int, ...] = (), paths: str 
         is_rank_needed=bool(ranks),
         paths=paths,
         frozen=entry.frozen,
-        is_exact=bool((left.scale == 1).all() and (left.shift == 0).all()) and not children_after(norm),
+        is_exact=False if children_after(norm) else None,
     )
     bind_forward(edits, norm, _merged, merged)
     return affine
@@ -368,7 +366,7 @@ SHAPES: Final = {2: "(N, C)", 3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H
 _ONE_AT_A_TIME: Final = threading.Lock()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Merged:
     """What a norm that is merged looks at before it computes: no dictionary, which torch.export would rebuild."""
 
@@ -378,15 +376,20 @@ class _Merged:
     is_rank_needed: bool
     paths: str
     frozen: bool
-    is_exact: bool
+    is_exact: bool | None  # whether its type makes of these values the identity to the bit; None until it is asked
 
     def is_identity(self, norm: nn.Module, input: Tensor) -> bool:
         """Return whether the norm would return the very values of this input."""
-        if not self.is_exact:
+        if self.is_exact is False:
             return False
         if input.dim() not in self.ranks or input.shape[1] != self.width or not _is_dense(input):
             return False
-        return all(_holds(getattr(norm, name, None), value, input.dtype) for name, value in self.neutral.items())
+        if not all(_holds(getattr(norm, name, None), value, input.dtype) for name, value in self.neutral.items()):
+            return False
+        if self.is_exact is None:
+            affine = norm_type(norm).read(norm)
+            self.is_exact = bool((affine.scale == 1).all() and (affine.shift == 0).all())
+        return self.is_exact
 
 
 def _is_dense(input: Tensor) -> bool:
