@@ -51,13 +51,12 @@ def carry_out(edits: Edits, model: nn.Module, plan: Plan, backend: Backend) -> l
         make = find_entry(EXPANSIONS, former)
         assert make is not None  # the plan has asked
         replace_child(edits, model, former, make(former).train(former.training))
-    find = finder(model)
+    find = finder(model)  # what is found stays found where a norm, which may be a part of another, is replaced
     for path in plan.out_of_place:
         edits.set(find(path), "__dict__", "inplace", False)
     for path in plan.plain:
         make_plain(edits, find(path))
     lost = losses(model, plan)
-    find = finder(model)  # the norms are looked up before the first is replaced, for one may be a part of another
     compares = backend.compares_with_reference or compares_with_baselines
     for entry in plan.merges:
         merge(edits, find, entry.chain, plan.options.clipped == "absorb", compares)

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_map_only
 from canon_bridge.core.facts import UNKNOWN, Facts, entry_of, is_tensor, note_data, returns_indices
 from canon_bridge.core.norms import children_after, normalized
 from canon_bridge.core.operations import Kind, operation_of_module, overwritten, setitem_
+from canon_bridge.core.restore import finder
 from canon_bridge.core.trace.flow import DATA, Flow, Frame, Inputs, Site, is_proxy, kept, pattern, unpack
 
 # Classes of torch.nn that have no forward of their own to know.
@@ -167,7 +168,6 @@ class SymbolicTracer(fx.Tracer):
         self._root_inputs = inputs
         self._call: tuple[Site, str] | None = None
         self._own: set[int] = set()
-        self._modules: dict[str, nn.Module] = {}
         self._called: set[str] = set()
         self._overwritten: dict[fx.Node, fx.Node] = {}
         self._made: dict[int, tuple[Tensor, fx.Node]] = {}  # tensors that forward made and wrote data to
@@ -197,7 +197,7 @@ class SymbolicTracer(fx.Tracer):
             bound.apply_defaults()
             self.bound = dict(bound.arguments)
         self._own = {id(module) for module in root.modules()}
-        self._modules = dict(root.named_modules(remove_duplicate=False))
+        self._find = finder(root)
         self.flow.graph = super().trace(root, concrete_args)
         return self.flow.graph
 
@@ -273,7 +273,7 @@ class SymbolicTracer(fx.Tracer):
         is_inside = not frame.original or inner != path
         place = f"{frame.owner}.{inner}" if is_inside and frame.owner else path
         if place in self._called:
-            owner = self._modules[frame.original] if self.inline else None
+            owner = self._find(frame.original) if self.inline else None
             base, number = f"{frame.owner}.".lstrip(".") + inner.replace(".", "_"), 2
             while f"{base}_{number}" in self._called or hasattr(owner, f"{base}_{number}".rpartition(".")[2]):
                 number += 1
@@ -298,7 +298,7 @@ class SymbolicTracer(fx.Tracer):
         if kind == "call_function":
             args, kwargs = _by_position(target, args, kwargs)
         node = super().create_node(kind, target, args, kwargs, *more, **names)
-        module = self._modules[target] if kind == "call_module" else None
+        module = self._find(target) if kind == "call_module" else None
         note_data(node, module)
         if not torch.is_grad_enabled() and not self.is_computing:
             self.frames[-1].stops_gradients = True
@@ -309,7 +309,7 @@ class SymbolicTracer(fx.Tracer):
             # A function that forward makes is another one in each trace.
             self.flow.sites[node] = self.frames[-1].site(target.__name__ if hasattr(target, "calls") else target)
         if self.inline and kind.startswith("call"):
-            node.meta["source"] = _source(type(self.root.get_submodule(self.frames[-1].original)))
+            node.meta["source"] = _source(type(self._find(self.frames[-1].original)))
         base = overwritten(node, module)
         if base is not None:  # what reads it from now on reads the result
             self._overwritten[base] = node
@@ -361,7 +361,7 @@ class SymbolicTracer(fx.Tracer):
         site = self.flow.sites.get(node)
         if (site, measure) in self._decisions:
             return self._decisions[site, measure]
-        modules = {n: self._modules[str(n.target)] for n in self.graph.nodes if n.op == "call_module"}
+        modules = {n: self._find(str(n.target)) for n in self.graph.nodes if n.op == "call_module"}
         facts = Facts(self.graph, modules, {}, self.root)
         worlds = facts.of(node) if self.inline else UNKNOWN
         # Sizes that are not known differ in all worlds, and may be equal all the same.
@@ -527,7 +527,7 @@ class ValueTracer(SymbolicTracer):
         if node.op == "get_attr":
             return self._attribute(str(node.target))
         if node.op == "call_module":
-            module = self._modules[str(node.target)]
+            module = self._find(str(node.target))
             if self.inline and children_after(module):  # the children have nodes of their own
                 return normalized(module, args[0])
             # A copy of each tensor: a module that works in place must not spoil what other nodes read.
