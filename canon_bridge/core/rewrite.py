@@ -22,6 +22,7 @@ from canon_bridge.core.explicit import MakeModule, Slot
 from canon_bridge.core.facts import Aliases, call, carries, entry_of, has_data, is_tensor, values_read
 from canon_bridge.core.norms import children_after
 from canon_bridge.core.operations import WANTS_MODULE, Kind, Operation, bound_of, out_of_place, setitem_
+from canon_bridge.core.restore import finder
 from canon_bridge.core.source import write_forward
 from canon_bridge.core.trace.flow import Flow, Site, TracingError, is_proxy
 from canon_bridge.core.trace.trace import trace_locally
@@ -165,8 +166,8 @@ class _Survey:
         self.failures: dict[fx.Node, str] = {}
         self.made: dict[Site, _Wanted] = {}
         self.written: set[str] = set()  # the containers that have a new forward
-        named = dict(model.named_modules(remove_duplicate=False))
-        self.modules = {node: named[str(node.target)] for node in flow.sites if node.op == "call_module"}
+        find = finder(model)
+        self.modules = {node: find(str(node.target)) for node in flow.sites if node.op == "call_module"}
         self.aliases = Aliases(flow.graph, self.modules)
         self.nodes: dict[str, list[fx.Node]] = defaultdict(list)
         for node, site in flow.sites.items():
@@ -664,7 +665,8 @@ def _reads_mode(container: nn.Module) -> bool:
 
 
 def _free_name(owner: nn.Module, name: str, taken: set[str]) -> str:
-    candidate, number = name.lstrip("_"), 1
+    name = name.lstrip("_")
+    candidate, number = name, 1
     while hasattr(owner, candidate) or candidate in taken:
         number += 1
         candidate = f"{name}_{number}"
