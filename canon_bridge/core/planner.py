@@ -24,6 +24,19 @@ IS_IDENTITY = "it is the identity already"
 _READ = "a forward reads its tensors by itself"
 
 
+@contextmanager
+def _without_collection() -> Generator[None]:
+    """Look for no garbage in the block: its many new objects are alive, and the search takes longer than the plan."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_without_collection()
 def make_plan(model: nn.Module, options: Options, scope: Scope, arguments: tuple[Any, ...] | None = None) -> Plan:
     """Decide what becomes of each BatchNorm of the model.
 
@@ -48,23 +61,6 @@ def make_plan(model: nn.Module, options: Options, scope: Scope, arguments: tuple
     TracingError
         If the data flow cannot be found.
     """
-    with _without_collection():
-        return _make_plan(model, options, scope, arguments)
-
-
-@contextmanager
-def _without_collection() -> Generator[None]:
-    """Look for no garbage in the block: its many new objects are alive, and the search takes longer than the plan."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def _make_plan(model: nn.Module, options: Options, scope: Scope, arguments: tuple[Any, ...] | None) -> Plan:
     check_types(model)
     for path, module in model.named_modules():
         if is_norm(module):
