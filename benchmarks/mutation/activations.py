@@ -8,7 +8,7 @@ RELU = mutants(
     ("the threshold with the wrong sign", "quotient = -shift /", "quotient = shift /"),
     (
         "the threshold not divided",
-        "quotient = -shift / torch.where(normal, scale, torch.ones_like(scale))",
+        "quotient = -shift / divisor",
         "quotient = -shift",
     ),
     (
@@ -19,23 +19,23 @@ RELU = mutants(
     ("a tiny scale: no threshold", "torch.where(tiny, -shift, torch.zeros_like(shift))", "torch.zeros_like(shift)"),
     (
         "a tiny scale: min where it is negative",
-        "sign = torch.where(tiny, torch.ones_like(scale), scale.sign())",
+        "sign = torch.where(tiny, ones, scale.sign())",
         "sign = scale.sign()",
     ),
     (
         "max for every sign",
-        "sign = torch.where(tiny, torch.ones_like(scale), scale.sign())",
-        "sign = torch.where(scale == 0, 0.0, torch.ones_like(scale))",
+        "sign = torch.where(tiny, ones, scale.sign())",
+        "sign = torch.where(scale == 0, 0.0, ones)",
     ),
     (
         "scale zero: max",
-        "torch.ones_like(scale), scale.sign())",
-        "torch.ones_like(scale), torch.where(scale < 0, -1.0, 1.0).to(scale.dtype))",
+        "ones, scale.sign())",
+        "ones, torch.where(scale < 0, -1.0, 1.0).to(scale.dtype))",
     ),
     ("scale zero: the constant not clipped", "torch.where(zero, shift.relu(), shift)", "shift"),
     ("scale zero: the constant forgotten", "torch.where(zero, shift.relu(), shift)", "torch.where(zero, 0.0, shift)"),
     ("every shift clipped", "torch.where(zero, shift.relu(), shift)", "shift.relu()"),
-    ("a tiny scale taken twice", "Affine(torch.where(normal, scale, ones),", "Affine(scale,"),
+    ("a tiny scale taken twice", "Affine(divisor,", "Affine(scale,"),
     ("a tiny scale forgotten", '"factor", factor, tiny.any()', '"factor", factor, (scale != scale).any()'),
     ("scale zero: no sign kept", '"sign", sign, (sign <= 0).any()', '"sign", sign, (sign < 0).any()'),
     (

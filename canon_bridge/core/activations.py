@@ -157,10 +157,11 @@ def absorb_into_relu(
 def _write_thresholds(edits: Edits, module: nn.Module, affine: Affine) -> Affine:
     scale, shift = affine.scale, affine.shift
     zero, normal, tiny = choose(affine)
-    quotient = -shift / torch.where(normal, scale, torch.ones_like(scale))
-    threshold = torch.where(normal, quotient, torch.where(tiny, -shift, torch.zeros_like(shift)))
-    sign = torch.where(tiny, torch.ones_like(scale), scale.sign())
     ones = torch.ones_like(scale)
+    divisor = torch.where(normal, scale, ones)
+    quotient = -shift / divisor
+    threshold = torch.where(normal, quotient, torch.where(tiny, -shift, torch.zeros_like(shift)))
+    sign = torch.where(tiny, ones, scale.sign())
     edits.set_buffer(module, "thr_value", threshold)
     factor = torch.where(tiny, scale, ones)
     for name, values, is_needed in (("sign", sign, (sign <= 0).any()), ("factor", factor, tiny.any())):
@@ -169,7 +170,7 @@ def _write_thresholds(edits: Edits, module: nn.Module, affine: Affine) -> Affine
         elif f"thr_{name}" in vars(module)["_buffers"]:  # of a map absorbed before
             edits.remove(module, "_buffers", f"thr_{name}")
     bind_forward(edits, module, _thresholded_relu)
-    return Affine(torch.where(normal, scale, ones), torch.where(zero, shift.relu(), shift))
+    return Affine(divisor, torch.where(zero, shift.relu(), shift))
 
 
 def _thresholded_relu(module: nn.Module, input: Tensor) -> Tensor:

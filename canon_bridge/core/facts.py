@@ -30,9 +30,12 @@ WORLDS: Final = range(3)
 
 # What reads no value of its arguments.
 _READS_NOTHING: Final = frozenset({Kind.SIZE, Kind.CREATION})
+# Operations that return values and indices.
+_PAIRS: Final = frozenset(["topk", "sort", "kthvalue", "mode", "cummax", "cummin"])
 # Results that are several tensors.
 _SEVERAL: Final = frozenset(
     [
+        *_PAIRS,
         "chunk",
         "split",
         "split_with_sizes",
@@ -43,24 +46,14 @@ _SEVERAL: Final = frozenset(
         "unbind",
         "unsafe_split",
         "unsafe_chunk",
-        "topk",
-        "sort",
         "aminmax",
         "meshgrid",
         "broadcast_tensors",
-        "kthvalue",
-        "mode",
-        "cummax",
-        "cummin",
         "unsafe_split_with_sizes",
         *(f"{pool}{dim}d_with_indices" for pool in ("max_pool", "adaptive_max_pool") for dim in (1, 2, 3)),
         *(f"fractional_max_pool{dim}d_with_indices" for dim in (2, 3)),
     ]
 )
-
-
-# Operations that return values and indices.
-_PAIRS: Final = frozenset(["topk", "sort", "kthvalue", "mode", "cummax", "cummin"])
 # What reads of all arguments but the first only the shape or the type.
 _LENDS_SHAPE: Final = frozenset(["reshape_as", "view_as", "expand_as", "type_as"])
 

@@ -434,7 +434,8 @@ class _Right(_Search):
     def _absorb(self, node: fx.Node, operation: ModuleCall, labels: Labels) -> None:
         module = operation.module
         several = any(parameter.numel() > 1 for parameter in module.parameters())
-        positions = labels.along(1) if wanted_rank(module) in (None, labels.dimensions()) else None
+        rank = wanted_rank(module)  # of a pool; an activation takes any
+        positions = labels.along(1) if rank in (None, labels.dimensions()) else None
         if positions is None or (positions.repeats and several):
             raise self._misplaced(node.all_input_nodes[0], operation)
         known = operation.path in self.reached
@@ -452,10 +453,8 @@ class _Right(_Search):
             return pooled
 
         try:
-            run = None if wanted_rank(module) is None else pool
-            self.labels[node] = labels.renumbered(first, positions, run)
+            self.labels[node] = labels.renumbered(first, positions, None if rank is None else pool)
         except Mixed as mixed:
-            rank = wanted_rank(module)
             if rank is None or positions.repeats:
                 raise _Blocked("{}: {}", name_of(operation), str(mixed)) from mixed
             # Of a size that is not known, but a pool of each channel whatever that is.

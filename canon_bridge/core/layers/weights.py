@@ -117,8 +117,7 @@ def _evaluate(parametrization: ParametrizationList) -> Tensor:
 
 def _computes(hook: object) -> str | None:
     """Return the name of the tensor that a hook of torch computes, or whose state it saves and loads."""
-    if isinstance(hook, _WrappedHook):
-        hook = hook.hook
+    hook = _unwrapped(hook)
     if isinstance(hook, SpectralNormStateDictHook | SpectralNormLoadStateDictPreHook):
         hook = hook.fn
     if isinstance(hook, BasePruningMethod):
@@ -126,10 +125,13 @@ def _computes(hook: object) -> str | None:
     return hook.name if isinstance(hook, WeightNorm | SpectralNorm) else None
 
 
+def _unwrapped(hook: object) -> object:
+    return hook.hook if isinstance(hook, _WrappedHook) else hook
+
+
 def _reads_old_names(hook: object) -> bool:
     """Return whether a hook turns the state of a former implementation into that of a parametrization."""
-    hook = hook.hook if isinstance(hook, _WrappedHook) else hook
-    return getattr(hook, "__module__", "") == "torch.nn.utils.parametrizations"
+    return getattr(_unwrapped(hook), "__module__", "") == "torch.nn.utils.parametrizations"
 
 
 def _family(module: nn.Module, name: str) -> list[str]:
