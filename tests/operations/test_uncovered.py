@@ -247,7 +247,7 @@ def _line_of(code, text):
 def _of_library(library, source):
     """Return a function as if it were in a file of a library."""
     pytest.importorskip(
-        library, reason=f"{library} is not installed: its place is asked for, torchvision's stands for it"
+        library, reason=f"{library} is not installed; torchvision stands for it"
     )
     spec = importlib.util.find_spec(library)
     namespace = {"__name__": f"{library}.odd"}
