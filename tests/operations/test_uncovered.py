@@ -246,9 +246,7 @@ def _line_of(code, text):
 
 def _of_library(library, source):
     """Return a function as if it were in a file of a library."""
-    pytest.importorskip(
-        library, reason=f"{library} is not installed; torchvision stands for it"
-    )
+    pytest.importorskip(library, reason=f"{library} is not installed; torchvision stands for it")
     spec = importlib.util.find_spec(library)
     namespace = {"__name__": f"{library}.odd"}
     exec(compile(source, str(Path(spec.origin).parent / "odd.py"), "exec"), namespace)
