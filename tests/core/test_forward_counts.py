@@ -85,6 +85,21 @@ def test_a_bias_of_the_border_is_not_gathered_over_a_large_output() -> None:
     assert kernels.calls["add_"] == 4
 
 
+@pytest.mark.parametrize("size", [16, 48])  # a map that is added as a whole, and one of which the border is
+def test_gradients_change_no_bit_of_a_forward_with_a_border(size: int) -> None:
+    model = randomize(nn.Sequential(norm(64), nn.ReLU(), conv(64, 64)).double().eval())
+    x = torch.randn(1, 64, size, size, dtype=torch.float64, requires_grad=True)
+    expected = model(x)
+    (gradient,) = torch.autograd.grad(expected.square().sum(), x)
+    with canonize(model, prefer="right"):
+        with torch.no_grad():
+            without = model(x)
+        recorded = model(x)
+        assert torch.equal(recorded, without)
+        assert relative_error(recorded, expected) < 1e-12
+        assert relative_error(torch.autograd.grad(recorded.square().sum(), x)[0], gradient) < 1e-12
+
+
 def per_norm(prefer: Any, mild: bool) -> float:
     model = randomize(dense().eval(), mild=mild)
     plan, edits = canonize(model, prefer=prefer).plan, Edits()

@@ -242,15 +242,16 @@ def forward_from_slots(module: nn.Module, layer: Layer, input: Tensor, output_si
     if not isinstance(bias, Tensor) or bias.dim() == 1:
         return _apply(module, layer, input, bias if isinstance(bias, Tensor) else None, output_size)
     spatial = bias.dim() - 1
-    inside = not torch.is_grad_enabled() and is_eager(input)  # what is written in place nobody else has seen
-    inner = inner_values(bias, layer.borders) if inside and _is_large(module, input, spatial) else None
-    output = _apply(module, layer, input, inner, output_size)
+    # The same sums with and without gradients: a rule of one framework evaluates with them, of another without.
+    is_at_border = is_eager(input) and _is_large(module, input, spatial)
+    inner = inner_values(bias, layer.borders) if is_at_border else None
+    output = _apply(module, layer, input, inner, output_size)  # which nobody else has seen: it may be written in place
     sizes = list(zip(input.shape[-spatial:], output.shape[-spatial:], strict=True))
     if inner is not None:
         add_at_border(output, bias - inner.view(-1, *(1,) * spatial), layer.borders, sizes)
         return output
     gathered = gather(bias, layer.borders, sizes).to(output.dtype)  # autocast lowers the output's
-    return output.add_(gathered) if inside else output + gathered
+    return output.add_(gathered) if is_eager(input) and not torch.is_grad_enabled() else output + gathered
 
 
 # From here on it is cheaper, as measured, to add a map to the border alone, in four steps, than to all in one.
