@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -42,14 +43,19 @@ class Affine:
     def select(self, channels: Sequence[int]) -> "Affine":
         """Return the map with the given channels, in that order; -1 stands for a channel that stays as it is."""
         first, number = channels[0] if channels else 0, len(channels)
-        if first >= 0 and tuple(channels) == tuple(range(first, first + number)):  # neighbours
-            return Affine(self.scale[first : first + number].clone(), self.shift[first : first + number].clone())
+        if first >= 0 and tuple(channels) == _neighbours(first, number):
+            return Affine(self.scale.narrow(0, first, number).clone(), self.shift.narrow(0, first, number).clone())
         index = torch.tensor(channels, dtype=torch.long, device=self.scale.device)
         chosen, stays = index.clamp(min=0), index < 0
         one, zero = self.scale.new_ones(()), self.scale.new_zeros(())
         return Affine(
             torch.where(stays, one, self.scale[chosen]), torch.where(stays, zero, self.shift[chosen].to(zero.dtype))
         )
+
+
+@lru_cache(256)
+def _neighbours(first: int, number: int) -> tuple[int, ...]:
+    return tuple(range(first, first + number))
 
 
 def is_eager(value: Tensor) -> bool:

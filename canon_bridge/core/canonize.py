@@ -12,6 +12,7 @@ from canon_bridge.core.alerts import FunctionChangedError, LostChangeWarning, Pr
 from canon_bridge.core.apply import carry_out, drop_hooks, replace_child
 from canon_bridge.core.explicit import OfRank
 from canon_bridge.core.first_change import first_change
+from canon_bridge.core.garbage import without_collection
 from canon_bridge.core.guard import Changes, Guard, convert
 from canon_bridge.core.layers.linear import computes_weight, make_plain, why_not_foldable
 from canon_bridge.core.layers.parameters import keeping_graph
@@ -104,7 +105,7 @@ class Canonization:
             before = self.reference(self.options.arguments)
         edits = Edits()
         try:
-            with _ONE_AT_A_TIME:
+            with _ONE_AT_A_TIME, without_collection():
                 self._check()
                 lost = self._enter(edits)
             self._explained = explained(lost)
@@ -218,7 +219,7 @@ class Canonization:
         if edits is None:
             return
         changes, set_over = Changes(), list[str]()
-        with _ONE_AT_A_TIME:
+        with _ONE_AT_A_TIME, without_collection():
             try:
                 guard, self._guard = self._guard, None  # not again, if this is taken up later
                 changes = guard.changes() if guard else changes

@@ -47,7 +47,8 @@ class NormType:
     statistics : callable
         Whether the module normalizes by statistics of its own in evaluation mode; else it is refused.
     mean_ratio : callable or None
-        By how many standard deviations the mean is from zero, see :func:`mean_ratio`; None where that is not known.
+        By how many standard deviations the mean is from zero, a tensor of one number, see :func:`mean_ratio`; None
+        where that is not known.
     """
 
     read: Callable[[nn.Module], Affine]
@@ -57,21 +58,23 @@ class NormType:
     frozen: bool = False
     width: Callable[[nn.Module], int] | None = None
     statistics: Callable[[nn.Module], bool] = _always
-    mean_ratio: Callable[[nn.Module], float] | None = None
+    mean_ratio: Callable[[nn.Module], Tensor] | None = None
 
 
 def _read_batch_norm(module: Any) -> Affine:
     # s = weight / sqrt(running_var + eps), b = bias - s * running_mean (design 3; Ioffe & Szegedy 2015, eq. 3).
-    mean, variance = module.running_mean, module.running_var  # tensors: check_norm has refused all others
-    weight, bias = module.weight, module.bias
-    dtype = working_dtype(mean.dtype)
-    scale = (variance.to(dtype) + float(module.eps)).rsqrt()
-    if isinstance(weight, Tensor):
-        scale = weight.to(dtype) * scale
-    shift = -scale * mean.to(dtype)
+    scale, mean, bias = _scale_of_batch_norm(module), module.running_mean, module.bias
+    shift = -scale * mean.to(scale.dtype)
     if isinstance(bias, Tensor):
-        shift = bias.to(dtype) + shift
+        shift = bias.to(scale.dtype) + shift
     return Affine(scale, shift)
+
+
+def _scale_of_batch_norm(module: Any) -> Tensor:
+    mean, variance, weight = module.running_mean, module.running_var, module.weight
+    dtype = working_dtype(mean.dtype)  # a tensor: check_norm has refused all others
+    scale = (variance.to(dtype) + float(module.eps)).rsqrt()
+    return weight.to(dtype) * scale if isinstance(weight, Tensor) else scale
 
 
 def _write_batch_norm(module: Any, affine: Affine) -> dict[str, object]:
@@ -97,11 +100,14 @@ def _has_statistics(module: Any) -> bool:
     return isinstance(module.running_mean, Tensor) and isinstance(module.running_var, Tensor)
 
 
-def _mean_ratio_of_batch_norm(module: Any) -> float:
+def _mean_ratio_of_batch_norm(module: Any) -> Tensor:
+    deviations = _scale_of_batch_norm(module) * module.running_mean
     weight = module.weight
-    largest = float(weight.abs().max()) if isinstance(weight, Tensor) else 1.0
-    scale = _read_batch_norm(module).scale
-    return float((scale * module.running_mean).abs().max()) / largest if largest else 0.0
+    return _largest(deviations) / _largest(weight) if isinstance(weight, Tensor) else _largest(deviations)
+
+
+def _largest(values: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(values, torch.inf)
 
 
 def _batch_norm(*ranks: int, then: tuple[str, ...] = (), frozen: bool = False) -> NormType:
@@ -236,13 +242,14 @@ def normalized(norm: nn.Module, input: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def mean_ratio(norm: nn.Module) -> float:
+def mean_ratio(norm: nn.Module) -> Tensor | None:
     r"""Return by how many standard deviations the mean is from zero, :math:`\max |s \mu| / \max |\gamma|`.
 
-    A channel counts by its weight, compared with the largest of the layer. Zero where it is not known.
+    A channel counts by its weight, compared with the largest of the layer: NaN where all are zero. None where it is not
+    known.
     """
     entry = norm_type(norm)
-    return 0.0 if entry.mean_ratio is None or not width(norm) else entry.mean_ratio(norm)
+    return None if entry.mean_ratio is None or not width(norm) else entry.mean_ratio(norm)
 
 
 def has_statistics(module: nn.Module) -> bool:

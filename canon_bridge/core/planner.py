@@ -1,8 +1,6 @@
 """Decide what becomes of each normalization layer; nothing is written to the model."""
 
-import gc
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,6 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from canon_bridge.core.explicit import EXPANSIONS
+from canon_bridge.core.garbage import without_collection
 from canon_bridge.core.layers.linear import computes_weight, is_linear, why_not_foldable
 from canon_bridge.core.norms import check_norm, is_identity, is_norm
 from canon_bridge.core.options import Options, Scope
@@ -24,19 +23,7 @@ IS_IDENTITY = "it is the identity already"
 _READ = "a forward reads its tensors by itself"
 
 
-@contextmanager
-def _without_collection() -> Generator[None]:
-    """Look for no garbage in the block: its many new objects are alive, and the search takes longer than the plan."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-@_without_collection()
+@without_collection()
 def make_plan(model: nn.Module, options: Options, scope: Scope, arguments: tuple[Any, ...] | None = None) -> Plan:
     """Decide what becomes of each BatchNorm of the model.
 

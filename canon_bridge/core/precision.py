@@ -1,6 +1,6 @@
 """What canonization costs in precision: estimated from statistics, and measured on inputs."""
 
-from collections.abc import Iterator
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -69,23 +69,39 @@ def losses(model: nn.Module, plan: Plan) -> list[Loss]:
 
     Merges to the left are as precise as the BatchNorm; so is a per-channel linear layer in float32 and above.
     """
-    return list(_losses(model, plan))
-
-
-def _losses(model: nn.Module, plan: Plan) -> Iterator[Loss]:
     find = finder(model)
+    found: list[tuple[str, Tensor | None, float]] = []
     for entry in (*plan.merges, *plan.leftovers):
         if isinstance(entry, Merge) and entry.chain.direction == "left":
             continue
         norm, layers = find(entry.norm), entry.chain.targets if isinstance(entry, Merge) else ()
         dtype = _coarsest_dtype([norm, *map(find, layers)])
         if width(norm) and (isinstance(entry, Merge) or dtype.itemsize <= 2):
-            yield Loss(entry.norm, mean_ratio(norm), torch.finfo(dtype).eps)
+            found.append((entry.norm, mean_ratio(norm), torch.finfo(dtype).eps))
+    ratios = _numbers([ratio for _, ratio, _ in found])
+    return [Loss(norm, ratio, eps) for (norm, _, eps), ratio in zip(found, ratios, strict=True)]
+
+
+def _numbers(values: list[Tensor | None]) -> list[float]:
+    """Return the numbers in tensors, looked at once for each device; 0 for None, and for NaN."""
+    numbers = [0.0] * len(values)
+    by_device: defaultdict[torch.device, list[tuple[int, Tensor]]] = defaultdict(list)
+    for place, value in enumerate(values):
+        if value is not None:
+            by_device[value.device].append((place, value.double() if value.device.type == "cpu" else value.float()))
+    for group in by_device.values():
+        here = torch.stack([value for _, value in group]).nan_to_num(0.0, torch.inf).tolist()
+        for (place, _), number in zip(group, here, strict=True):
+            numbers[place] = number
+    return numbers
 
 
 def _coarsest_dtype(modules: list[nn.Module]) -> torch.dtype:
-    tables = [vars(part)[name] for module in modules for part in paths(module) for name in ("_parameters", "_buffers")]
-    dtypes = {tensor.dtype for table in tables for tensor in table.values() if tensor is not None}
+    dtypes: set[torch.dtype] = set()
+    for module in modules:
+        for part in paths(module) if vars(module)["_modules"] else (module,):
+            for table in (vars(part)["_parameters"], vars(part)["_buffers"]):
+                dtypes.update(tensor.dtype for tensor in table.values() if tensor is not None)
     floating = (dtype for dtype in dtypes if dtype.is_floating_point)
     return max(floating, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64)
 
