@@ -28,6 +28,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import report, zoo
+from benchmarks.files import write_whole
 from benchmarks.measure import Row, first_line, measure_by_name
 
 NO_BATCH_NORM = "no BatchNorm"
@@ -178,14 +179,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.markdown:
         write_whole(options.markdown, report.markdown(rows, command, left_out))
     return int(any("wrong" in row.status or row.restored is False for row in rows))
-
-
-def write_whole(path: Path, content: str) -> None:
-    """Write beside the file and move into place, so that nobody finds half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(content, encoding="utf-8")
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -12,25 +12,57 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "distributed_attribution.py"
 IMAGES, BATCH = 96, 8
-DRAW = "import pathlib, sys, distributed_attribution as d; d.draw_digits(pathlib.Path(sys.argv[1]))"
+JOB = """
+import sys, time
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+import distributed_attribution as example
 
 
-def environment(cache: Path) -> dict[str, str]:
+def make_model():
+    torch.manual_seed(0)
+    convolutions = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+    model = nn.Sequential(*convolutions, nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 5)).train()
+    model(torch.randn(16, 3, 16, 16))  # for statistics other than 0 and 1
+    return model.eval()
+
+
+def transform(images):
+    return images / 255
+
+
+def load(row):
+    time.sleep(0.02)  # so that there is time to kill it
+    return {"id": row["id"], "image": np.array(Image.open(row["path"]))}
+
+
+if __name__ == "__main__":
+    sys.exit(example.main(job=example.Job(make_model, transform, load)))
+"""
+
+
+def environment() -> dict[str, str]:
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     paths = os.pathsep.join([str(EXAMPLE.parent), str(EXAMPLE.parents[1]), os.environ.get("PYTHONPATH", "")])
-    return os.environ | quiet | {"DIGITS_EPOCHS": "0", "XDG_CACHE_HOME": str(cache), "PYTHONPATH": paths}
+    return os.environ | quiet | {"PYTHONPATH": paths}
 
 
 def start(output: Path, images: Path, *arguments: str) -> subprocess.Popen[str]:
-    folders = ["--output", str(output), "--images", str(images), "--batch", str(BATCH)]
-    command = [sys.executable, str(EXAMPLE), *folders, *arguments]
+    job = images.parent / "job.py"  # beside the images
+    command = [sys.executable, str(job), str(images), "--output", str(output), "--batch", str(BATCH), *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, env=environment(output.parent / "cache"), start_new_session=True, **pipes)
+    return subprocess.Popen(command, env=environment(), start_new_session=True, **pipes)
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -102,11 +134,14 @@ def check_equal(found: dict[str, tuple[int, float, np.ndarray]], expected: dict[
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Return a folder with the first of the digits that the example draws."""
-    folder = tmp_path_factory.mktemp("images")
-    subprocess.run([sys.executable, "-c", DRAW, str(folder)], env=environment(folder), check=True)
-    for path in sorted(folder.glob("*.png"))[IMAGES:]:
-        path.unlink()
+    """Return a folder of images, beside a job on a small network."""
+    folder = tmp_path_factory.mktemp("job") / "images"
+    folder.mkdir()
+    (folder.parent / "job.py").write_text(JOB)
+    generator = np.random.default_rng(0)
+    for number in range(IMAGES):
+        pixels = generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:03}.png")
     return folder
 
 
@@ -145,6 +180,31 @@ def test_two_jobs_at_once_are_refused(tmp_path, images):
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "another process writes" in refusal(tmp_path, images)
     assert parts(tmp_path) == 0
+
+
+@pytest.fixture
+def example(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLE.parent))
+    import distributed_attribution
+
+    return distributed_attribution
+
+
+def test_a_folder_that_is_missing_is_named(example, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        example.main([str(tmp_path / "nowhere"), "--output", str(tmp_path / "out")])
+    assert "nowhere is no folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_become_what_the_pretrained_network_takes(example, tmp_path):
+    Image.fromarray(np.full((30, 50), 128, dtype=np.uint8)).save(tmp_path / "grey.png")
+    row = example.load({"id": "grey.png", "path": str(tmp_path / "grey.png")})
+    assert row["image"].shape == (256, 256, 3)
+    x = example.transform(torch.from_numpy(row["image"]).movedim(-1, 0)[None])
+    assert (x.shape, x.dtype) == ((1, 3, 224, 224), torch.float32)
+    expected = (128 / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    assert torch.allclose(x[0, :, 100, 100], expected, atol=1e-6)
 
 
 def test_a_job_with_other_options_is_refused(tmp_path, images):

@@ -32,6 +32,7 @@ def quick(tmp_path_factory):
     return names
 
 
+@pytest.mark.slow
 def test_every_row_is_there(quick):
     document = Document.read(json.loads(quick["json"].read_text()))
     assert {figure.row for figure in document.figures} == set(ROWS) - ONLY_ZENNITS_OWN
@@ -50,6 +51,7 @@ def test_every_row_is_there(quick):
     assert parts == pytest.approx(document.named("first")[0].value, rel=0.5)  # medians of the parts and of the whole
 
 
+@pytest.mark.slow
 def test_the_page_says_how_it_was_made(quick):
     written = quick["md"].read_text()
     for part in ("torch ", "zennit ", "captum ", "1 thread", "processor time", "](speed.png)", "--quick"):
@@ -59,6 +61,7 @@ def test_the_page_says_how_it_was_made(quick):
     assert quick["png"].read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_an_earlier_run_stands_beside(quick, tmp_path):
     path = tmp_path / "again.md"
     speed.main(["--from", str(quick["json"]), "--before", str(quick["json"]), "--markdown", str(path)])

@@ -27,7 +27,7 @@ from torch import nn
 from tqdm import tqdm
 
 from benchmarks import zoo
-from benchmarks.coverage import write_whole
+from benchmarks.files import write_whole
 from benchmarks.speed import alone, page, probes
 from benchmarks.speed.figures import RATIO, SIZE, Figure
 from benchmarks.speed.models import MODELS, RESIDUAL, build, images

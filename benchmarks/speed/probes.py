@@ -134,8 +134,8 @@ def by_model_canonizer(model: nn.Module, x: Tensor, prefer: Prefer) -> Probe:
 
 
 def by_captum_alone(model: nn.Module, x: Tensor) -> Probe:
-    """Time Captum's own LRP on the model as it is."""
-    lrp = captum.attr.LRP(model)
+    """Time Captum's own LRP on a copy of the model, for it leaves attributes behind on every module."""
+    lrp = captum.attr.LRP(copy.deepcopy(model))
 
     def run(clock: Clock) -> dict[str, float]:
         with warnings.catch_warnings():

@@ -5,6 +5,7 @@ This file knows nothing about models or frameworks: it gets images and numbers.
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
-from whole_files import write_whole
+
+from benchmarks.files import write_whole
 
 INK = "#22262b"
 FAINT = "#6f7782"
@@ -194,4 +196,6 @@ def save(figure: Figure, path: Path, dots_per_inch: int = 200) -> None:
     dots_per_inch : int
         Resolution.
     """
-    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=dots_per_inch))
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=dots_per_inch)
+    write_whole(path, file.getvalue())

@@ -7,6 +7,7 @@ never taken for these. This file knows nothing about attribution.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -19,11 +20,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from digits_in_clutter import Canvases, Glyphs, Scene, draw_canvases, split_glyphs
 from torch.nn.functional import cross_entropy
 from torchvision.models import DenseNet
 from tqdm import tqdm
-from whole_files import write_whole
+
+from benchmarks.digits.scenes import Canvases, Glyphs, Scene, draw_canvases, split_glyphs
+from benchmarks.files import write_whole
 
 # What torch.load raises depends on where a file is cut off or damaged.
 _UNUSABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError)
@@ -224,4 +226,6 @@ def _save(recipe: Recipe, trained: Trained, path: Path) -> None:
         "state_dict": trained.model.state_dict(),
         "seconds": trained.seconds,
     }
-    write_whole(path, lambda file: torch.save(content, file))
+    file = io.BytesIO()
+    torch.save(content, file)
+    write_whole(path, file.getvalue())
