@@ -47,10 +47,14 @@ def _takes_baselines(kind: type) -> bool:
 def choose(affine: Affine) -> tuple[Tensor, Tensor, Tensor]:
     """Return which channels have scale zero, which can be divided by it, and which have a tiny one."""
     zero = affine.scale == 0
-    large = affine.scale.abs() >= SMALLEST_SCALE
-    quotient = affine.shift / torch.where(large, affine.scale, torch.ones_like(affine.scale))
-    normal = large & (quotient.abs() <= LARGEST_THRESHOLD)
+    quotient = affine.shift / torch.where(zero, torch.ones_like(affine.scale), affine.scale)
+    normal = _can_divide(affine.scale, quotient)
     return zero, normal, ~(zero | normal)
+
+
+def _can_divide(scale: Tensor, quotient: Tensor) -> Tensor:
+    """Return where scale and quotient are such that the quotient may be used; not where it is NaN."""
+    return (scale.abs() >= SMALLEST_SCALE) & (quotient.abs() <= LARGEST_THRESHOLD)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,21 +160,25 @@ def absorb_into_relu(
 
 def _write_thresholds(edits: Edits, module: nn.Module, affine: Affine) -> Affine:
     scale, shift = affine.scale, affine.shift
-    zero, normal, tiny = choose(affine)
-    ones = torch.ones_like(scale)
-    divisor = torch.where(normal, scale, ones)
-    quotient = -shift / divisor
-    threshold = torch.where(normal, quotient, torch.where(tiny, -shift, torch.zeros_like(shift)))
-    sign = torch.where(tiny, ones, scale.sign())
+    threshold, sign, left = -shift / scale, scale.sign(), affine
+    factor: Tensor | None = None
+    if not bool(_can_divide(scale, threshold).all()):
+        zero, normal, tiny = choose(affine)
+        ones = torch.ones_like(scale)
+        divisor = torch.where(normal, scale, ones)
+        # Divided anew: a gradient through what where leaves out would be NaN.
+        threshold = torch.where(normal, -shift / divisor, torch.where(tiny, -shift, torch.zeros_like(shift)))
+        sign = torch.where(tiny, ones, sign)
+        factor = torch.where(tiny, scale, ones) if bool(tiny.any()) else None
+        left = Affine(divisor, torch.where(zero, shift.relu(), shift))
     edits.set_buffer(module, "thr_value", threshold)
-    factor = torch.where(tiny, scale, ones)
-    for name, values, is_needed in (("sign", sign, (sign <= 0).any()), ("factor", factor, tiny.any())):
-        if bool(is_needed):
+    for name, values in (("sign", sign if bool((sign <= 0).any()) else None), ("factor", factor)):
+        if values is not None:
             edits.set_buffer(module, f"thr_{name}", values)
         elif f"thr_{name}" in vars(module)["_buffers"]:  # of a map absorbed before
             edits.remove(module, "_buffers", f"thr_{name}")
     bind_forward(edits, module, _thresholded_relu)
-    return Affine(divisor, torch.where(zero, shift.relu(), shift))
+    return left
 
 
 def _thresholded_relu(module: nn.Module, input: Tensor) -> Tensor:

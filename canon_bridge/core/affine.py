@@ -44,7 +44,10 @@ class Affine:
         """Return the map with the given channels, in that order; -1 stands for a channel that stays as it is."""
         first, number = channels[0] if channels else 0, len(channels)
         if first >= 0 and tuple(channels) == _neighbours(first, number):
-            return Affine(self.scale.narrow(0, first, number).clone(), self.shift.narrow(0, first, number).clone())
+            scale, shift = self.scale, self.shift
+            if number < scale.numel():
+                scale, shift = scale.narrow(0, first, number), shift.narrow(0, first, number)
+            return Affine(scale.clone(), shift.clone())
         index = torch.tensor(channels, dtype=torch.long, device=self.scale.device)
         chosen, stays = index.clamp(min=0), index < 0
         one, zero = self.scale.new_ones(()), self.scale.new_zeros(())

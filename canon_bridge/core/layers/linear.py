@@ -5,6 +5,7 @@ A new linear layer is one entry of ``LINEAR``, or one call of :func:`register_la
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -471,7 +472,7 @@ def fold_before(edits: Edits, module: nn.Module, affine: Affine) -> None:
         taps = _widen(taps, wide) + _widen(bias.to(dtype), wide)
     _write(edits, module, new_weight, taps)
     if taps.dim() > 1 and "forward" not in vars(module):
-        bind_forward(edits, module, forward_from_slots, Layer.of(module))
+        bind_forward(edits, module, forward_from_slots, Layer(linear_type(module), tuple(map(Border.of, geometries))))
 
 
 def _grouped(module: nn.Module, weight: Tensor) -> Tensor:
@@ -510,10 +511,12 @@ def _constant_through(module: nn.Module, flat: Tensor, shift: Tensor) -> Tensor:
         Shape ``(C_out, *kernel)``.
     """
     entry, channels = linear_type(module), flat.shape[0] * flat.shape[1]
-    if not entry.spatial:  # without a product as large as the weight, which may be hundreds of megabytes
-        with torch.autocast(flat.device.type, enabled=False):
-            return torch.mv(flat[0], shift)
     kernel = _weight_shape(module)[2:]
+    # Without a product as large as the weight, which may be hundreds of megabytes.
+    if flat.shape[0] == math.prod(kernel) == 1 and not entry.transposed:
+        kind = flat.device.type
+        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+            return torch.mv(flat[0], shift).view(-1, *kernel)
     products = flat * _spread(shift, flat, module, is_input=True)
     if entry.transposed:
         return products.sum(1).view(-1, *kernel)
