@@ -56,6 +56,11 @@ RELU = mutants(
         "clipped = value <= lower",
         "clipped = value < lower",
     ),
+    (
+        "a unit of negative scale at its threshold counts as open",
+        "clipped | (value >= upper)",
+        "clipped | (value > upper) | (lower == upper)",
+    ),
     ("no unit of negative scale counts as clipped", "clipped | (value >= upper)", "clipped"),
     (
         "with gradients: open at the threshold",

@@ -104,6 +104,14 @@ def test_relevance_at_clipped_units(attach: Callable[[nn.Module], None], first: 
     assert torch.equal(output, reference(x))
 
 
+def test_a_unit_at_its_threshold_is_clipped() -> None:
+    module, _ = absorb(Affine(torch.tensor([1.0, 2.0, -1.0]), torch.tensor([0.0, -1.0, 0.5])), True)
+    pass_by_backward_hook(module)
+    x = torch.tensor([[0.0, 0.5, 0.5], [0.1, 0.6, 0.4]], requires_grad=True)
+    (arrived,) = torch.autograd.grad(module(x), x, torch.ones(2, 3))
+    assert arrived.tolist() == [[0.0] * 3, [1.0] * 3]
+
+
 def test_nan_relevance_stops_at_clipped_units() -> None:
     module, _ = absorb(Affine(torch.tensor([1.0]), torch.tensor([0.0])), True)
     pass_by_backward_hook(module)
