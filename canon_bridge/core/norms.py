@@ -49,6 +49,8 @@ class NormType:
     mean_ratio : callable or None
         By how many standard deviations the mean is from zero, a tensor of one number, see :func:`mean_ratio`; None
         where that is not known.
+    exact : bool
+        Whether it is known that the identity is written so that it is one to the bit; else that is tried.
     """
 
     read: Callable[[nn.Module], Affine]
@@ -59,6 +61,7 @@ class NormType:
     width: Callable[[nn.Module], int] | None = None
     statistics: Callable[[nn.Module], bool] = _always
     mean_ratio: Callable[[nn.Module], Tensor] | None = None
+    exact: bool = False
 
 
 def _read_batch_norm(module: Any) -> Affine:
@@ -119,6 +122,7 @@ def _batch_norm(*ranks: int, then: tuple[str, ...] = (), frozen: bool = False) -
         width=_width_of_batch_norm,
         statistics=_has_statistics,
         mean_ratio=_mean_ratio_of_batch_norm,
+        exact=True,
     )
 
 
@@ -362,7 +366,7 @@ def take(edits: Edits, norm: nn.Module, ranks: tuple[int, ...] = (), paths: str 
         is_rank_needed=bool(ranks),
         paths=paths,
         frozen=entry.frozen,
-        is_exact=False if children_after(norm) else None,
+        is_exact=False if children_after(norm) else entry.exact or None,
     )
     bind_forward(edits, norm, _merged, merged)
     return affine
