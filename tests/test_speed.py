@@ -47,6 +47,11 @@ def test_every_row_is_there(quick):
         assert {figure.prefer for figure in document.named(row)} == {"left", "right"}
     assert {figure.batch for figure in document.named("forward")} == {1, speed.QUICK.batch}
     assert {figure.size for figure in document.named("lrp")} == {*speed.QUICK.sizes, speed.QUICK.size}
+    for found in document.parts:
+        assert sum(found.shares.values()) == pytest.approx(1)
+    assert {(found.row, found.prefer) for found in document.parts} == {
+        (row, prefer) for row in ("again", "forward", "lrp") for prefer in ("left", "right")
+    }
     parts = sum(document.named(row)[0].value for row in ("plan", "apply", "undo"))
     assert parts == pytest.approx(document.named("first")[0].value, rel=0.5)  # medians of the parts and of the whole
 
@@ -58,6 +63,7 @@ def test_the_page_says_how_it_was_made(quick):
         assert part in written
     for row in set(ROWS) - ONLY_ZENNITS_OWN:
         assert f"| {ROWS[row][1]} | " in written
+    assert "convolutions " in written.partition("## What they are made of")[2]
     assert quick["png"].read_bytes().startswith(b"\x89PNG")
 
 

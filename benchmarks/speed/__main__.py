@@ -32,6 +32,7 @@ from benchmarks.speed import alone, page, probes
 from benchmarks.speed.figures import RATIO, SIZE, Figure
 from benchmarks.speed.models import MODELS, RESIDUAL, build, images
 from benchmarks.speed.page import Document
+from benchmarks.speed.parts import parts
 from benchmarks.speed.plot import draw
 from benchmarks.speed.timing import Clock, Rounds, interleave
 
@@ -258,6 +259,8 @@ def measure(options: argparse.Namespace, command: str) -> Document:
             _keep(document, figures)
             if options.json:
                 _write(document, options.json)  # what there is, should the command be killed
+        for name in (options.models or extent.attributed) if clock.device == "cpu" else ():
+            document.parts += parts(build(name).to(clock.device), name, images(1, extent.size, clock.device))
     _keep(document, growth(document))
     return document
 

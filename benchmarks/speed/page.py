@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.report import shorten
 from benchmarks.speed.figures import MIB, MILLISECONDS, RATIO, ROWS, Figure, goal
+from benchmarks.speed.parts import Parts
 
 _HEADER = ("what", "model", "prefer", "images", "goal", "before", "now", "quartiles", "n")
 _RULE = ("---", "---", "---", "---", "---:", "---:", "---:", "---:", "---:")
@@ -25,22 +26,27 @@ class Document:
         Number of BatchNorms of each model.
     figures : list of Figure
         All that was measured.
+    parts : list of Parts
+        What some of them are made of.
     """
 
     command: str
     setting: str
     norms: dict[str, int] = field(default_factory=dict)
     figures: list[Figure] = field(default_factory=list)
+    parts: list[Parts] = field(default_factory=list)
 
     @classmethod
     def read(cls, content: dict[str, Any]) -> Document:
         """Return the run that was written as JSON."""
         figures = [Figure(**figure) for figure in content["figures"]]
-        return cls(content["command"], content["setting"], content["norms"], figures)
+        parts = [Parts(**found) for found in content.get("parts", [])]
+        return cls(content["command"], content["setting"], content["norms"], figures, parts)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
-        return {**vars(self), "figures": [figure.as_dict() for figure in self.figures]}
+        whole = {name: [one.as_dict() for one in getattr(self, name)] for name in ("figures", "parts")}
+        return {**vars(self), **whole}
 
     def named(self, row: str) -> list[Figure]:
         """Return the figures of a row."""
@@ -96,6 +102,15 @@ def markdown(document: Document, before: Document | None, plot: str | None) -> s
         if figures:
             lines += ["", f"## {section}", "", _line(_HEADER), _line(_RULE)]
             lines += [_line(_cells(figure, former.get(figure.key), document.figures)) for figure in figures]
+    if document.parts:
+        lines += [
+            "",
+            "## What they are made of",
+            "",
+            "By torch's profiler, which makes each operation longer, in one run.",
+        ]
+        lines += ["", _line(("what", "model", "prefer", "shares of its time")), _line(("---",) * 4)]
+        lines += [_line(_shares(found)) for found in document.parts]
     return "\n".join([*lines, "", *_NOTES])
 
 
@@ -127,6 +142,11 @@ def _cells(figure: Figure, former: Figure | None, figures: Sequence[Figure]) -> 
         _quartiles(figure),
         str(figure.repetitions or ""),
     )
+
+
+def _shares(found: Parts) -> tuple[str, ...]:
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in found.shares.items() if share >= 0.01)
+    return ROWS[found.row][1], found.model, found.prefer, shares
 
 
 def _images(figure: Figure) -> str:

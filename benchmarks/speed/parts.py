@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -22,7 +21,11 @@ from canon_bridge.core import Prefer
 _SHOWN = 7
 # Kernels that are one thing to a reader, by what their names begin with.
 _GROUPS = {
-    "convolution backward": ("aten::convolution_backward", "aten::mkldnn_convolution_backward", "aten::_slow_conv2d_backward"),
+    "convolution backward": (
+        "aten::convolution_backward",
+        "aten::mkldnn_convolution_backward",
+        "aten::_slow_conv2d_backward",
+    ),
     "convolutions": (
         *("aten::convolution", "aten::_convolution", "aten::conv", "aten::mkldnn_convolution", "aten::thnn_conv"),
         *("aten::_slow_conv", "aten::slow_conv", "aten::_nnpack"),
