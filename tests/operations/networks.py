@@ -68,7 +68,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     **reuse.REUSE,
 }
 NEEDS_INPUTS = containers.BY_VALUE | {
-    f"{name} behind {position}" for name in ("torch.unbind(dim=-1)", "reversed list") for position in POSITIONS
+    f"{name} behind {position}"
+    for name in ("torch.unbind(dim=-1)", "reversed list", "crop, rounded down")
+    for position in POSITIONS
 }
 CHANGE_THEMSELVES = containers.CHANGE_THEMSELVES
 

@@ -6,6 +6,7 @@ Containers are inlined, or all children are leaves. Tracing writes nothing to th
 import dis
 import functools
 import inspect
+import math
 import numbers
 import operator
 import os
@@ -81,6 +82,14 @@ class InPlaceProxy(fx.Proxy):
         return self._decided(same_number)
 
     __int__ = __index__
+
+    def _rounded(self, function: Callable[..., Any], *digits: int) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, *digits), {})
+
+    __round__ = functools.partialmethod(_rounded, round)
+    __floor__ = functools.partialmethod(_rounded, math.floor)
+    __ceil__ = functools.partialmethod(_rounded, math.ceil)
+    __trunc__ = functools.partialmethod(_rounded, math.trunc)
 
     def __hash__(self) -> int:
         entry = entry_of(self.node)  # a size may be looked up in a dictionary
