@@ -136,6 +136,41 @@ def test_a_loss_of_precision_stays_a_warning():
         pass
 
 
+class Casting(nn.Module):
+    """A model of which a part computes in another precision, and says nothing of it in its parameters and output."""
+
+    def __init__(self, inside: torch.dtype) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(64, 5)
+        self.inside = inside
+
+    def forward(self, x):
+        h = F.relu(self.norm(self.conv(x))).to(self.inside)
+        return self.head((h * h.new_full((), 0.7)).to(x.dtype).flatten(1))
+
+
+@pytest.mark.parametrize("inside", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("prefer", ["left", "right"])
+def test_the_tolerance_is_that_of_the_coarsest_type_on_the_way(inside, prefer):
+    torch.manual_seed(0)
+    model, x = randomize(Casting(inside).double(), mild=True), image()
+    expected = model(x).detach()
+    before = Snapshot.of(model)
+    with canonize(model, prefer=prefer, example_inputs=x):  # a warning would be an error
+        assert relative_error(model(x).detach(), expected) < 10 * torch.finfo(inside).eps
+    found = LRP(model, LRP_0, prefer=prefer).attribute(x, target=TARGET)
+    before.check()
+    assert relative_error(found, gradient_times_input(model, x)) < 10 * torch.finfo(inside).eps
+
+
+def test_a_wrong_merge_is_noticed_in_a_model_that_casts(monkeypatch):
+    torch.manual_seed(0)
+    model, x = randomize(Casting(torch.float32).double(), mild=True), image()
+    wrong_merge(monkeypatch, "conv", model)
+    with pytest.raises(FunctionChangedError, match="norm was merged left into conv"):
+        canonize(model, example_inputs=x).apply()
+
+
 class Branching(nn.Module):
     """A forward that takes one of two courses by the values of its input."""
 

@@ -31,6 +31,7 @@ from canon_bridge.core.precision import (
     function_error,
     outputs,
     reference,
+    rounding_inside,
 )
 from canon_bridge.core.restore import TRANSIENT, Edits, other_writer, paths, writes_in_force
 from canon_bridge.core.trace.flow import CONSTANTS
@@ -158,6 +159,7 @@ class Canonization:
     def _measure(self, before: Reference, after: list[Tensor], doubts: list[str], inputs: str) -> list[str]:
         """Return what to warn of, given the doubts that there were before."""
         self.function_error, is_rounding = function_error(before.outputs, after)
+        is_rounding = is_rounding or self.function_error <= rounding_inside(self.model, before)
         measured = (
             f"canonization changed the output of {self.plan.model} on {inputs} by {self.function_error:.1e} relative "
             "to its largest value"
@@ -173,7 +175,8 @@ class Canonization:
 
     def _named(self, error: FunctionChangedError, before: Reference) -> FunctionChangedError:
         with _ONE_AT_A_TIME:
-            step = first_change(self.model, self.plan, before, self._allowed(before))
+            allowed = max(self._allowed(before), rounding_inside(self.model, before))
+            step = first_change(self.model, self.plan, before, allowed)
         return FunctionChangedError(
             f"{error}, which precision does not account for. It differs first {step}. No map of this model would be "
             "right: please report it, unless the model draws random numbers or counts its calls, which has to end "

@@ -4,6 +4,7 @@ Sizes are found by running: every operation is computed on tensors without memor
 sizes that are not known. What is the same in all of them is known; what cannot be computed in one of them is not.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -54,6 +55,12 @@ _SEVERAL: Final = frozenset(
         *(f"fractional_max_pool{dim}d_with_indices" for dim in (2, 3)),
     ]
 )
+# What reads how a tensor lies in memory, which tensors without memory do not tell; its type; where it is.
+_OF_MEMORY: Final = frozenset(["is_contiguous", "stride", "storage_offset", "is_leaf", "grad_fn", "names"])
+_OF_TYPE: Final = frozenset(
+    ["dtype", "is_floating_point", "is_complex", "is_signed", "element_size", "itemsize", "nbytes"]
+)
+_OF_DEVICE: Final = frozenset(["device", "is_cuda", "get_device"])
 # What reads of all arguments but the first only the shape or the type.
 _LENDS_SHAPE: Final = frozenset(["reshape_as", "view_as", "expand_as", "type_as"])
 
@@ -238,6 +245,8 @@ class Facts:
         self._nodes = iter(graph.nodes)
         self._found: dict[fx.Node, Any] = {}
         self._fresh = _primes()
+        tensors: Any = root.parameters() if isinstance(root, nn.Module) else ()
+        self._dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
 
     def rank(self, node: object) -> int | None:
         """Return how many dimensions the output of a node has, the batch included, or None if that is not known."""
@@ -291,13 +300,24 @@ class Facts:
             return self._broadcast([self.of(value) for value in node.args[:2]])
         if node.op == "call_module" and (any(True for _ in module.parameters()) if module is not None else True):
             return UNKNOWN
+        if entry.name in _OF_MEMORY or (entry.name in (*_OF_TYPE, *_OF_DEVICE) and self._home is None):
+            return UNKNOWN
         return self._run(node, module)
+
+    @functools.cached_property
+    def _home(self) -> torch.device | None:
+        """The device of the model, whose type and device are taken for those of its input; None if it has several."""
+        tensors: list[Tensor] = [*self.root.parameters(), *self.root.buffers()]
+        kinds = {(tensor.dtype, tensor.device) for tensor in tensors if tensor.is_floating_point()}
+        return next(iter(kinds))[1] if len(kinds) == 1 else None
 
     def _run(self, node: fx.Node, module: nn.Module | None) -> Any:
         results: list[Any] = []
+        entry = entry_of(node)
+        where = self._home if entry is not None and entry.name in _OF_DEVICE else None
         for world in WORLDS:
             try:
-                args, kwargs = map_arg((node.args, node.kwargs), lambda name, w=world: _in(self.of(name), w))
+                args, kwargs = map_arg((node.args, node.kwargs), lambda name, w=world: _in(self.of(name), w, where))
                 with torch.no_grad(), torch.device("meta"):  # tensors that forward makes need no memory either
                     results.append(call(node, module, args, kwargs))
             except Exception:  # whatever an operation raises on sizes that it cannot have
@@ -316,7 +336,7 @@ class Facts:
             found = {tuple(shape[axis] for shape in shapes) for shapes in padded} - {(1,) * len(WORLDS)}
             known = [size for size in found if len(set(size)) == 1]
             sizes.append(known[0] if known else found.pop() if len(found) == 1 else self._new() if found else (1, 1, 1))
-        return [_meta(tuple(size[w] for size in sizes)) for w in WORLDS]
+        return [self._meta(tuple(size[w] for size in sizes)) for w in WORLDS]
 
     def _after_pool(self, node: fx.Node) -> Any:
         """Return what a pool puts out whose window is larger than the sizes here: other sizes, the same channels."""
@@ -324,18 +344,18 @@ class Facts:
         if entry is None or "pool" not in entry.name or not _are_tensors(first) or first[0].dim() < 3:
             return UNKNOWN
         wide = [self._new() for _ in range(first[0].dim() - 2)]
-        return [_meta((*tensor.shape[:2], *(size[w] for size in wide))) for w, tensor in enumerate(first)]
+        return [self._meta((*tensor.shape[:2], *(size[w] for size in wide))) for w, tensor in enumerate(first)]
 
     def _after_layer(self, module: nn.Module, first: Any) -> Any:
         spatial, channels = linear_type(module).spatial, out_channels(module)
         if not _are_tensors(first):
             return self._tensors(channels, (spatial + 2,)) if spatial else UNKNOWN
         if not spatial:
-            return [_meta((*tensor.shape[:-1], channels)) for tensor in first]
+            return [self._meta((*tensor.shape[:-1], channels)) for tensor in first]
         if first[0].dim() != spatial + 2:
             return UNKNOWN
         wide = [self._new() for _ in range(spatial)]
-        return [_meta((tensor.shape[0], channels, *(size[w] for size in wide))) for w, tensor in enumerate(first)]
+        return [self._meta((tensor.shape[0], channels, *(size[w] for size in wide))) for w, tensor in enumerate(first)]
 
     def _for_readers(self, node: fx.Node) -> Any:
         """Return what a value must be for the layers that read it, or a function of it that has the same sizes."""
@@ -357,20 +377,23 @@ class Facts:
         if len(ranks) != 1:
             return UNKNOWN
         sizes = [self._new() for _ in range(ranks[0] - 1)]
-        return [_meta((sizes[0][w], channels, *(size[w] for size in sizes[1:]))) for w in WORLDS]
+        return [self._meta((sizes[0][w], channels, *(size[w] for size in sizes[1:]))) for w in WORLDS]
 
     def _like(self, value: Any) -> Any:
         """Return what is known from a value on example inputs: its dimensions and its channels, not how large it is."""
         if not isinstance(value, Tensor) or value.dim() < 2:
             return UNKNOWN
         sizes = [self._new() if axis != 1 else (length,) * 3 for axis, length in enumerate(value.shape)]
-        return [_meta(tuple(size[w] for size in sizes)) for w in WORLDS]
+        return [self._meta(tuple(size[w] for size in sizes)) for w in WORLDS]
 
     def _attribute(self, name: str) -> Any:
         value = self.root
         for part in name.split("."):
             value = getattr(value, part, None)
         return [value.detach().to("meta")] * len(WORLDS) if isinstance(value, Tensor) else UNKNOWN
+
+    def _meta(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.empty(shape, dtype=self._dtype, device="meta")
 
     def _new(self) -> tuple[int, ...]:
         return 1, next(self._fresh), next(self._fresh)
@@ -395,18 +418,15 @@ def call(node: fx.Node, module: nn.Module | None, args: Any, kwargs: Any) -> Any
     return function(*args, **kwargs)
 
 
-def _in(found: Any, world: int) -> Any:
+def _in(found: Any, world: int, device: torch.device | None) -> Any:
     if found is UNKNOWN:
         raise LookupError("not known")
-    return found[world]
+    value = found[world]
+    return value if device is None or not isinstance(value, Tensor) else value.new_empty(0, device=device)
 
 
 def _are_tensors(found: Any) -> bool:
     return found is not UNKNOWN and isinstance(found[0], Tensor)
-
-
-def _meta(shape: tuple[int, ...]) -> Tensor:
-    return torch.empty(shape, device="meta")
 
 
 def _structure(result: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from canon_bridge.core.norms import mean_ratio, width
@@ -152,6 +153,29 @@ def _rounding(model: nn.Module, values: list[Tensor]) -> float:
         if kind == "cuda" and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32):
             found.append(torch.float16)  # TF32 has as many digits
     return max((TOLERANCES.get(dtype, 0.0) for dtype in found), default=0.0)
+
+
+class _Seen(TorchFunctionMode):
+    """Note the types of all that torch's functions return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.dtypes.update(leaf.dtype for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        return result
+
+
+def rounding_inside(model: nn.Module, before: Reference) -> float:
+    """Return the tolerance for the coarsest type that a value has on the way, by running the model once more.
+
+    A forward may cast its input (``x.float()``), whatever the type of its parameters and of its output is.
+    """
+    with preserved(model), _Seen() as seen:
+        outputs(model, before.arguments)
+    return max((TOLERANCES.get(dtype, 0.0) for dtype in seen.dtypes), default=0.0)
 
 
 def outputs(model: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor]:

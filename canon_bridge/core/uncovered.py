@@ -103,7 +103,7 @@ def _sources(explicit: ExplicitFlow, node: fx.Node) -> list[fx.Node]:
         # Of an arithmetic operation its two operands are counted, of others the values with data.
         operands = list(node.args) if isinstance(call and call.module, Arithmetic) else carrying
         return nodes_in(operands[signal : signal + 1]) or carrying
-    places = _DATA.get(entry.name)
+    places = (0, 2) if node.target == "where" else _DATA.get(entry.name)  # a method of the first of the two
     if places is None:
         return arguments
     return nodes_in([node.args[place] for place in places if place < len(node.args)]) or carrying

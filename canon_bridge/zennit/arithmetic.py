@@ -33,6 +33,14 @@ from canon_bridge.core import (
 )
 
 
+def _alone(output: Any) -> Any:
+    """Return a tensor that is the only output of what computed it, as rules that hold on to that want it.
+
+    A scripted function puts out what it computes with besides, a GroupNorm its statistics.
+    """
+    return output.clone() if isinstance(output, Tensor) and output.grad_fn is not None else output
+
+
 class _OneInput(nn.Module):
     """A function of one input that carries data and of other values, which it is given before each call."""
 
@@ -51,9 +59,7 @@ class _OneInput(nn.Module):
 
     def forward(self, input: Tensor) -> Any:
         """Return the function of the input and of what :meth:`of` was given."""
-        output = self.function(input, *self.others)
-        # The gradients of one tensor: a scripted function puts out those that it computes with besides.
-        return output.clone() if isinstance(output, Tensor) and output.grad_fn is not None else output
+        return _alone(self.function(input, *self.others))
 
 
 class Passed(_OneInput, nn.Softsign):
@@ -270,4 +276,8 @@ def adapt(module: nn.Module) -> nn.Module:
 @cache
 def _of_both(kind: type[nn.Module], base: type[nn.Module]) -> type[nn.Module]:
     """Return a type that computes what the first does, and that composites take for the second."""
-    return type(kind.__name__, (kind, base), {"__module__": kind.__module__})
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return _alone(kind.forward(self, *args, **kwargs))
+
+    return type(kind.__name__, (kind, base), {"__module__": kind.__module__, "forward": forward})

@@ -1,5 +1,7 @@
 """Operations that move elements, copy them or choose among them; each takes ``(N, 4, 6, 6)``."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -160,6 +162,8 @@ PARTS: dict[str, Operation] = {
     "slice of space": lambda h: h[..., 1:-1, 1:-1],
     "slice by shape": lambda h: h[:, : h.shape[1] // 2],
     "crop to another": lambda h: h[:, :, 1 : 1 + h.size(2) - 2, : h.size(3) - 1],
+    "center crop": lambda h: h[..., round((h.size(2) - 4) / 2.0) :, : math.ceil(h.size(3) / 4)],
+    "crop, rounded down": lambda h: h[:, :, : int(math.floor(h.size(2)) * 0.7), math.trunc(h.size(3) * 0.4) :],
     "last step": lambda h: h.flatten(2)[:, :, -1],
     "index 0 of space": lambda h: h[:, :, 0, 0],
     "hsplit": lambda h: torch.cat(torch.hsplit(h, 2)[::-1], 1),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tests.conftest import randomize
-from tests.operations import containers, linear, movement, rectifiers, reuse
+from tests.operations import containers, linear, movement, questions, rectifiers, reuse
 from tests.operations.stages import POSITIONS, Operation, With
 from tests.operations.stages import SIZE as SIZE
 
@@ -44,7 +44,9 @@ def _staged(position: str, operation: Operation) -> nn.Module:
     return POSITIONS[position](operation)
 
 
-OPERATIONS: dict[str, Operation] = linear.LINEAR | movement.MOVEMENT | rectifiers.RECTIFIERS | _einops()
+OPERATIONS: dict[str, Operation] = (
+    linear.LINEAR | movement.MOVEMENT | rectifiers.RECTIFIERS | questions.QUESTIONS | _einops()
+)
 WRITES: dict[str, Operation] = rectifiers.WRITES
 
 # Nothing is left of what a ReLU has returned.
@@ -68,7 +70,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     **reuse.REUSE,
 }
 NEEDS_INPUTS = containers.BY_VALUE | {
-    f"{name} behind {position}" for name in ("torch.unbind(dim=-1)", "reversed list") for position in POSITIONS
+    f"{name} behind {position}"
+    for name in ("torch.unbind(dim=-1)", "reversed list", "crop, rounded down", "is_contiguous")
+    for position in POSITIONS
 }
 CHANGE_THEMSELVES = containers.CHANGE_THEMSELVES
 

@@ -43,6 +43,8 @@ RECTIFIERS: dict[str, Operation] = {
     "relu by maximum": lambda h: torch.maximum(h, torch.zeros_like(h)),
     "relu by a number": lambda h: torch.max(h, torch.tensor(0.0, dtype=torch.float64)),
     "where(h > 0)": lambda h: torch.where(h > 0, h, 0.1 * h),
+    "h.where(h > 0)": lambda h: h.where(h > 0, 0.1 * h),
+    "h.where(condition=)": lambda h: h.where(condition=h > 0, other=-0.5 * h.flip(2)),
     "times (h > 0)": lambda h: h * (h > 0),
     "masked_fill(h < 0)": lambda h: h.masked_fill(h < 0, 0),
     "dropout in evaluation": With(lambda self, h: self.drop(F.dropout(h, 0.5, self.training)), drop=nn.Dropout2d()),

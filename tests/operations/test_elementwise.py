@@ -137,6 +137,15 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu by hand": lambda h: 0.5 * h * (1 + torch.erf(h / math.sqrt(2))),
 }
 
+# Relevance passes them, too, as if their statistics were constants; none of them takes a map.
+NORMALISERS: dict[str, nn.Module] = {
+    "GroupNorm": nn.GroupNorm(2, 6),
+    "GroupNorm without weights": nn.GroupNorm(3, 6, affine=False),
+    "InstanceNorm": nn.InstanceNorm2d(6, affine=True),
+    "LocalResponseNorm": nn.LocalResponseNorm(3),
+    "Softmax2d": nn.Softmax2d(),
+}
+
 
 def _timm() -> dict[str, tuple[nn.Module, nn.Module | None]]:
     activations = pytest.importorskip("timm.layers.activations")
@@ -229,9 +238,9 @@ FRAMEWORKS = {"zennit": by_zennit, "captum": by_captum}
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, *NORMALISERS])
 def test_the_map_is_that_of_a_twin_merged_by_hand(name, framework):
-    model, x = finish(lambda: Network(ALL[name])), image()
+    model, x = finish(lambda: Network((ALL | NORMALISERS)[name])), image()
     expected = attribute(by_hand(model), x, EpsilonPlus())
     assert expected.isfinite().all()
     assert expected.abs().max() > 1e-6

@@ -1,6 +1,8 @@
 """Small inputs that went wrong beside the operations: hooks, noise tunnels, nested blocks, other methods, merges."""
 
 import math
+import sys
+import types
 
 import captum.attr
 import pytest
@@ -20,7 +22,7 @@ from canon_bridge.zennit import ModelCanonizer
 from tests.conftest import Snapshot, randomize, relative_error
 from tests.models import gradient_times_input
 from tests.operations.networks import finish, image
-from tests.operations.stages import CLASSES
+from tests.operations.stages import CLASSES, With
 
 LRP_0 = 1e-30
 
@@ -268,6 +270,19 @@ def test_parameter_factor_with_example_inputs():
     model, x = finish(Scaled), image()
     found = attribute(model, x, epsilon_composite(LRP_0, [ModelCanonizer(example_inputs=x)]))
     assert relative_error(found, gradient_times_input(model, x)) < 1e-9
+
+
+def test_isinstance_in_another_package_than_that_of_the_model(monkeypatch):
+    # A model of a notebook or a script, which calls a function of a package.
+    helper = types.ModuleType("helpers_of_somebody")
+    code = "import torch\n\ndef act(x):\n    return x.relu() if isinstance(x, torch.Tensor) else x.flip(2)\n"
+    exec(code, vars(helper))
+    monkeypatch.setitem(sys.modules, helper.__name__, helper)
+    model, x = finish(lambda: PreActivation(With(lambda self, h: helper.act(h)))), image()
+    expected = model(x).detach()
+    with canonize(model):
+        assert relative_error(model(x).detach(), expected) < 1e-10
+    assert "isinstance" not in vars(helper)
 
 
 def folded_wrongly(monkeypatch):

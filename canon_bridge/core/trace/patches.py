@@ -1,8 +1,8 @@
 """What has to be other than torch and Python have it while a model is traced, all in one place, and for that long only.
 
 Calls that cannot record themselves because torch takes no proxy there, in older versions wherever no tensor belongs;
-``isinstance`` in the packages that the model's classes come from; activation checkpoints, which run their function a
-second time in the backward pass.
+``isinstance`` and ``type`` in the packages that the model's classes come from and in all that use torch; activation
+checkpoints, which run their function a second time in the backward pass.
 """
 
 import functools
@@ -24,10 +24,11 @@ from canon_bridge.core.operations import is_random, setitem_
 from canon_bridge.core.portable import named
 from canon_bridge.core.trace.flow import is_proxy
 
-# They want numbers; other functions that make tensors record themselves, and so do other methods.
-_FACTORIES: Final = ("zeros", "ones", "empty", "rand", "randn", "tensor", "as_tensor", "asarray")
+# They want numbers, or a type; other functions that make tensors record themselves, and so do other methods.
+_FACTORIES: Final = ("zeros", "ones", "empty", "rand", "randn", "tensor", "as_tensor", "asarray", "finfo", "iinfo")
 _METHODS: Final = ("expand", "view", "reshape", "repeat", "tile", "new_zeros", "new_ones", "new_empty", "narrow")
 _ABSENT: Final = object()
+_OWN: Final = frozenset({"torch", "builtins", "canon_bridge"})
 _GENERATORS: Final = ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")
 
 
@@ -53,7 +54,7 @@ def patched(tracer: Any, root: nn.Module) -> Generator[None]:
         imported = {id(replacement.stands_in_for): replacement for _, _, replacement in parsed}
         for namespace in _namespaces(root):
             names = {n: imported[id(f)] for n, f in list(namespace.items()) if id(f) in imported} if imported else {}
-            for name, replacement in {**names, "isinstance": _is_instance}.items():
+            for name, replacement in {**names, "isinstance": _is_instance, "type": _Type}.items():
                 stack.callback(_restore_global, namespace, name, namespace.get(name, _ABSENT))
                 namespace[name] = replacement
         stack.enter_context(_Recording(tracer))
@@ -162,20 +163,47 @@ def _recorded_method(name: str, original: Callable[..., Any]) -> Callable[..., A
 
 
 def _namespaces(root: nn.Module) -> Iterator[dict[str, Any]]:
-    """Yield the globals of all modules of the packages that the classes of the model come from, but for torch's own.
+    """Yield the globals of all modules of the packages that the classes of the model come from, and that use torch.
+
+    But for torch's own, and Python's.
 
     A ``__class__`` of proxies that lies would be believed by the C++ code of torch, too, which then reads memory of no
     tensor; and ``builtins`` are everybody's.
     """
     homes = {base.__module__ for module in root.modules() for base in type(module).__mro__}
-    packages = {name.partition(".")[0] for name in homes} - {"torch", "builtins", "canon_bridge"}
+    packages = {name.partition(".")[0] for name in homes}
     for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] in packages and isinstance(module, type(sys)):
-            yield vars(module)
+        package = name.partition(".")[0]
+        if package in _OWN or not isinstance(module, type(sys)):
+            continue
+        namespace = vars(module)
+        if package in packages or "torch" in namespace or "Tensor" in namespace:
+            yield namespace
 
 
 def _is_instance(value: object, kinds: Any) -> bool:
     return isinstance(value, kinds) or (is_proxy(value) and issubclass(value.stands_for(), kinds))  # pyright: ignore
+
+
+class _TypeOfType(type):
+    """Has :class:`_Type` called and asked as ``type`` is."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if cls is not _Type:
+            return super().__call__(*args, **kwargs)
+        if len(args) == 1 and is_proxy(args[0]):
+            return args[0].stands_for()
+        return type(*args, **kwargs)
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, type) if cls is _Type else super().__instancecheck__(instance)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, type) if cls is _Type else super().__subclasscheck__(subclass)
+
+
+class _Type(type, metaclass=_TypeOfType):
+    """What stands for ``type``: of a proxy it says the type of what that stands for."""
 
 
 def _is_tensor(value: object) -> bool:

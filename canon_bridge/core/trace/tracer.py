@@ -6,11 +6,13 @@ Containers are inlined, or all children are leaves. Tracing writes nothing to th
 import dis
 import functools
 import inspect
+import math
 import numbers
 import operator
 import os
 import sys
 import threading
+import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +36,8 @@ _CONTAINERS: Final = frozenset(
 )
 # Attributes of tensors that are tensors or sizes.
 _ATTRIBUTES: Final = frozenset({"T", "mT", "H", "mH", "data", "real", "imag", "shape", "ndim", "dtype", "device"})
+# What reads one number of a tensor.
+_NUMBERS: Final = frozenset({"size", "dim", "ndim", "ndimension", "numel", "nelement", "len"})
 # Functions of torch whose `input` is not the first argument.
 _OTHERWISE: Final = frozenset({torch.where, torch.searchsorted})
 _OWN: Final = tuple(
@@ -45,17 +49,38 @@ class InPlaceProxy(fx.Proxy):
     """A proxy that records what happens in place as that (fx records ``x += y`` as ``x = x + y``)."""
 
     def stands_for(self) -> type:
-        """Return the type that a model is to see when it asks ``isinstance(x, Tensor)``."""
-        return Tensor if is_tensor(self.node) else type(self)
+        """Return the type that a model is to see when it asks ``isinstance(x, Tensor)`` or ``type(x)``."""
+        if is_tensor(self.node):
+            return Tensor
+        tracer: Any = self.tracer
+        return tracer.type_of(self.node) or type(self)
 
     def __getattr__(self, k: str) -> Any:
         if k == "requires_grad":
             return self.without_gradient()
         if k in ("_is_param", "_is_buffer"):
             return False
+        if k not in _ATTRIBUTES and self._has_no(k):
+            raise AttributeError(f"a tensor has no attribute {k!r}")
+        if k == "dtype" and _compares_types(sys._getframe(1).f_code):
+            return self._decided_type()
         if k in _ATTRIBUTES:  # fx would return a proxy without in-place operators
             return self.tracer.create_proxy("call_function", getattr, (self, k), {})
         return super().__getattr__(k)
+
+    def _has_no(self, name: str) -> bool:
+        """Return whether it is a tensor for sure, which has no such attribute."""
+        is_known = self.node.op == "call_module" or entry_of(self.node) is not None
+        return is_known and is_tensor(self.node) and not hasattr(Tensor, name)
+
+    def _decided_type(self) -> Any:
+        """Return the type of the elements itself, for a forward that asks whether it *is* another."""
+        tracer: Any = self.tracer
+        node = tracer.create_node("call_function", getattr, (self.node, "dtype"), {})
+        value = tracer.known(node, _dtype)
+        if value is None:
+            raise TypeError("the type of its input is asked for, which is not known")
+        return tracer.decide(node, same_type, value)
 
     def without_gradient(self) -> bool:
         """Return that no gradient is wanted, and have the forward that asked rewritten.
@@ -81,6 +106,14 @@ class InPlaceProxy(fx.Proxy):
         return self._decided(same_number)
 
     __int__ = __index__
+
+    def _rounded(self, function: Callable[..., Any], *digits: int) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, *digits), {})
+
+    __round__ = functools.partialmethod(_rounded, round)
+    __floor__ = functools.partialmethod(_rounded, math.floor)
+    __ceil__ = functools.partialmethod(_rounded, math.ceil)
+    __trunc__ = functools.partialmethod(_rounded, math.trunc)
 
     def __hash__(self) -> int:
         entry = entry_of(self.node)  # a size may be looked up in a dictionary
@@ -348,6 +381,24 @@ class SymbolicTracer(fx.Tracer):
             self.flow.reread.setdefault(node, set()).add(self.frames[-1].owner)
         return node
 
+    def _facts(self) -> Facts:
+        modules = {n: self._find(str(n.target)) for n in self.graph.nodes if n.op == "call_module"}
+        return Facts(self.graph, modules, {}, self.root)
+
+    def type_of(self, node: fx.Node) -> type | None:
+        """Return the type of what is no tensor, a size for instance, or None if that is not known."""
+        entry = entry_of(node)
+        if entry is None or node.op == "placeholder":
+            return None
+        if entry.kind is Kind.SIZE:
+            asks_all = entry.name == "shape" or (entry.name == "size" and len(node.args) == 1 and not node.kwargs)
+            return torch.Size if asks_all else int if entry.name in _NUMBERS else None
+        if entry.name == "getitem" and isinstance(node.args[0], fx.Node) and self.type_of(node.args[0]) is torch.Size:
+            return torch.Size if isinstance(node.args[1], slice) else int
+        worlds = self._facts().of(node)
+        kinds = {type(world) for world in worlds} if worlds is not UNKNOWN else set[type]()
+        return kinds.pop() if len(kinds) == 1 else None
+
     def known(self, node: fx.Node, measure: Callable[[Any], Any]) -> Any:
         """Return a number that is the same whatever the input is (of dimensions or channels), or None.
 
@@ -356,18 +407,18 @@ class SymbolicTracer(fx.Tracer):
         node : fx.Node
             What it is asked of.
         measure : callable
-            ``len`` for how long a value is, ``bool`` or ``int`` for the value itself.
+            ``len`` for how long a value is, ``bool`` or ``int`` for the value itself, ``_dtype`` for a type of
+            elements.
         """
         site = self.flow.sites.get(node)
         if (site, measure) in self._decisions:
             return self._decisions[site, measure]
-        modules = {n: self._find(str(n.target)) for n in self.graph.nodes if n.op == "call_module"}
-        facts = Facts(self.graph, modules, {}, self.root)
+        facts = self._facts()
         worlds = facts.of(node) if self.inline else UNKNOWN
         # Sizes that are not known differ in all worlds, and may be equal all the same.
         if measure is bool and worlds is not UNKNOWN and any(map(_varies, map(facts.of, node.all_input_nodes))):
             return None
-        kinds = (tuple, list) if measure is len else (bool, int)
+        kinds = {len: (tuple, list), _dtype: (torch.dtype,)}.get(measure, (bool, int))
         if worlds is UNKNOWN or site is None or not isinstance(worlds[0], kinds):
             return None
         values = {measure(world) for world in worlds}
@@ -412,7 +463,14 @@ class ValueProxy(InPlaceProxy):
         attribute = getattr(self.value, name)
         if callable(attribute):
             return Attribute(self, name)  # a method; it is recorded when it is called
+        if isinstance(attribute, torch.dtype) and _compares_types(sys._getframe(1).f_code):
+            return self._decided_type()
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
+
+    def _decided_type(self) -> Any:
+        tracer: Any = self.tracer
+        node = tracer.create_proxy("call_function", getattr, (self, "dtype"), {}).node
+        return tracer.decide(node, same_type, self.value.dtype)
 
     def _decide(self, check: Callable[..., None], value: Any) -> Any:
         tracer = self.tracer
@@ -552,8 +610,27 @@ def _unpacked(frame: Any) -> int | None:
     return code[place + 1] if code[place] == dis.opmap["UNPACK_SEQUENCE"] else None
 
 
+@functools.lru_cache(maxsize=2048)
+def _compares_types(code: types.CodeType) -> bool:
+    """Return whether a function asks of something whether it *is* a type of elements; ``==`` records itself."""
+    before = None
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "IS_OP" and before is not None:
+            name = before.argval
+            if name == "dtype" or isinstance(getattr(torch, str(name), None), torch.dtype):
+                return True
+        before = instruction
+    return False
+
+
+def _dtype(value: torch.dtype) -> torch.dtype:
+    """Measure a type of elements: it is that itself."""
+    return value
+
+
 def _varies(worlds: Any) -> bool:
-    return worlds is UNKNOWN or any(world != worlds[0] for world in worlds)
+    """Return whether a value is not known; of tensors, of which a condition reads no sizes, whether there are none."""
+    return worlds is UNKNOWN or not (isinstance(worlds[0], Tensor) or all(world == worlds[0] for world in worlds))
 
 
 def copied(structure: Any) -> Any:
@@ -569,6 +646,11 @@ def same_truth(value: Any, expected: bool, path: str) -> None:
 def same_number(value: Any, expected: float, path: str) -> None:
     """Raise ``ValueError`` unless the number is what it was on the example inputs (equal, for it may be a size)."""
     _same(type(expected)(value), expected, path)
+
+
+def same_type(value: Any, expected: torch.dtype, path: str) -> None:
+    """Raise ``ValueError`` unless the elements have the type that they had on the example inputs."""
+    _same(value, expected, path)
 
 
 def same_length(value: Any, expected: int, path: str) -> None:

@@ -1,0 +1,50 @@
+"""Operations that ask what their input is before they compute with it; each takes ``(N, 4, 6, 6)`` in float64.
+
+What the wrong answer leads to is another function.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.operations.stages import Operation
+
+
+def _by_type_in_a_variable(h: Tensor) -> Tensor:
+    kind = h.dtype
+    return h.flip(2) if kind is not torch.float64 else F.relu(h)
+
+
+def _safe_in_half_precision(h: Tensor) -> Tensor:
+    kind = h.dtype
+    if kind in (torch.float16, torch.bfloat16):
+        h = -h.float()
+    return F.relu(h).to(kind)
+
+
+def _by_sizes(h: Tensor) -> Tensor:
+    height, size = h.shape[2], h.size()
+    is_usual = isinstance(height, int) and type(height) is int and isinstance(size, tuple)
+    return F.relu(h) if is_usual and isinstance(h.shape[2:], torch.Size) else h.flip(2)
+
+
+QUESTIONS: dict[str, Operation] = {
+    "dtype is": lambda h: F.relu(h) if h.dtype is torch.float64 else h.flip(2),
+    "dtype is not": lambda h: h.flip(2) if h.dtype is not torch.double else F.relu(h),
+    "dtype ==": lambda h: F.relu(h) if h.dtype == torch.float64 else h.flip(2),
+    "dtype in a variable": _by_type_in_a_variable,
+    "safe in half precision": _safe_in_half_precision,
+    "finfo": lambda h: h.masked_fill(h < 0.1, torch.finfo(h.dtype).tiny),
+    "is_floating_point": lambda h: F.relu(h) if h.is_floating_point() else h.flip(2),
+    "torch.is_complex": lambda h: h.flip(2) if torch.is_complex(h) else F.relu(h),
+    "is_cuda": lambda h: h.flip(2) if h.is_cuda else F.relu(h),
+    "device.type": lambda h: F.relu(h) if h.device.type == "cpu" else h.flip(2),
+    "is_contiguous": lambda h: F.relu(h) if h.is_contiguous() else h.flip(2),
+    "type(h) is": lambda h: F.relu(h) if type(h) is Tensor else h.flip(2),
+    "type(h) in": lambda h: F.relu(h) if type(h) in (Tensor, nn.Parameter) else h.flip(2),
+    "type(h) is list": lambda h: h[0] if type(h) is list else F.relu(h),
+    "isinstance": lambda h: F.relu(h) if isinstance(h, Tensor) else h.flip(2),
+    "isinstance of sizes": _by_sizes,
+    "hasattr": lambda h: h.tensors if hasattr(h, "tensors") else F.relu(h),
+    "hasattr of a method": lambda h: F.relu(h) if hasattr(h, "unsqueeze") else h.flip(2),
+}
