@@ -27,9 +27,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks import report, zoo
+from benchmarks import report
 from benchmarks.files import write_whole
-from benchmarks.measure import Row, first_line, measure_by_name
+from tests.support import zoo
+from tests.support.measure import Row, first_line, measure_by_name
 
 NO_BATCH_NORM = "no BatchNorm"
 

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from zennit.core import Composite
 
-from benchmarks import zoo
-from benchmarks.randomize import randomize
-from benchmarks.with_zennit import TARGET, attribute, epsilon_composite
 from canon_bridge import audit
 from canon_bridge.captum import LRP, presets
 from canon_bridge.zennit import ModelCanonizer
+from tests.support import zoo
+from tests.support.in_zennit import TARGET, attribute, epsilon_composite
+from tests.support.statistics import randomize_called
 
 MODELS = ("densenet121", "resnet18", "vgg11_bn", "googlenet", "mobilenet_v2", "efficientnet_b0")
 BOX = {"low": -3.0, "high": 3.0}
@@ -45,7 +45,7 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     model = zoo.build(f"torchvision/{name}").double()
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64).clamp(-3, 3)
-    randomize(model, (x,))
+    randomize_called(model, (x,))
     return model, x
 
 

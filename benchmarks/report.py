@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from benchmarks.row import Row
+from tests.support.row import Row
 
 HEADER = ("model", "prefer", "BatchNorms", "left", "right", "leftover", "alive", "error", "restored", "entry", "status")
 _NUMERIC = range(2, 8)

@@ -9,7 +9,7 @@ from torch import nn
 
 from canon_bridge.captum import LRP, presets
 from canon_bridge.explain import Explainer
-from tests.conftest import randomize
+from tests.support.statistics import randomize
 
 
 def make_model() -> nn.Module:

@@ -1,1 +1,1 @@
-"""Does a model come back to the bit, whatever goes wrong? Patterns times failure modes, with a fault at every step."""
+"""python -m benchmarks.faults prints how often each fault was survived, for docs/reliability.md."""

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.faults.matrix import MODES, cells, run
-from benchmarks.faults.patterns import PATTERNS
+from tests.support.faults.matrix import MODES, cells, run
+from tests.support.faults.patterns import PATTERNS
 
 
 def main() -> None:

@@ -120,7 +120,7 @@ ABSORBED = mutants(
 
 REFERENCE = mutants(
     "core/activations.py",
-    "test_captum_methods.py",
+    "captum/test_methods.py",
     ("a reference method sees clipped units as constants", "return any(_takes", "return False and any(_takes"),
 )
 
@@ -190,7 +190,7 @@ ABSORB = mutants(
     "core/activations.py",
     "core/test_activations_general.py core/test_activations_general_modules.py "
     "core/test_activations_general_relevance.py core/test_activations_pools.py "
-    "core/test_activations_relu_relevance.py test_audit.py",
+    "core/test_activations_relu_relevance.py auditing/test_audit.py",
     ("what passes instead of what stops", "return relevance - handed_down", "return handed_down"),
     ("leaky ReLUs as any other", "is_linear_by_pieces=True)", "is_linear_by_pieces=False)"),
     ("pools with indices", 'getattr(module, "return_indices", False)', "False"),

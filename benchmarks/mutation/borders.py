@@ -4,8 +4,8 @@ from benchmarks.mutation.mutant import mutants
 
 BORDER = mutants(
     "core/layers/border.py",
-    "core/test_layers_border.py core/test_layers_linear_padded.py core/test_layers_linear_geometry.py "
-    "core/test_layers_linear_named.py",
+    "core/layers/test_border.py core/layers/test_linear_padded.py core/layers/test_linear_geometry.py "
+    "core/layers/test_linear_named.py",
     ("no border at the upper end", "return self.low > 0 or self.high > 0", "return self.low > 0"),
     ("no border at the lower end", "return self.low > 0 or self.high > 0", "return self.high > 0"),
     (

@@ -27,7 +27,7 @@ OPERATIONS = mutants(
 
 FACTS = mutants(
     "core/facts.py",
-    "core/test_facts.py core/test_labels.py core/test_rightward.py core/test_rightward_branches.py",
+    "core/test_facts.py core/test_labels.py core/test_search_right.py core/test_search_branches.py",
     (
         "a comparison carries relevance",
         "(entry is None or entry.kind not in STOPS)\n\n\ndef entry_of",
@@ -54,7 +54,7 @@ FACTS = mutants(
 
 LABELS = mutants(
     "core/labels.py",
-    "core/test_labels.py core/test_leftward.py core/test_rightward.py",
+    "core/test_labels.py core/test_search_left.py core/test_search_right.py",
     (
         "each world has the same numbers",
         "generator = torch.Generator().manual_seed(world)",
@@ -76,8 +76,8 @@ LABELS = mutants(
 
 SEARCH = mutants(
     "core/search.py",
-    "core/test_chains.py core/test_obstacles.py core/test_rightward.py core/test_rightward_branches.py "
-    "core/test_leftward.py core/test_reuse.py core/test_planning.py core/test_functional_norms.py",
+    "core/test_search_chains.py core/test_obstacles.py core/test_search_right.py core/test_search_branches.py "
+    "core/test_search_left.py core/test_rewrite_reuse.py core/test_planner.py core/test_rewrite_norms.py",
     ("layers that are called elsewhere", "if len(reached.nodes) != len(self.network.calls(path)):", "if False:"),
     (
         "sums are passed",

@@ -3,9 +3,9 @@
 from benchmarks.mutation.mutant import mutants
 
 _LINEAR_TESTS = (
-    "core/test_layers_linear.py core/test_layers_linear_state.py core/test_layers_linear_kinds.py "
-    "core/test_layers_linear_padded.py core/test_layers_linear_geometry.py "
-    "core/test_layers_linear_named.py core/test_canonize.py"
+    "core/layers/test_linear.py core/layers/test_linear_state.py core/layers/test_linear_kinds.py "
+    "core/layers/test_linear_padded.py core/layers/test_linear_geometry.py "
+    "core/layers/test_linear_named.py core/test_canonize.py"
 )
 
 LINEAR = mutants(
@@ -160,7 +160,7 @@ FORWARD = mutants(
 
 WEIGHTS = mutants(
     "core/layers/weights.py",
-    "core/test_layers_weights.py core/test_layers_weights_cases.py core/test_layers_weights_named.py",
+    "core/layers/test_weights.py core/layers/test_weights_cases.py core/layers/test_weights_named.py",
     ("a weight that a hook left behind", "                hook(stand_in, ())\n", "                pass\n"),
     ("a power iteration more", "            if part.training:\n", "            if False:\n"),
     ("a bias computed by hooks forgotten", 'TENSORS: Final = ("weight", "bias")', 'TENSORS: Final = ("weight",)'),
@@ -168,8 +168,8 @@ WEIGHTS = mutants(
 
 FUNCTIONAL = mutants(
     "core/explicit.py",
-    "core/test_explicit.py core/test_functional_layers.py core/test_functional_norms.py core/test_explicit_sizes.py "
-    "core/test_calls_of_all_kinds.py core/test_seldom.py",
+    "core/test_explicit.py core/test_rewrite_layers.py core/test_rewrite_norms.py core/test_explicit_sizes.py "
+    "core/trace/test_tracer_calls.py core/test_canonize_seldom.py",
     (
         "the dilation of a pool ignored",
         "stride, padding, dilation, ceil_mode=ceil_mode)",

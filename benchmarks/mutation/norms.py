@@ -4,7 +4,7 @@ from benchmarks.mutation.mutant import mutants
 
 AFFINE = mutants(
     "core/affine.py",
-    "core/test_affine.py core/test_norms.py core/test_rightward_branches.py",
+    "core/test_affine.py core/test_norms.py core/test_search_branches.py",
     ("merged in half precision", "return torch.promote_types(dtype, torch.float32)", "return dtype"),
     (
         "repeated channels interleaved",
@@ -30,8 +30,8 @@ AFFINE = mutants(
 
 NORMS = mutants(
     "core/norms.py",
-    "core/test_norms.py core/test_merge.py core/test_norms_of_packages.py core/test_canonize.py "
-    "core/test_rightward_branches.py core/test_reuse.py",
+    "core/test_norms.py core/test_apply.py core/test_norms_of_packages.py core/test_canonize.py "
+    "core/test_search_branches.py core/test_rewrite_reuse.py",
     ("eps forgotten", "(variance.to(dtype) + float(module.eps)).rsqrt()", "variance.to(dtype).rsqrt()"),
     (
         "eps added to the standard deviation",
@@ -95,7 +95,7 @@ NORMS = mutants(
 
 MERGED = mutants(
     "core/norms.py",
-    "core/test_forward_counts.py",
+    "core/test_counts.py",
     ("a merged norm that was changed counts as the identity", "and torch.equal(present, value.to(present))", ""),
     ("a merged norm hands out its input", "return torch._lazy_clone(input)", "return input.view_as(input)"),
     ("a merged norm takes other numbers of channels", "or input.shape[1] != self.width", ""),
@@ -110,7 +110,7 @@ MERGED = mutants(
 
 MERGE = mutants(
     "core/apply.py",
-    "core/test_merge.py core/test_rightward.py core/test_rightward_branches.py core/test_reuse.py "
+    "core/test_apply.py core/test_search_right.py core/test_search_branches.py core/test_rewrite_reuse.py "
     "core/test_norms_of_packages.py core/test_canonize.py",
     (
         "every layer gets all channels in order",

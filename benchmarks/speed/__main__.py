@@ -26,7 +26,6 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from benchmarks import zoo
 from benchmarks.files import write_whole
 from benchmarks.speed import alone, page, probes
 from benchmarks.speed.figures import RATIO, SIZE, Figure
@@ -35,6 +34,7 @@ from benchmarks.speed.page import Document
 from benchmarks.speed.parts import parts
 from benchmarks.speed.plot import draw
 from benchmarks.speed.timing import Clock, Rounds, interleave
+from tests.support import zoo
 
 _DESCRIPTION = "Time what canonization costs, in units of the model's own forward."
 PACKAGES = ("torch", "torchvision", "zennit", "captum")

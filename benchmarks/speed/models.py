@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import DenseNet
 
-from benchmarks import zoo
-from benchmarks.randomize import randomize
+from tests.support import zoo
+from tests.support.statistics import randomize_called
 
 MODELS = ("densenet121", "resnet50", "vgg16_bn", "efficientnet_b0", "densenet169", "densenet201", "densenet264")
 RESIDUAL = "residual"  # residual25 has 25 blocks
@@ -50,7 +50,7 @@ def build(name: str) -> nn.Module:
         model = DenseNet(32, (6, 12, 64, 48), 64).eval()
     else:
         model = zoo.build(f"torchvision/{name}")
-    randomize(model, (torch.randn(1, 3, _SIZE, _SIZE),))
+    randomize_called(model, (torch.randn(1, 3, _SIZE, _SIZE),))
     return model
 
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.speed.probes import PREFERS, run_forward
-from benchmarks.with_zennit import TARGET
 from canon_bridge import canonize
 from canon_bridge.captum import LRP
 from canon_bridge.core import Prefer
+from tests.support.in_zennit import TARGET
 
 _SHOWN = 7
 # Kernels that are one thing to a reader, by what their names begin with.

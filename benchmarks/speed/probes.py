@@ -15,11 +15,11 @@ from zennit.composites import EpsilonPlus
 from zennit.torchvision import ResNetCanonizer, VGGCanonizer
 
 from benchmarks.speed.timing import Clock, Probe
-from benchmarks.with_zennit import TARGET
 from canon_bridge import canonize, canonized_copy
 from canon_bridge.captum import LRP
 from canon_bridge.core import Prefer
 from canon_bridge.zennit import ModelCanonizer
+from tests.support.in_zennit import TARGET
 
 PREFERS: tuple[Prefer, ...] = ("left", "right")
 _OWN: dict[str, Callable[[], Canonizer]] = {"resnet": ResNetCanonizer, "vgg": VGGCanonizer}

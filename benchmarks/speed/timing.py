@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import first_line
 from benchmarks.speed.figures import FORWARDS, MILLISECONDS, RATIO, Figure
+from tests.support.measure import first_line
 
 FEWEST = 3  # rounds, however long they take
 Call = Callable[[], object]

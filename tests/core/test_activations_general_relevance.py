@@ -12,7 +12,6 @@ from canon_bridge.captum import LRP, presets
 from canon_bridge.core.activations import absorb_into_relu
 from canon_bridge.core.affine import Affine
 from canon_bridge.core.restore import Edits
-from tests.conftest import randomize, relative_error
 from tests.core.test_activations_general import (
     ACTIVATION,
     KINDS,
@@ -26,7 +25,9 @@ from tests.core.test_activations_general import (
     make,
 )
 from tests.core.test_activations_relu_relevance import pass_by_backward_hook, pass_by_function
-from tests.models import TARGET, gradient_times_input
+from tests.support.errors import relative_error
+from tests.support.models import TARGET, gradient_times_input
+from tests.support.statistics import randomize
 
 LEAKY = (nn.LeakyReLU, nn.PReLU, nn.RReLU)
 BY_PIECES = (nn.ReLU, *LEAKY)

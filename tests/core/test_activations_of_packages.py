@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from canon_bridge import plan
 from canon_bridge.core.activations import ACTIVATIONS, MAX_POOLS, absorb_into_max_pool, find_absorber
 from canon_bridge.core.affine import Affine
-from tests.conftest import randomize
-from tests.core.pieces import check, conv, image, norm
 from tests.core.test_activations_general import NORMAL, ROUNDINGS, SHIFTS, SMALL, apply, error, grid, inputs
 from tests.core.test_activations_general import absorb as absorb_into
+from tests.support.pieces import check, conv, image, norm
+from tests.support.statistics import randomize
 
 NAMES = [name for name in (*ACTIVATIONS, *MAX_POOLS) if isinstance(name, str) and name.startswith("timm.")]
 POOL = "timm.layers.pool2d_same.MaxPool2dSame"

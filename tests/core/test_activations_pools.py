@@ -14,9 +14,10 @@ from canon_bridge import canonize, plan
 from canon_bridge.core.activations import MAX_POOLS, absorb_into_max_pool, find_absorber, wanted_rank
 from canon_bridge.core.affine import Affine
 from canon_bridge.core.restore import Edits
-from tests.conftest import randomize, relative_error
-from tests.core.pieces import BOTH, check
 from tests.core.test_activations_general import absorb, apply
+from tests.support.errors import relative_error
+from tests.support.pieces import BOTH, check
+from tests.support.statistics import randomize
 
 SCALES = (1.0, -1.0, 0.7, -2.3, 1e-6, -1e-12, 1e-20, -1e-37, 0.0, -0.0)
 CHANNELS = len(SCALES)

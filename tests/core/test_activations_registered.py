@@ -10,8 +10,10 @@ from canon_bridge import canonize, canonized_copy, plan, register_activation
 from canon_bridge.captum import LRP, presets
 from canon_bridge.core.activations import ACTIVATIONS
 from canon_bridge.zennit import ModelCanonizer
-from tests.conftest import Snapshot, randomize, relative_error
-from tests.core.pieces import conv, image, norm
+from tests.support.errors import relative_error
+from tests.support.pieces import conv, image, norm
+from tests.support.snapshot import Snapshot
+from tests.support.statistics import randomize
 
 
 class Squareplus(nn.Module):
@@ -40,7 +42,7 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", [Squareplus, Slope])
 def test_a_norm_is_merged_through_it(kind: type[nn.Module]) -> None:
     model, x = randomize(nn.Sequential(nn.Softmax(1), norm(), kind(), conv()).double()), image()
-    kept, expected = Snapshot.of(model), model(x.clone()).detach()
+    kept, expected = Snapshot(model), model(x.clone()).detach()
     (merge,) = plan(model).merges
     assert (merge.chain.absorbers, merge.chain.targets) == (("2",), ("3",))
     for _ in range(2):
@@ -52,7 +54,7 @@ def test_a_norm_is_merged_through_it(kind: type[nn.Module]) -> None:
 
 def test_relevance_passes_in_both_frameworks() -> None:
     model, x = randomize(nn.Sequential(conv(), norm(), Squareplus(), conv()).double()), image()
-    kept = Snapshot.of(model)
+    kept = Snapshot(model)
     ours = LRP(model, presets.epsilon(1e-9), prefer="right").attribute(x, target=(1, 2, 2))
     leaf = x.clone().requires_grad_()
     layers = [(Squareplus, Pass()), (nn.Conv2d, Epsilon(1e-9))]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from canon_bridge.core.activations import LARGEST_THRESHOLD, SMALLEST_SCALE, absorb_into_relu, find_absorber, is_relu
 from canon_bridge.core.affine import Affine
 from canon_bridge.core.restore import Edits
-from tests.conftest import relative_error
+from tests.support.errors import relative_error
 
 # Value and gradient are computed without autograd in another way than with it.
 MODES = pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])

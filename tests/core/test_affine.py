@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from canon_bridge.core.affine import Affine
-from tests.conftest import relative_error
 from tests.core.test_norms import CHANNELS, WRONG, apply
+from tests.support.errors import relative_error
 
 
 @pytest.mark.parametrize("times", [1, 2, 6])

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from canon_bridge import canonize, plan
-from tests.conftest import Snapshot, randomize, relative_error
-from tests.core.pieces import NETWORKS, Preactivation, Written, check, conv, image, norm, tiny_densenet
+from tests.support.errors import relative_error
+from tests.support.pieces import NETWORKS, Preactivation, Written, check, conv, image, norm, tiny_densenet
+from tests.support.snapshot import Snapshot
+from tests.support.statistics import randomize
 
 DTYPE = torch.float64
 
@@ -101,7 +103,7 @@ LEFTOVERS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
 def test_a_norm_that_nothing_can_take(kind: str, leftover: str) -> None:
     build, x = LEFTOVERS[kind]
     model = randomize(nn.Sequential(nn.Tanh(), build(), nn.Sigmoid()).double())
-    layer, before, expected = model[1], Snapshot.of(model), model(x)
+    layer, before, expected = model[1], Snapshot(model), model(x)
     with canonize(model, leftover=leftover):
         value = model(x)
         assert value.shape == expected.shape
@@ -123,7 +125,7 @@ def test_a_leftover_that_is_registered_under_two_names_is_replaced_under_both() 
 def test_a_norm_merged_with_a_linear_layer_refuses_sequences_aloud(merge: tuple[nn.Module, nn.Module]) -> None:
     # On (N, C, L) one acts on C and the other on L: equal widths do not make the merge right.
     model, x = randomize(nn.Sequential(nn.Tanh(), *merge, nn.Tanh()).double()), image(2, 5, 5)
-    before, expected = Snapshot.of(model), model(x)
+    before, expected = Snapshot(model), model(x)
     with canonize(model):
         assert model(x[0]).shape == (5, 5)
         with pytest.raises(ValueError, match=r"\(N, C\).*\(2, 5, 5\)"):

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from canon_bridge import canonize, plan
 from canon_bridge.core.activations import ACTIVATIONS
 from canon_bridge.core.explicit import Multiply
-from tests.conftest import Snapshot, randomize, relative_error
-from tests.core.pieces import BOTH, Written, check, conv, image, norm
 from tests.core.test_activations_general import ACTIVATION, make
+from tests.support.errors import relative_error
+from tests.support.pieces import BOTH, Written, check, conv, image, norm
+from tests.support.snapshot import Snapshot
+from tests.support.statistics import randomize
 
 # Name: the function, as a module reads it.
 FUNCTIONS: dict[str, Any] = {
@@ -73,7 +75,7 @@ def test_every_spelling(name: str) -> None:
     (path,) = merged_through(model)
     assert path.startswith("3.")
     check(model, image(), image(1, 4, 5, 9))
-    kept = Snapshot.of(model)
+    kept = Snapshot(model)
     with canonize(model, example_inputs=image()) as canonical:
         module = canonical.get_submodule(path)
         assert ACTIVATIONS.find(module) is not None
@@ -119,13 +121,13 @@ def test_hooks_copies_and_nested_blocks(kind: type[nn.Module], prefer: str) -> N
     model, x, calls = network(make(kind, 4)), image(), Counter[str]()
     model[3].register_forward_hook(lambda *_: calls.update(["behind"]))
     model[3].register_forward_pre_hook(lambda *_: calls.update(["before"]))
-    kept, expected = Snapshot.of(model), model(x)
+    kept, expected = Snapshot(model), model(x)
     calls.clear()
     with canonize(model, prefer=prefer):
         model(x.clone().requires_grad_())
         assert calls == {"behind": 1, "before": 1}
         twin = copy.deepcopy(model)
-        inside = Snapshot.of(model)
+        inside = Snapshot(model)
         with canonize(model, prefer="right"):
             assert relative_error(model(x), expected) < 1e-12
         inside.check()

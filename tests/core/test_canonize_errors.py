@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from canon_bridge import FunctionChangedError, canonize, canonized_copy, plan
 from canon_bridge.core.restore import writes_in_force
-from tests.conftest import Snapshot, randomize
-from tests.core.pieces import Written, conv, image, norm
+from tests.support.pieces import Written, conv, image, norm
+from tests.support.snapshot import Snapshot
+from tests.support.statistics import randomize
 
 PUBLIC = (canonize, plan, canonized_copy)
 
@@ -24,7 +25,7 @@ def small() -> nn.Module:
 def test_a_norm_in_training_mode_is_named(function: Any) -> None:
     model = small()
     model[3][1].train()
-    before = Snapshot.of(model)
+    before = Snapshot(model)
     with pytest.raises(ValueError, match=r"^3\.1 is in training mode.*call model\.eval\(\) first"):
         function(model)
     before.check()
@@ -33,7 +34,7 @@ def test_a_norm_in_training_mode_is_named(function: Any) -> None:
 @pytest.mark.parametrize("function", PUBLIC)
 def test_a_whole_model_in_training_mode(function: Any) -> None:
     model = small().train()
-    before = Snapshot.of(model)
+    before = Snapshot(model)
     with pytest.raises(ValueError, match=r"^1 is in training mode"):
         function(model)
     before.check()
@@ -43,7 +44,7 @@ def test_training_mode_is_noticed_at_entry_too() -> None:
     model = small()
     canonization = canonize(model)
     model.train()
-    before = Snapshot.of(model)
+    before = Snapshot(model)
     with pytest.raises(ValueError, match=r"^1 is in training mode.*model\.eval\(\)"), canonization:
         pass
     before.check()
@@ -60,7 +61,7 @@ def test_other_modules_may_be_in_training_mode() -> None:
 @pytest.mark.parametrize("function", PUBLIC)
 def test_a_norm_without_running_statistics_is_named(function: Any) -> None:
     model = nn.Sequential(conv(), nn.Sequential(nn.BatchNorm2d(4, track_running_stats=False))).eval()
-    before = Snapshot.of(model)
+    before = Snapshot(model)
     with pytest.raises(ValueError, match=r"^1\.0 has no running statistics \(track_running_stats=False\)"):
         function(model)
     before.check()
@@ -93,7 +94,7 @@ def test_example_inputs_of_another_type(value: Any) -> None:
 
 def test_example_inputs_that_the_model_cannot_take_change_nothing() -> None:
     model = small()
-    before = Snapshot.of(model)
+    before = Snapshot(model)
     with pytest.raises(RuntimeError), canonize(model, example_inputs=torch.ones(1, 5, 3, 3, dtype=torch.float64)):
         pass
     before.check()
@@ -122,7 +123,7 @@ def ill_conditioned() -> tuple[nn.Module, Tensor]:
 
 def test_a_loss_of_precision_is_warned_of() -> None:
     model, x = ill_conditioned()
-    before, canonization = Snapshot.of(model), canonize(model, example_inputs=x)
+    before, canonization = Snapshot(model), canonize(model, example_inputs=x)
     with pytest.warns(UserWarning, match=r"changed the output of Sequential on example_inputs by .*model\.double\(\)"):
         canonization.apply()
     assert canonization.function_error is not None
@@ -133,7 +134,7 @@ def test_a_loss_of_precision_is_warned_of() -> None:
 
 def test_a_warning_that_is_made_an_error_leaves_the_model_untouched() -> None:
     model, x = ill_conditioned()
-    before, canonization = Snapshot.of(model), canonize(model, example_inputs=x)
+    before, canonization = Snapshot(model), canonize(model, example_inputs=x)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(UserWarning), canonization:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from canon_bridge import canonize
 from canon_bridge.core.explicit import Arithmetic, Gated
-from tests.conftest import Snapshot, relative_error
-from tests.core.calls import WAYS, Tensors, accepted, inputs, rank_of, spellings
-from tests.core.pieces import Function, Written
+from tests.support.calls import WAYS, Tensors, accepted, inputs, rank_of, spellings
+from tests.support.errors import relative_error
+from tests.support.pieces import Function, Written
+from tests.support.snapshot import Snapshot
 
 
 def conv(width: int = 4, rank: int = 2) -> nn.Module:
@@ -31,7 +32,7 @@ def outputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
 
 def check(model: nn.Module, *inputs: Tensor, **options: Any) -> dict[str, nn.Module]:
     """Return the modules that appear in the block; each is called once, on tensors, and the function is the same."""
-    before, expected = Snapshot.of(model), outputs(model, inputs)
+    before, expected = Snapshot(model), outputs(model, inputs)
     known = dict(model.named_modules())
     calls: Counter[str] = Counter()
     with canonize(model, **options):

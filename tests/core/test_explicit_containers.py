@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import canonize, plan
-from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.test_explicit import Written, check, conv, image
+from tests.support.errors import relative_error
+from tests.support.snapshot import Snapshot
+from tests.support.statistics import randomize
 
 
 class Block(nn.Module):
@@ -78,7 +80,7 @@ def test_a_shared_module_in_a_sequential_and_in_a_list() -> None:
 def test_a_container_that_is_called_twice() -> None:
     block = Block()
     model = sequential(block, conv(), block)
-    before, x = Snapshot.of(model), image()
+    before, x = Snapshot(model), image()
     expected = model(x)
     with canonize(model):
         assert {"0.relu_2", "0.add"} <= dict(model.named_modules()).keys()
@@ -105,7 +107,7 @@ def test_hooks_of_the_user_on_containers_and_on_shared_modules_run_in_the_block(
     model, calls = sequential(conv(), Block(), Block()), Counter[str]()
     for path in ("", "1", "2", "1.relu", "1.second"):
         model.get_submodule(path).register_forward_hook(lambda *_, path=path: calls.update([path]))
-    before, x = Snapshot.of(model), image()
+    before, x = Snapshot(model), image()
     model(x)
     outside = Counter(calls)
     calls.clear()

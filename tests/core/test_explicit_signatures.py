@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import canonize
-from tests.conftest import Snapshot, randomize, relative_error
 from tests.core.test_explicit import Written, check, conv, image
+from tests.support.errors import relative_error
+from tests.support.snapshot import Snapshot
+from tests.support.statistics import randomize
 
 
 class Skip(nn.Module):
@@ -85,7 +87,7 @@ class Optional(nn.Module):
 @pytest.mark.parametrize("inputs", [(image(),), (image(), None), (image(), image())], ids=["none", "None", "mask"])
 def test_a_model_with_an_optional_input(inputs: tuple[Tensor | None, ...], as_example: bool) -> None:
     model = randomize(Optional().double())
-    before, expected = Snapshot.of(model), model(*inputs)
+    before, expected = Snapshot(model), model(*inputs)
     with canonize(model, prefer="right", example_inputs=inputs if as_example else None):
         if as_example or inputs[1:] in ((), (None,)):
             assert relative_error(model(*inputs), expected) < 1e-12

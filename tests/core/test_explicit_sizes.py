@@ -12,15 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.with_zennit import TARGET, attribute, epsilon_composite
 from canon_bridge import canonize, plan
 from canon_bridge.captum import LRP, presets
 from canon_bridge.core.explicit import LinearMap
 from canon_bridge.zennit import ModelCanonizer
-from tests.conftest import Snapshot, randomize, relative_error
-from tests.core.decisions import with_both_signs
-from tests.core.pieces import BOTH, Function, Written, check, conv, image, norm
-from tests.models import gradient_times_input
+from tests.support.decisions import with_both_signs
+from tests.support.errors import relative_error
+from tests.support.in_zennit import TARGET, attribute, epsilon_composite
+from tests.support.models import gradient_times_input
+from tests.support.pieces import BOTH, Function, Written, check, conv, image, norm
+from tests.support.snapshot import Snapshot
+from tests.support.statistics import randomize
 
 SIZES = ((2, 4, 6, 6), (1, 4, 7, 5), (3, 4, 4, 9), (2, 4, 6, 6))
 
@@ -152,7 +154,7 @@ def test_a_max_pool_of_a_computed_size(name: str, prefer: str) -> None:
     assert [merge.chain.targets for merge in merges] == ([] if name in LEFT_OVER else [("last",)])
     rank = MAX_POOLS[name][0]
     inputs = [image(n, 3, *(size,) * rank) for n, size in ((2, 6), (1, 7))]
-    expected, before = [model(x).detach() for x in inputs], Snapshot.of(model)
+    expected, before = [model(x).detach() for x in inputs], Snapshot(model)
     with canonize(model, prefer=prefer):
         for x, right in zip(inputs, expected, strict=True):
             assert relative_error(model(x).detach(), right) < 1e-12
@@ -232,7 +234,7 @@ def test_sizes_are_followed_with_example_inputs_too(prefer: str) -> None:
         return model.b(F.interpolate(y, x.shape[2:]))
 
     model: Any = randomize(Written(function, a=conv(), norm=norm(), b=conv()))
-    before, x, other = Snapshot.of(model), image(), image(1, 4, 9, 5)
+    before, x, other = Snapshot(model), image(), image(1, 4, 9, 5)
     expected = model(x), model(other)
     with canonize(model, prefer=prefer, example_inputs=x):
         for value, right in zip((x, other), expected, strict=True):

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from canon_bridge.core.facts import UNKNOWN, Aliases, Facts, carries, has_data, is_tensor, reads_values
 from canon_bridge.core.rewrite import make_explicit
 from canon_bridge.core.trace.trace import trace
-from tests.core.samples import SAMPLES, function_of
+from tests.support.samples import SAMPLES, function_of
 
 Function = Callable[..., Any]
 

@@ -6,7 +6,9 @@ from torch import nn
 
 from canon_bridge import canonize
 from canon_bridge.core.guard import Guard
-from tests.conftest import Snapshot, randomize, relative_error
+from tests.support.errors import relative_error
+from tests.support.snapshot import Snapshot
+from tests.support.statistics import randomize
 
 
 def small() -> nn.Sequential:
@@ -68,7 +70,7 @@ DISTURBANCES = (wrap_all, move_all, rewrite_buffers, reorder, flip_gradients, wr
 @pytest.mark.parametrize("disturb", DISTURBANCES)
 def test_what_frameworks_do_is_put_back(disturb: object) -> None:
     model = small()
-    before, guard = Snapshot.of(model), Guard(model)
+    before, guard = Snapshot(model), Guard(model)
     disturb(model)
     with pytest.raises(AssertionError):
         before.check()
@@ -79,7 +81,7 @@ def test_what_frameworks_do_is_put_back(disturb: object) -> None:
 @pytest.mark.parametrize("disturb", DISTURBANCES)
 def test_and_after_a_block_with_merged_layers_too(disturb: object) -> None:
     model = small()
-    before = Snapshot.of(model)
+    before = Snapshot(model)
     with canonize(model):
         disturb(model)
     before.check()
@@ -165,7 +167,7 @@ def test_tied_parameters_stay_tied() -> None:
 def test_a_step_on_a_merged_parameter_is_not_lost_in_silence() -> None:
     # Design 4.5: an error or a warning, whichever; the model is itself again in either case.
     model = small()
-    before = Snapshot.of(model)
+    before = Snapshot(model)
     with pytest.raises((Warning, RuntimeError)), canonize(model), torch.no_grad():
         model[0].weight.add_(1)
     before.check()

@@ -14,8 +14,10 @@ from torch.utils._pytree import tree_leaves
 
 from canon_bridge import LostChangeWarning, canonize
 from canon_bridge.core.guard import Guard
-from tests.conftest import Snapshot, randomize, relative_error
-from tests.core.pieces import BOTH, conv, image, norm
+from tests.support.errors import relative_error
+from tests.support.pieces import BOTH, conv, image, norm
+from tests.support.snapshot import Snapshot
+from tests.support.statistics import randomize
 
 
 def small() -> nn.Module:
@@ -30,7 +32,7 @@ def small() -> nn.Module:
 
 def lost(model: nn.Module, change: Callable[[], object], **options: object) -> str:
     """Return the text of the warning of a block in which something is changed, or an empty one."""
-    before = Snapshot.of(model)
+    before = Snapshot(model)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with canonize(model, **options), torch.no_grad():
@@ -91,7 +93,7 @@ def test_statistics_count_too(prefer: str) -> None:
 
 def test_training_mode_in_the_block_is_refused() -> None:
     model = randomize(nn.Sequential(conv(), norm(), conv()).double())
-    before = Snapshot.of(model)
+    before = Snapshot(model)
     with canonize(model):
         model.train()
         with pytest.raises(ValueError, match="training mode"):
@@ -139,7 +141,7 @@ def test_loading_a_state_of_the_original_is_named_or_refused() -> None:
     state = {key: value.clone() for key, value in model.state_dict().items()}
     message = lost(model, lambda: model.load_state_dict(state))
     assert message.startswith("0.weight, 0.bias, 1.weight, 1.bias, 1.running_mean, 1.running_var: changed")
-    before = Snapshot.of(model)
+    before = Snapshot(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(RuntimeError, match=r"size mismatch for 2\.bias"), canonize(model, prefer="right"):

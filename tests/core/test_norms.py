@@ -20,7 +20,8 @@ from canon_bridge.core.norms import (
     slots_for,
     width,
 )
-from tests.conftest import randomize, relative_error
+from tests.support.errors import relative_error
+from tests.support.statistics import randomize
 
 CHANNELS = 5
 # Two roundings of the layer against three of ours.

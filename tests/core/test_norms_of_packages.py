@@ -24,9 +24,10 @@ from canon_bridge.core.norms import (
     slots_for,
     width,
 )
-from tests.conftest import Snapshot, relative_error
-from tests.core.named_norms import HOMES, WITH_ACT, kinds, randomize_any
-from tests.core.pieces import BOTH, Written, check, conv, image
+from tests.support.errors import relative_error
+from tests.support.named_norms import HOMES, WITH_ACT, kinds, randomize_any
+from tests.support.pieces import BOTH, Written, check, conv, image
+from tests.support.snapshot import Snapshot
 
 __all__ = ["kinds"]  # the fixture
 
@@ -60,7 +61,7 @@ def test_read_is_what_the_layer_computes(name: str, kinds: Find) -> None:
 @EVERY
 def test_its_identity_is_exact_and_keeps_what_is_a_parameter(name: str, kinds: Find) -> None:
     layer, x = randomize_any(kinds(name)(4).double()), image()
-    kept = Snapshot.of(layer)
+    kept = Snapshot(layer)
     slots = slots_for(layer, norm_type(layer).write(layer, Affine.identity(norm_type(layer).read(layer).scale)))
     kept.check()
     types = {key: type(getattr(layer, key[1])) for key in slots}
@@ -121,7 +122,7 @@ def test_in_the_block_a_sequential_of_its_children_stands_in_for_it(
     for path in ("1", "1.drop", "1.act"):
         model.get_submodule(path).register_forward_hook(lambda *_, path=path: calls.update([path]))
     norm.register_forward_pre_hook(lambda *_: calls.update(["before"]))
-    kept = Snapshot.of(model)
+    kept = Snapshot(model)
     for _ in range(2):
         with canonize(model, prefer=prefer):
             assert type(model[1]) is nn.Sequential
@@ -148,10 +149,10 @@ def test_a_hook_of_the_user_that_changes_the_output_keeps_doing_so(name: str, ki
 @ACTED
 def test_nested_blocks_deep_copies_and_example_inputs(name: str, kinds: Find) -> None:
     model, x = block(kinds(name)(4, nn.ReLU(True))), image()
-    kept, expected = Snapshot.of(model), model(x)
+    kept, expected = Snapshot(model), model(x)
     with canonize(model, example_inputs=x):
         twin = copy.deepcopy(model)
-        inside = Snapshot.of(model)
+        inside = Snapshot(model)
         with canonize(model, prefer="right"):
             assert relative_error(model(x), expected) < 1e-12
         inside.check()

@@ -14,8 +14,9 @@ from canon_bridge import Affine, canonize, canonized_copy, plan, register_norm
 from canon_bridge.captum import presets
 from canon_bridge.core.norms import NORMS, is_identity, is_norm, mean_ratio, norm_type, slots_for, width
 from canon_bridge.zennit import ModelCanonizer
-from tests.conftest import Snapshot, relative_error
-from tests.core.pieces import BOTH, conv, image
+from tests.support.errors import relative_error
+from tests.support.pieces import BOTH, conv, image
+from tests.support.snapshot import Snapshot
 
 TOLERANCE, WRONG = 1e-12, 1e-3
 
@@ -99,7 +100,7 @@ PLACES: dict[str, tuple[Callable[[], nn.Module], str]] = {
 def test_the_block_and_the_copy(place: str, prefer: str) -> None:
     build, what = PLACES[place]
     model, x = build(), image()
-    kept, expected = Snapshot.of(model), model(x).detach()
+    kept, expected = Snapshot(model), model(x).detach()
     entries = {entry.norm: entry for entry in plan(model, prefer=prefer).entries}
     assert not plan(model, prefer=prefer).refusals
     if prefer in what:
@@ -123,7 +124,7 @@ def test_the_block_and_the_copy(place: str, prefer: str) -> None:
 @pytest.mark.parametrize("place", ["into another", "into a BatchNorm"])
 def test_one_that_takes_another_and_stays_computes_both(place: str) -> None:
     model, x = PLACES[place][0](), image()
-    kept, expected = Snapshot.of(model), model(x)
+    kept, expected = Snapshot(model), model(x)
     with canonize(model, leftover="keep"):
         assert (is_identity(model[1]), is_norm(model[2]), is_identity(model[2])) == (True, True, False)
         assert relative_error(model(x), expected) < TOLERANCE
@@ -170,7 +171,7 @@ def batch_norm_of(norm: Standardize) -> nn.BatchNorm2d:
 @pytest.mark.parametrize("prefer", BOTH)
 def test_relevance_is_that_of_the_same_network_with_batch_norms(prefer: str) -> None:
     model, x = network(), image()
-    kept = Snapshot.of(model)
+    kept = Snapshot(model)
     twin = nn.Sequential(*(batch_norm_of(part) if isinstance(part, Standardize) else part for part in model)).eval()
     assert relative_error(twin(x), model(x)) < TOLERANCE
 

@@ -13,9 +13,11 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from canon_bridge import canonize
 from canon_bridge.core.plan import Obstacle
-from tests.conftest import Snapshot, alive, randomize, relative_error
-from tests.core.decisions import search
-from tests.core.pieces import BOTH, Written, conv, image, norm
+from tests.support.decisions import search
+from tests.support.errors import alive, relative_error
+from tests.support.pieces import BOTH, Written, conv, image, norm
+from tests.support.snapshot import Snapshot
+from tests.support.statistics import randomize
 
 Model = Callable[[], nn.Module]
 
@@ -204,7 +206,7 @@ def test_the_obstacle_is_named_and_the_function_is_kept(name: str) -> None:
     found = search(model, path, direction)
     assert isinstance(found, Obstacle)
     assert re.search(reason, found.reason), found.reason
-    before, expected = Snapshot.of(model), model(x.clone())
+    before, expected = Snapshot(model), model(x.clone())
     with canonize(model, prefer=direction):
         assert alive(model) == []
         assert relative_error(model(x.clone()), expected) < 1e-12

@@ -27,7 +27,7 @@ from canon_bridge.core.operations import (
     overwritten,
 )
 from canon_bridge.core.trace.trace import trace
-from tests.core.samples import WITHOUT_SAMPLE, function_of, run, shape_of, tensors
+from tests.support.samples import WITHOUT_SAMPLE, function_of, run, shape_of, tensors
 
 # Core operators of torch that no forward calls: gradients of others, and what resizes memory.
 NO_ENTRY = {

@@ -7,14 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.with_zennit import TARGET, attribute, epsilon_composite
 from canon_bridge import canonize, plan, register_operation
 from canon_bridge.captum import LRP, presets
 from canon_bridge.core import operations
 from canon_bridge.core.operations import Kind
 from canon_bridge.zennit import ModelCanonizer
-from tests.conftest import Snapshot, randomize, relative_error
-from tests.models import gradient_times_input
+from tests.support.errors import relative_error
+from tests.support.in_zennit import TARGET, attribute, epsilon_composite
+from tests.support.models import gradient_times_input
+from tests.support.snapshot import Snapshot
+from tests.support.statistics import randomize
 
 LRP_0 = 1e-30
 
@@ -150,7 +152,7 @@ def by_zennit(model: nn.Module, x: Tensor, prefer: Any) -> Tensor:
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_before_it_is_taught_it_is_named(name: str) -> None:
     model, x = build(name)
-    before, expected = Snapshot.of(model), model(x)
+    before, expected = Snapshot(model), model(x)
     assert len(plan(model).uncovered) == 1
     for prefer in ("left", "right"):
         with canonize(model, prefer=prefer):
@@ -165,7 +167,7 @@ def test_once_it_is_taught_its_rule_holds_in_both_frameworks(name: str, prefer: 
     function, kind, _ = TAUGHT[name]
     register_operation(function, kind)
     model, x = build(name)
-    before, expected = Snapshot.of(model), gradient_times_input(model, x)
+    before, expected = Snapshot(model), gradient_times_input(model, x)
     assert plan(model, prefer=prefer).uncovered == ()  # and a warning would be an error
     assert relative_error(by(model, x, prefer), expected) < 1e-9
     before.check()

@@ -13,8 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from canon_bridge import Leftover, Merge, Refusal, canonize, plan
 from canon_bridge.core.plan import kind_of
-from tests.conftest import Snapshot, randomize, relative_error
-from tests.core.pieces import BOTH, NETWORKS, Written, conv, image, norm
+from tests.support.errors import relative_error
+from tests.support.pieces import BOTH, NETWORKS, Written, conv, image, norm
+from tests.support.snapshot import Snapshot
+from tests.support.statistics import randomize
 
 
 class Network(nn.Module):
@@ -118,7 +120,7 @@ def test_a_leftover_says_for_each_direction_what_stood_in_the_way_the_preferred_
 @pytest.mark.parametrize("network", NETWORKS)
 def test_known_networks_are_merged_to_the_last_norm(network: str, prefer: Any) -> None:
     model = randomize(NETWORKS[network]())
-    before = Snapshot.of(model)
+    before = Snapshot(model)
     made = plan(model, prefer=prefer)
     before.check()
     norms = {path for path, module in model.named_modules() if isinstance(module, _BatchNorm)}

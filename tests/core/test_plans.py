@@ -20,9 +20,11 @@ from canon_bridge.core.norms import NORMS
 from canon_bridge.core.options import Options, Scope
 from canon_bridge.core.planner import make_plan
 from canon_bridge.zennit import ModelCanonizer
-from tests.conftest import Snapshot, randomize, relative_error
-from tests.core.pieces import conv, image, norm, tiny_densenet
 from tests.core.test_canonize_restore import everything
+from tests.support.errors import relative_error
+from tests.support.pieces import conv, image, norm, tiny_densenet
+from tests.support.snapshot import Snapshot
+from tests.support.statistics import randomize
 
 
 class Settings:
@@ -94,7 +96,7 @@ def test_the_same_plan_is_used_again() -> None:
 def test_frameworks_use_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, calls = randomize(nn.Sequential(conv(), norm(), nn.ReLU()).double()), image(), []
     monkeypatch.setattr(plans, "make_plan", lambda *given: calls.append(given) or make_plan(*given))
-    before, expected = Snapshot.of(model), model(x)
+    before, expected = Snapshot(model), model(x)
     for _ in range(3):
         with EpsilonPlus(canonizers=[ModelCanonizer()]).context(model):
             assert relative_error(model(x), expected) < 1e-12

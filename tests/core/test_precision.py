@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from canon_bridge import FunctionChangedError, PrecisionWarning, canonize
 from canon_bridge.core.precision import TOLERANCES, imprecise
-from tests.conftest import relative_error
-from tests.core.pieces import conv, norm
+from tests.support.errors import relative_error
+from tests.support.pieces import conv, norm
 
 KINDS = {
     "right": lambda: nn.Sequential(nn.Identity(), norm(), conv()),

@@ -16,8 +16,10 @@ from canon_bridge.core.layers.linear import LINEAR
 from canon_bridge.core.norms import NORMS, is_norm
 from canon_bridge.core.operations import MODULES
 from canon_bridge.core.registry import find_entry
-from tests.conftest import Snapshot, randomize, relative_error
-from tests.core.pieces import check, conv, image, norm
+from tests.support.errors import relative_error
+from tests.support.pieces import check, conv, image, norm
+from tests.support.snapshot import Snapshot
+from tests.support.statistics import randomize
 
 TABLES = (NORMS, LINEAR, ACTIVATIONS, MAX_POOLS, MODULES)
 TYPES = [(table, kind) for table in TABLES for kind in table if not isinstance(kind, str)]
@@ -154,7 +156,7 @@ def test_a_subclass_that_overrides_nothing_is_merged(name: str) -> None:
 @pytest.mark.parametrize("kind", [Doubled, Unchecked])
 def test_a_norm_that_computes_otherwise_is_refused_and_named(kind: type[nn.Module]) -> None:
     model, x = randomize(nn.Sequential(conv(), kind(4), nn.ReLU(), conv()).double()), image()
-    before, expected = Snapshot.of(model), model(x)
+    before, expected = Snapshot(model), model(x)
     assert not is_norm(model[1])
     made = plan(model)
     assert (made.merges, made.leftovers) == ((), ())

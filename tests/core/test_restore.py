@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from canon_bridge.core.restore import Edits, _Layer, paths, refill, run_all, slots, writes_in_force
-from tests.conftest import Snapshot
+from tests.support.snapshot import Snapshot
 
 
 class Everything(nn.Module):
@@ -47,7 +47,7 @@ VALUES = {
 @pytest.mark.parametrize(("table", "name"), VALUES)
 def test_a_slot_gets_its_object_and_its_place_back(table: str, name: str) -> None:
     model = Everything()
-    before, edits, value = Snapshot.of(model), Edits(), VALUES[table, name]()
+    before, edits, value = Snapshot(model), Edits(), VALUES[table, name]()
     edits.set(model, table, name, value)
     assert getattr(model, name) is value  # seen by torch's own look-up, so nothing is shadowed
     assert len(edits) == 1
@@ -59,7 +59,7 @@ def test_a_slot_gets_its_object_and_its_place_back(table: str, name: str) -> Non
 
 def test_all_slots_at_once_and_twice_over() -> None:
     model = Everything()
-    before, edits = Snapshot.of(model), Edits()
+    before, edits = Snapshot(model), Edits()
     for _ in range(2):  # the second write must not take the value of the first for the original
         for (table, name), make in VALUES.items():
             edits.set(model, table, name, make())
@@ -72,7 +72,7 @@ def test_all_slots_at_once_and_twice_over() -> None:
 @pytest.mark.parametrize(("table", "name"), VALUES)
 def test_journals_on_one_slot_are_undone_in_any_order(table: str, name: str, order: tuple[int, ...]) -> None:
     model = Everything()
-    before = Snapshot.of(model)
+    before = Snapshot(model)
     journals, values = [Edits() for _ in range(3)], [VALUES[table, name]() for _ in range(3)]
     for journal, value in zip(journals, values, strict=True):
         journal.set(model, table, name, value)
@@ -89,7 +89,7 @@ def test_journals_on_one_slot_are_undone_in_any_order(table: str, name: str, ord
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_interleaved_journals_with_several_writes_each(order: tuple[int, ...]) -> None:
     model = Everything()
-    before, journals = Snapshot.of(model), [Edits() for _ in range(3)]
+    before, journals = Snapshot(model), [Edits() for _ in range(3)]
     for number in (0, 1, 0, 2, 1, 0):
         for (table, name), make in VALUES.items():
             journals[number].set(model, table, name, make())
@@ -101,7 +101,7 @@ def test_interleaved_journals_with_several_writes_each(order: tuple[int, ...]) -
 
 def test_undo_puts_the_object_back_over_what_a_framework_wrote() -> None:
     model = Everything()
-    before, edits = Snapshot.of(model), Edits()
+    before, edits = Snapshot(model), Edits()
     edits.set(model, "_parameters", "weight", nn.Parameter(torch.zeros(3)))
     edits.set(model, "_modules", "new", nn.Identity())
     model.weight = nn.Parameter(torch.ones(3))
@@ -124,7 +124,7 @@ def test_a_second_undo_does_nothing() -> None:
 
 def test_a_journal_can_be_used_again_after_undo() -> None:
     model, edits = Everything(), Edits()
-    before = Snapshot.of(model)
+    before = Snapshot(model)
     for _ in range(2):
         edits.set(model, "__dict__", "flag", False)
         edits.undo()
@@ -133,7 +133,7 @@ def test_a_journal_can_be_used_again_after_undo() -> None:
 
 def test_a_transient_buffer_moves_with_the_module_but_is_not_in_its_state_dict() -> None:
     model, edits = Everything(), Edits()
-    before, keys = Snapshot.of(model), list(model.state_dict())
+    before, keys = Snapshot(model), list(model.state_dict())
     edits.set_buffer(model, "thr_sign", torch.ones(2))
     edits.set_buffer(model, "thr_value", torch.ones(2))
     assert list(model.state_dict()) == keys  # also "hidden" stays out
@@ -147,7 +147,7 @@ def test_a_transient_buffer_moves_with_the_module_but_is_not_in_its_state_dict()
 def test_hooks_come_first_and_leave_no_trace() -> None:
     model, edits, calls = nn.ReLU(), Edits(), []
     model.register_forward_pre_hook(lambda module, args: calls.append("user"))
-    before = Snapshot.of(model)
+    before = Snapshot(model)
     edits.add_pre_hook(model, lambda module, args: calls.append("ours"))
     model(torch.ones(1))
     assert calls == ["ours", "user"]
@@ -169,7 +169,7 @@ def test_clean_ups_run_newest_first_and_before_the_slots() -> None:
 @pytest.mark.parametrize("error", [ValueError("one"), KeyboardInterrupt("one")])
 def test_an_exception_in_a_clean_up_stops_neither_the_others_nor_the_slots(error: BaseException) -> None:
     model, edits, seen = Everything(), Edits(), []
-    before = Snapshot.of(model)
+    before = Snapshot(model)
 
     def fail(with_what: BaseException) -> None:
         seen.append(with_what)
@@ -188,7 +188,7 @@ def test_an_exception_in_a_clean_up_stops_neither_the_others_nor_the_slots(error
 
 def test_an_interrupted_undo_can_be_taken_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model, edits = Everything(), Edits()
-    before = Snapshot.of(model)
+    before = Snapshot(model)
     for (table, name), make in VALUES.items():
         edits.set(model, table, name, make())
     put_back, calls = _Layer._put_back, itertools.count()

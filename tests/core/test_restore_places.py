@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from canon_bridge.core.restore import Edits, slots, writes_in_force
-from tests.core.computed_layers import Deep
 from tests.core.test_restore import Everything
+from tests.support.computed_layers import Deep
 
 TABLES = ("__dict__", "_parameters", "_buffers", "_modules", "_forward_pre_hooks")
 # Without these a module is none.

@@ -13,14 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from benchmarks.with_zennit import TARGET, attribute, epsilon_composite
 from canon_bridge import canonize, plan
 from canon_bridge.captum import LRP, presets
 from canon_bridge.core.source import write_forward
 from canon_bridge.core.written import Written
 from canon_bridge.zennit import ModelCanonizer
-from tests.conftest import Snapshot, randomize, relative_error
-from tests.models import gradient_times_input
+from tests.support.errors import relative_error
+from tests.support.in_zennit import TARGET, attribute, epsilon_composite
+from tests.support.models import gradient_times_input
+from tests.support.snapshot import Snapshot
+from tests.support.statistics import randomize
 
 TOLERANCE = 1e-12
 LRP_0 = 1e-30
@@ -114,7 +116,7 @@ CASES = {
 def test_the_new_forward_is_that_of_the_model(name: str, prefer: str) -> None:
     model = randomize(CASES[name]().double()).eval()
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
-    expected, before = model(x).detach(), Snapshot.of(model)
+    expected, before = model(x).detach(), Snapshot(model)
     assert plan(model, prefer=prefer).uncovered == ()
     with canonize(model, prefer=prefer):
         assert relative_error(model(x).detach(), expected) < TOLERANCE

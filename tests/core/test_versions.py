@@ -10,7 +10,8 @@ from torch import Tensor, cat, nn
 from canon_bridge import canonize
 from canon_bridge.core import versions
 from canon_bridge.core.trace import patches
-from tests.conftest import alive, randomize
+from tests.support.errors import alive
+from tests.support.statistics import randomize
 
 PLACES: dict[str, Callable[[Tensor], Tensor]] = {
     "size": lambda x: x + torch.full((x.shape[0], 1, 1, 1), 1.5),

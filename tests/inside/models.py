@@ -12,9 +12,9 @@ from zennit.composites import EpsilonPlus
 import canon_bridge.captum
 from canon_bridge import canonize
 from canon_bridge.zennit import ModelCanonizer
-from tests.conftest import randomize
-from tests.core.pieces import Preactivation, conv, image, norm, tiny_densenet
 from tests.core.test_canonize_restore import everything
+from tests.support.pieces import Preactivation, conv, image, norm, tiny_densenet
+from tests.support.statistics import randomize
 
 
 class Branches(nn.Module):

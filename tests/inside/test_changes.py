@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from canon_bridge import canonize
-from tests.conftest import Snapshot, randomize, relative_error
-from tests.core.pieces import BOTH, Preactivation, conv, image, norm
 from tests.inside.models import BLOCKS, made, mostly
+from tests.support.errors import relative_error
+from tests.support.pieces import BOTH, Preactivation, conv, image, norm
+from tests.support.snapshot import Snapshot
+from tests.support.statistics import randomize
 
 
 def new_norm() -> nn.Module:
@@ -103,7 +105,7 @@ def test_a_deleted_module_stays_deleted(prefer: str) -> None:
 @pytest.mark.parametrize("prefer", BOTH)
 def test_new_modules_of_the_block_may_be_deleted(prefer: str) -> None:
     model, x, expected = made("branches")
-    before, outside = Snapshot.of(model), set(model._modules)
+    before, outside = Snapshot(model), set(model._modules)
     with canonize(model, prefer=prefer):
         new = set(model._modules) - outside
         assert new
@@ -162,7 +164,7 @@ def echo(input: Tensor) -> Tensor:
 @pytest.mark.parametrize("prefer", BOTH)
 def test_an_attribute_over_one_of_canonization_is_named(prefer: str, path: str, name: str, value: object) -> None:
     model, x = randomize(Preactivation().double()), image()
-    before, expected = Snapshot.of(model), model(x)
+    before, expected = Snapshot(model), model(x)
     with pytest.warns(UserWarning, match=f"^{path}{'.' if path else ''}{name}: set while the model was canonical"):  # noqa: SIM117
         with canonize(model, prefer=prefer):
             setattr(model.get_submodule(path), name, value)

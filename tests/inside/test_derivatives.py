@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, hessian, jacfwd, jacrev, jvp, vmap
 
 from canon_bridge import canonize
-from tests.conftest import randomize, relative_error
-from tests.core.pieces import BOTH, conv, norm
+from tests.support.errors import relative_error
+from tests.support.pieces import BOTH, conv, norm
+from tests.support.statistics import randomize
 
 SMOOTH: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,

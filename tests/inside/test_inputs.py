@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from canon_bridge import canonize
-from tests.conftest import relative_error
-from tests.core.named_norms import randomize_any
-from tests.core.pieces import BOTH, conv, image, norm
 from tests.inside.models import BLOCKS, MODELS, made, mostly
+from tests.support.errors import relative_error
+from tests.support.named_norms import randomize_any
+from tests.support.pieces import BOTH, conv, image, norm
 
 SIZES = [
     (2, 4, 6, 6),

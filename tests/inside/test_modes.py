@@ -9,9 +9,11 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from canon_bridge import canonize
-from tests.conftest import Snapshot, randomize, relative_error
-from tests.core.pieces import BOTH, Written, conv, norm
 from tests.inside.models import BLOCKS, made, mostly
+from tests.support.errors import relative_error
+from tests.support.pieces import BOTH, Written, conv, norm
+from tests.support.snapshot import Snapshot
+from tests.support.statistics import randomize
 
 HARMLESS: dict[str, Callable[[nn.Module], object]] = {
     "double": lambda model: model.double(),
@@ -30,7 +32,7 @@ HARMLESS: dict[str, Callable[[nn.Module], object]] = {
 @pytest.mark.parametrize("name", mostly("branches"))
 def test_what_changes_no_value_does_no_harm(name: str, block: str, use: str) -> None:
     model, x, expected = made(name)
-    before = Snapshot.of(model)
+    before = Snapshot(model)
     with BLOCKS[block](model):
         HARMLESS[use](model)
         assert relative_error(model(x).detach(), expected) < 1e-12
@@ -117,7 +119,7 @@ class Asking(Written):
 
 def test_a_forward_that_asks_for_its_mode_is_refused_in_another_one() -> None:
     model = Asking(None, a=nn.Conv2d(4, 4, 1))
-    before, x = Snapshot.of(model), torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    before, x = Snapshot(model), torch.randn(2, 4, 6, 6, dtype=torch.float64)
     expected = model(x)
     with canonize(model):
         assert torch.equal(model(x), expected)

@@ -11,15 +11,16 @@ import canon_bridge.captum
 from canon_bridge import canonize
 from canon_bridge.core.restore import writes_in_force
 from canon_bridge.zennit import ModelCanonizer
-from tests.conftest import Snapshot, relative_error
-from tests.core.pieces import BOTH
 from tests.inside.models import BLOCKS, made, mostly
+from tests.support.errors import relative_error
+from tests.support.pieces import BOTH
+from tests.support.snapshot import Snapshot
 
 
 def ended_in_order(name: str, kinds: tuple[str, ...], order: tuple[int, ...]) -> None:
     """Enter the blocks one after the other, end them in the given order, and compare the function at each step."""
     model, x, expected = made(name)
-    before, blocks = Snapshot.of(model), []
+    before, blocks = Snapshot(model), []
     for kind in kinds:
         blocks.append(BLOCKS[kind](model))
         blocks[-1].__enter__()
@@ -54,7 +55,7 @@ PARTS = {"everything": ("", "3", "14"), "densenet": ("", "features.denseblock1.d
 @pytest.mark.parametrize("name", PARTS)
 def test_blocks_on_parts_and_on_the_whole(name: str, directions: tuple[str, str], order: tuple[int, int]) -> None:
     model, x, expected = made(name)
-    before = Snapshot.of(model)
+    before = Snapshot(model)
     for paths in itertools.permutations(PARTS[name], 2):
         blocks = []
         for path, prefer in zip(paths, directions, strict=True):
@@ -70,7 +71,7 @@ def test_blocks_on_parts_and_on_the_whole(name: str, directions: tuple[str, str]
 @pytest.mark.parametrize("prefer", BOTH)
 def test_attribution_inside_another_block(prefer: str) -> None:
     model, x, _ = made("branches")
-    before = Snapshot.of(model)
+    before = Snapshot(model)
 
     def zennit() -> torch.Tensor:
         with Gradient(model, EpsilonPlus(canonizers=[ModelCanonizer(prefer)])) as attributor:
@@ -90,7 +91,7 @@ def test_attribution_inside_another_block(prefer: str) -> None:
 
 def test_entering_a_zennit_context_twice_and_leaving_it_by_an_error() -> None:
     model, x, expected = made("everything")
-    before, composite = Snapshot.of(model), EpsilonPlus(canonizers=[ModelCanonizer("right")])
+    before, composite = Snapshot(model), EpsilonPlus(canonizers=[ModelCanonizer("right")])
 
     def block() -> None:
         with composite.context(model), composite.context(model):

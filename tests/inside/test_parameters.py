@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from canon_bridge import canonize
-from tests.conftest import Snapshot, relative_error
-from tests.core.named_norms import randomize_any
-from tests.core.pieces import BOTH, conv, image, norm
 from tests.inside.models import made, mostly
+from tests.support.errors import relative_error
+from tests.support.named_norms import randomize_any
+from tests.support.pieces import BOTH, conv, image, norm
+from tests.support.snapshot import Snapshot
 
 
 def chain(*layers: nn.Module) -> nn.Sequential:
@@ -104,7 +105,7 @@ KINDS: list[Callable[[], nn.Module]] = [
 @pytest.mark.parametrize("prefer", BOTH)
 def test_parameters_of_every_kind_are_merged_and_come_back(prefer: str, make: Callable[[], nn.Module]) -> None:
     model, x = make(), image()
-    before, expected = Snapshot.of(model), model(x).detach()
+    before, expected = Snapshot(model), model(x).detach()
     with canonize(model, prefer=prefer):
         assert relative_error(model(x).detach(), expected) < 1e-12
     before.check()
@@ -118,7 +119,7 @@ def test_another_model_with_the_same_parameters_does_not_change(prefer: str) -> 
     for layer, owner in zip(other, model, strict=True):
         vars(layer)["_parameters"].update(owner._parameters)
         vars(layer)["_buffers"].update(owner._buffers)
-    before, expected = Snapshot.of(other), other(x)
+    before, expected = Snapshot(other), other(x)
     with canonize(model, prefer=prefer):
         before.check()
         assert torch.equal(other(x), expected)
@@ -136,7 +137,7 @@ def test_frozen_parameters_stay_frozen(prefer: str, trained: str | None) -> None
         model.requires_grad_(False)
         if trained is not None:
             model.get_parameter(trained).requires_grad_(True)
-        before = Snapshot.of(model)
+        before = Snapshot(model)
         with canonize(model, prefer=prefer):
             assert [key for key, value in model.named_parameters() if value.requires_grad] == [trained] * bool(trained)
             value = model(x)

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from canon_bridge import canonize
 from canon_bridge.core.norms import is_identity
-from tests.conftest import Snapshot, alive, randomize, relative_error
-from tests.core.pieces import BOTH, conv, image, norm
 from tests.inside.models import BLOCKS, MODELS, made, mostly
+from tests.support.errors import alive, relative_error
+from tests.support.pieces import BOTH, conv, image, norm
+from tests.support.snapshot import Snapshot
+from tests.support.statistics import randomize
 
 
 def stored(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -80,7 +82,7 @@ def test_the_original_checkpoint_in_the_block_is_not_loaded_in_silence(prefer: s
 @pytest.mark.parametrize("name", mostly("everything", "branches", "leftover"))
 def test_a_deep_copy_is_independent_in_the_block_and_after_it(name: str, prefer: str) -> None:
     model, x, expected = made(name)
-    before = Snapshot.of(model)
+    before = Snapshot(model)
     with canonize(model, prefer=prefer):
         twin = copy.deepcopy(model)
         assert relative_error(twin(x), expected) < 1e-12
@@ -101,7 +103,7 @@ def test_a_deep_copy_is_independent_in_the_block_and_after_it(name: str, prefer:
 def test_a_shallow_copy_in_the_block_shares_all_that_the_model_is_made_of(prefer: str) -> None:
     for name in set(MODELS) - {"densenet"}:
         model, x, expected = made(name)
-        before = Snapshot.of(model)
+        before = Snapshot(model)
         with canonize(model, prefer=prefer):
             twin = copy.copy(model)
             assert relative_error(twin(x), expected) < 1e-12
@@ -113,7 +115,7 @@ def test_a_shallow_copy_in_the_block_shares_all_that_the_model_is_made_of(prefer
 @pytest.mark.parametrize("prefer", BOTH)
 def test_a_model_that_is_pickled_in_the_block_comes_back_canonical(prefer: str, name: str) -> None:
     model, x, expected = made(name)
-    before = Snapshot.of(model)
+    before = Snapshot(model)
     with canonize(model, prefer=prefer):
         again = pickle.loads(pickle.dumps(model))
     before.check()
@@ -131,9 +133,9 @@ def test_a_model_that_came_out_of_a_block_is_pickled_as_before() -> None:
 @pytest.mark.parametrize("prefer", BOTH)
 def test_a_copied_canonization_neither_undoes_nor_enters(prefer: str) -> None:
     model, x = randomize(nn.Sequential(norm(), nn.ReLU(), conv(), nn.SiLU(), norm(), conv()).double()), image()
-    before, expected, canonization = Snapshot.of(model), model(x).detach(), canonize(model, prefer=prefer)
+    before, expected, canonization = Snapshot(model), model(x).detach(), canonize(model, prefer=prefer)
     canonization.apply()
-    inside = Snapshot.of(model)
+    inside = Snapshot(model)
     for twin in (copy.copy(canonization), copy.deepcopy(canonization)):
         twin.undo()  # a hook of the model's own ReLU was taken off by the undo of a deep copy
         inside.check()

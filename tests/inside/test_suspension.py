@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from canon_bridge import canonize
 from canon_bridge.core.restore import writes_in_force
-from tests.conftest import Snapshot, alive, relative_error
-from tests.core.pieces import BOTH
 from tests.inside.models import made
+from tests.support.errors import alive, relative_error
+from tests.support.pieces import BOTH
+from tests.support.snapshot import Snapshot
 
 NAMES = ("everything", "branches")
 
@@ -33,7 +34,7 @@ class StopError(Exception):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_generator_that_is_suspended_in_the_block(name: str, prefer: str, end: str) -> None:
     model, x, expected = made(name)
-    before, values = Snapshot.of(model), outputs(model, [x, x], prefer)
+    before, values = Snapshot(model), outputs(model, [x, x], prefer)
     before.check()  # it has not started
     assert relative_error(next(values), expected) < 1e-12
     assert writes_in_force(model)
@@ -57,7 +58,7 @@ def test_a_generator_that_is_suspended_in_the_block(name: str, prefer: str, end:
 @pytest.mark.parametrize("name", NAMES)
 def test_two_generators_of_one_model_take_turns(name: str, prefer: str, first_ends_first: bool) -> None:
     model, x, expected = made(name)
-    before = Snapshot.of(model)
+    before = Snapshot(model)
     first, second = outputs(model, [x] * 3, prefer), outputs(model, [x] * 3, "right")
     for values in (first, second, first, second):
         assert relative_error(next(values), expected) < 1e-12
@@ -70,7 +71,7 @@ def test_two_generators_of_one_model_take_turns(name: str, prefer: str, first_en
 @pytest.mark.parametrize("prefer", BOTH)
 def test_a_generator_goes_on_after_another_block_came_and_went(prefer: str) -> None:
     model, x, expected = made("everything")
-    before = Snapshot.of(model)
+    before = Snapshot(model)
     with closing(outputs(model, [x, x], prefer)) as values:
         next(values)
         for other in BOTH:
@@ -82,7 +83,7 @@ def test_a_generator_goes_on_after_another_block_came_and_went(prefer: str) -> N
 
 def test_an_exit_stack_ends_blocks_of_several_models() -> None:
     models = [made(name) for name in NAMES] * 2
-    before = [Snapshot.of(model) for model, *_ in models]
+    before = [Snapshot(model) for model, *_ in models]
     with ExitStack() as stack:
         for model, x, expected in models:
             assert stack.enter_context(canonize(model)) is model
@@ -98,7 +99,7 @@ def test_an_exit_stack_ends_blocks_of_several_models() -> None:
 @pytest.mark.parametrize("prefer", BOTH)
 def test_a_context_manager_and_a_decorator_around_the_block(prefer: str) -> None:
     model, x, expected = made("branches")
-    before = Snapshot.of(model)
+    before = Snapshot(model)
 
     @contextmanager
     def explained() -> Iterator[nn.Module]:
@@ -121,7 +122,7 @@ def test_a_context_manager_and_a_decorator_around_the_block(prefer: str) -> None
 @pytest.mark.parametrize("prefer", BOTH)
 def test_a_coroutine_that_waits_in_the_block(prefer: str) -> None:
     (model, x, expected), (other, y, right) = made("everything"), made("branches")
-    before = [Snapshot.of(model), Snapshot.of(other)]
+    before = [Snapshot(model), Snapshot(other)]
 
     @asynccontextmanager
     async def block(of: nn.Module) -> AsyncIterator[nn.Module]:
@@ -161,7 +162,7 @@ def test_a_coroutine_that_waits_in_the_block(prefer: str) -> None:
 
 def test_a_block_that_is_entered_again_after_each_end() -> None:
     model, x, expected = made("everything")
-    before, canonization = Snapshot.of(model), canonize(model)
+    before, canonization = Snapshot(model), canonize(model)
     for error in (None, StopError, KeyboardInterrupt, GeneratorExit, None):
         try:
             with canonization:

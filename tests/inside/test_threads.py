@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 import canon_bridge.captum
 from canon_bridge import canonize
-from tests.conftest import Snapshot, relative_error
 from tests.inside.models import made
+from tests.support.errors import relative_error
+from tests.support.snapshot import Snapshot
 
 ROUNDS = 4
 
@@ -39,7 +40,7 @@ def canonized(name: str, prefer: str) -> tuple[Callable[[], None], Snapshot]:
     """Return a task that canonizes a model of its own again and again, and what the model was before."""
     model, x, expected = made(name)
     right = gradient_times_input(model, x)
-    before = Snapshot.of(model)
+    before = Snapshot(model)
 
     def task() -> None:
         for _ in range(ROUNDS):
@@ -90,7 +91,7 @@ def test_attribution_with_captum_in_several_threads() -> None:
 
 def test_one_model_on_two_threads_one_after_the_other() -> None:
     model, x, expected = made("everything")
-    before, canonization = Snapshot.of(model), canonize(model)
+    before, canonization = Snapshot(model), canonize(model)
 
     def task() -> None:
         with canonization:
@@ -104,7 +105,7 @@ def test_one_model_on_two_threads_one_after_the_other() -> None:
 
 def test_a_canonical_model_may_be_called_from_other_threads() -> None:
     model, x, expected = made("everything")
-    before = Snapshot.of(model)
+    before = Snapshot(model)
 
     def task() -> None:
         for _ in range(ROUNDS):

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tests.conftest import randomize
 from tests.operations import containers, linear, movement, questions, rectifiers, reuse
 from tests.operations.stages import POSITIONS, Operation, With
 from tests.operations.stages import SIZE as SIZE
+from tests.support.statistics import randomize
 
 WRITE_POSITIONS = ("norm", "conv")
 

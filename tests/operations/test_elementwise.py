@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from zennit.composites import EpsilonPlus
 
-from benchmarks.with_zennit import TARGET, attribute
 from canon_bridge import canonize, plan
 from canon_bridge.captum import LRP, presets
 from canon_bridge.zennit import ModelCanonizer
-from tests.conftest import relative_error
 from tests.operations.networks import cases, finish, image
 from tests.operations.stages import CLASSES
+from tests.support.errors import relative_error
+from tests.support.in_zennit import TARGET, attribute
 
 TOLERANCE = 1e-10
 PARITY = 1e-12

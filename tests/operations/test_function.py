@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from canon_bridge import canonize, plan
-from tests.conftest import Snapshot, relative_error
 from tests.operations.networks import (
     CHANGE_THEMSELVES,
     NETWORKS,
@@ -20,6 +19,8 @@ from tests.operations.networks import (
     image,
     options,
 )
+from tests.support.errors import relative_error
+from tests.support.snapshot import Snapshot
 
 TOLERANCE = 1e-10
 
@@ -51,7 +52,7 @@ def check(model: nn.Module, is_restored: bool = True, **keywords) -> None:
     with torch.no_grad():
         expected = model(x)
     paths = sorted(norms(model))
-    snapshot = Snapshot.of(model)
+    snapshot = Snapshot(model)
     planned = plan(model, **keywords)
     snapshot.check()
     with canonize(model, **keywords), norms_that_compute(model) as left, torch.no_grad():

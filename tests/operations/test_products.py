@@ -7,11 +7,11 @@ from torch import nn
 
 from canon_bridge import canonize, plan
 from canon_bridge.core.explicit import Multiply
-from tests.conftest import relative_error
-from tests.models import gradient_times_input
 from tests.operations.networks import finish, image
 from tests.operations.stages import POSITIONS, With
 from tests.operations.test_relevance import FRAMEWORKS, TOLERANCE
+from tests.support.errors import relative_error
+from tests.support.models import gradient_times_input
 
 pytestmark = pytest.mark.zennit
 

@@ -5,12 +5,9 @@ import re
 import pytest
 import torch
 
-from benchmarks.with_zennit import TARGET, attribute, epsilon_composite
 from canon_bridge import plan
 from canon_bridge.captum import LRP, presets
 from canon_bridge.zennit import ModelCanonizer
-from tests.conftest import Snapshot, relative_error
-from tests.models import gradient_times_input
 from tests.operations.networks import (
     CHANGE_THEMSELVES,
     NETWORKS,
@@ -21,6 +18,10 @@ from tests.operations.networks import (
     image,
     options,
 )
+from tests.support.errors import relative_error
+from tests.support.in_zennit import TARGET, attribute, epsilon_composite
+from tests.support.models import gradient_times_input
+from tests.support.snapshot import Snapshot
 
 TOLERANCE = 1e-9
 LRP_0 = 1e-30
@@ -61,7 +62,7 @@ def test_relevance_is_gradient_times_input(name, prefer, framework):
     model, x = build(name), image()
     expected = gradient_times_input(model, x)
     assert expected.abs().max() > 1e-6
-    snapshot = Snapshot.of(model)
+    snapshot = Snapshot(model)
     found = FRAMEWORKS[framework](name, model, x, prefer)
     assert relative_error(found, expected) < TOLERANCE
     if name not in CHANGE_THEMSELVES:

@@ -13,16 +13,18 @@ from torch import nn
 from zennit.composites import EpsilonPlus
 
 import canon_bridge.captum
-from benchmarks.with_zennit import TARGET, attribute, epsilon_composite
 from canon_bridge import canonize, plan
 from canon_bridge.captum import LRP, presets
 from canon_bridge.core import apply
 from canon_bridge.core.affine import Affine
 from canon_bridge.zennit import ModelCanonizer
-from tests.conftest import Snapshot, randomize, relative_error
-from tests.models import gradient_times_input
 from tests.operations.networks import finish, image
 from tests.operations.stages import CLASSES, With
+from tests.support.errors import relative_error
+from tests.support.in_zennit import TARGET, attribute, epsilon_composite
+from tests.support.models import gradient_times_input
+from tests.support.snapshot import Snapshot
+from tests.support.statistics import randomize
 
 LRP_0 = 1e-30
 
@@ -193,7 +195,7 @@ def test_attribution_after_a_module_was_replaced(path):
 def test_a_block_planned_inside_another_can_be_entered_later():
     model, x = finish(lambda: PreActivation(nn.ReLU())), image()
     expected = model(x).detach()
-    snapshot = Snapshot.of(model)
+    snapshot = Snapshot(model)
     with canonize(model, prefer="right"):
         inner = canonize(model, prefer="left")
         _ = inner.plan

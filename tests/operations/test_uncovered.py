@@ -14,14 +14,15 @@ from torch import nn
 from zennit.composites import EpsilonPlus
 
 import canon_bridge
-from benchmarks.with_zennit import TARGET, attribute
 from canon_bridge import plan
 from canon_bridge.captum import LRP, LayerLRP, presets
 from canon_bridge.zennit import ModelCanonizer
-from tests.conftest import Snapshot, relative_error
-from tests.models import gradient_times_input
 from tests.operations.networks import finish, image
 from tests.operations.stages import CLASSES, BehindReLU, With
+from tests.support.errors import relative_error
+from tests.support.in_zennit import TARGET, attribute
+from tests.support.models import gradient_times_input
+from tests.support.snapshot import Snapshot
 
 pytestmark = pytest.mark.zennit
 
@@ -132,7 +133,7 @@ def test_the_printed_plan_has_it(name):
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if name not in ("argmax", "comparison")])
 def test_one_warning_or_an_error_that_says_what_to_do(name, framework):
     model, x = finish(lambda: BehindReLU(OPERATIONS[name][0])), image()
-    snapshot = Snapshot.of(model)
+    snapshot = Snapshot(model)
     message = ""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -195,7 +196,7 @@ class Returns(nn.Module):
 )
 def test_outputs_that_are_no_tensor(structure, kind):
     model, x = finish(lambda: Returns(structure)), image()
-    snapshot = Snapshot.of(model)
+    snapshot = Snapshot(model)
     with pytest.raises((TypeError, ValueError), match=rf"(?s)(returns|output).*{kind}.*(wrap|tensor)"):
         LRP(model).attribute(x, target=TARGET)
     snapshot.check()

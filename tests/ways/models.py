@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.conftest import randomize
-from tests.core.pieces import image, tiny_densenet
 from tests.core.test_canonize_restore import everything
+from tests.support.pieces import image, tiny_densenet
+from tests.support.statistics import randomize
 
 EPS = torch.finfo(torch.float64).eps
 

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from canon_bridge import canonize, canonized_copy
-from tests.conftest import Snapshot, randomize, relative_error
-from tests.core.pieces import conv, image, norm
+from tests.support.errors import relative_error
+from tests.support.pieces import conv, image, norm
+from tests.support.snapshot import Snapshot
+from tests.support.statistics import randomize
 from tests.ways.models import EPS, MODELS, gradient
 
 # Dynamo takes seconds for each of the larger ones.
@@ -114,7 +116,7 @@ def test_a_compiled_module_is_refused_by_name(name: str) -> None:
         "model": r"model is a OptimizedModule, .*: use model\._orig_mod instead",
         "child": r"1 is a OptimizedModule, .*: put 1\._orig_mod in its place",
     }[name]
-    before = Snapshot.of(compiled)
+    before = Snapshot(compiled)
     for function in (canonize, canonized_copy):
         with pytest.raises(TypeError, match=message):
             function(compiled)
@@ -126,7 +128,7 @@ def test_a_model_that_was_compiled_in_place_is_canonized_like_any_other(prefer: 
     make, draw = MODELS["rows"]
     model, x = make(), draw()
     model.compile(backend="eager")
-    expected, before = model(x), Snapshot.of(model)
+    expected, before = model(x), Snapshot(model)
     with canonize(model, prefer=prefer):
         assert relative_error(model(x), expected) < 64 * EPS
     before.check()

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from canon_bridge import canonize, canonized_copy
-from tests.conftest import randomize, relative_error
-from tests.core.pieces import Preactivation, conv, norm
+from tests.support.errors import relative_error
+from tests.support.pieces import Preactivation, conv, norm
+from tests.support.statistics import randomize
 from tests.ways.models import EPS
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs gloo")

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from canon_bridge import canonize, canonized_copy
-from tests.conftest import randomize, relative_error
-from tests.core.pieces import BOTH, Preactivation, conv, norm
+from tests.support.errors import relative_error
+from tests.support.pieces import BOTH, Preactivation, conv, norm
+from tests.support.statistics import randomize
 from tests.ways.models import EPS, MODELS
 
 PREFER = pytest.mark.parametrize("prefer", BOTH)

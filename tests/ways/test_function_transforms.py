@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 
 from canon_bridge import canonize, canonized_copy
-from tests.conftest import Snapshot, relative_error
-from tests.core.pieces import BOTH, image
 from tests.core.test_canonize_restore import everything
+from tests.support.errors import relative_error
+from tests.support.pieces import BOTH, image
+from tests.support.snapshot import Snapshot
 from tests.ways.models import EPS, MODELS, gradient
 
 PREFER = pytest.mark.parametrize("prefer", BOTH)
@@ -32,7 +33,7 @@ def weighted(output: Tensor) -> Tensor:
 def test_functional_call_with_the_state_of_the_block(name: str, prefer: str) -> None:
     make, draw = MODELS[name]
     model, x = make(), draw()
-    before, expected = Snapshot.of(model), model(x)
+    before, expected = Snapshot(model), model(x)
     with canonize(model, prefer=prefer):
         state = {key: tensor.detach().clone() for key, tensor in state_of(model).items()}
         assert relative_error(functional_call(model, state, (x,)), expected) < 64 * EPS
@@ -97,7 +98,7 @@ MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 def test_the_block_inside_and_outside_of_a_mode_without_gradients(name: str, prefer: str, mode: str) -> None:
     make, draw = MODELS[name]
     model, x = make(), draw()
-    before, expected, slope = Snapshot.of(model), model(x), gradient(model, x)
+    before, expected, slope = Snapshot(model), model(x), gradient(model, x)
     with MODES[mode](), canonize(model, prefer=prefer):
         assert relative_error(model(x), expected) < 64 * EPS
     before.check()
@@ -124,7 +125,7 @@ def test_a_model_that_was_built_in_inference_mode_and_is_used_outside(name: str,
     x = draw()
     with torch.no_grad():
         expected = model(x)
-        before = Snapshot.of(model)
+        before = Snapshot(model)
         with canonize(model, prefer=prefer):
             assert relative_error(model(x), expected) < 64 * EPS
         before.check()

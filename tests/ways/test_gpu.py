@@ -5,8 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from canon_bridge import canonize, canonized_copy
-from tests.conftest import Snapshot, randomize, relative_error
-from tests.core.pieces import BOTH
+from tests.support.errors import relative_error
+from tests.support.pieces import BOTH
+from tests.support.snapshot import Snapshot
+from tests.support.statistics import randomize
 from tests.ways.models import EPS, MODELS, gradient
 from tests.ways.test_precision import RATIO, inputs, mild
 
@@ -25,7 +27,7 @@ def on_gpu(name: str) -> tuple[nn.Module, Tensor]:
 @NAMES
 def test_function_and_restoration(name: str, prefer: str) -> None:
     model, x = on_gpu(name)
-    before, expected, slope = Snapshot.of(model), model(x), gradient(model, x)
+    before, expected, slope = Snapshot(model), model(x), gradient(model, x)
     with canonize(model, prefer=prefer):
         assert {t.device.type for t in (*model.parameters(), *model.buffers())} == {"cuda"}
         assert relative_error(model(x), expected) < 256 * EPS
@@ -130,7 +132,7 @@ def test_a_model_on_two_gpus(prefer: str) -> None:
     model.first.to("cuda:0")
     model.second.to("cuda:1")
     x = torch.randn(2, 4, 6, 6, dtype=torch.float64, device="cuda:0")
-    before, expected = Snapshot.of(model), model(x)
+    before, expected = Snapshot(model), model(x)
     with canonize(model, prefer=prefer):
         assert relative_error(model(x), expected) < 256 * EPS
     before.check()

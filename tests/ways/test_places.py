@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from canon_bridge import canonize, canonized_copy, plan
-from tests.conftest import Snapshot, relative_error
-from tests.core.pieces import BOTH, image
 from tests.core.test_canonize_restore import everything
+from tests.support.errors import relative_error
+from tests.support.pieces import BOTH, image
+from tests.support.snapshot import Snapshot
 from tests.ways.models import EPS, MODELS
 
 PREFER = pytest.mark.parametrize("prefer", BOTH)
@@ -111,7 +112,7 @@ def test_workers_of_a_data_loader_run_the_canonical_model() -> None:
 def test_what_is_pickled_in_the_block_is_canonical(name: str, prefer: str) -> None:
     make, draw = MODELS[name]
     model, x = make(), draw()
-    before, expected = Snapshot.of(model), model(x)
+    before, expected = Snapshot(model), model(x)
     with canonize(model, prefer=prefer):
         assert relative_error(pickle.loads(pickle.dumps(model))(x), expected) < 64 * EPS
     before.check()

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from canon_bridge import canonize, canonized_copy
-from tests.conftest import Snapshot, randomize, relative_error
-from tests.core.pieces import BOTH, Preactivation, conv, norm, tiny_densenet
 from tests.core.test_canonize_restore import everything
+from tests.support.errors import relative_error
+from tests.support.pieces import BOTH, Preactivation, conv, norm, tiny_densenet
+from tests.support.snapshot import Snapshot
+from tests.support.statistics import randomize
 
 PREFER = pytest.mark.parametrize("prefer", BOTH)
 HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -42,7 +44,7 @@ def inputs(dtype: torch.dtype) -> Tensor:
 @PREFER
 def test_rounding_is_that_of_the_data_type(prefer: str, dtype: torch.dtype) -> None:
     model, x = mild().to(dtype), inputs(dtype)
-    before, expected = Snapshot.of(model), model(x)
+    before, expected = Snapshot(model), model(x)
     twin = canonized_copy(model, prefer=prefer)
     original, copied = errors(model, twin, x)
     assert twin(x).dtype == dtype
@@ -77,7 +79,7 @@ def test_half_weights_with_statistics_in_float32(prefer: str, dtype: torch.dtype
     for layer in model.modules():
         if isinstance(layer, _BatchNorm):
             layer.float()
-    before = Snapshot.of(model)
+    before = Snapshot(model)
     original, copied = errors(model, canonized_copy(model, prefer=prefer), x)
     before.check()
     assert copied <= RATIO * max(original, torch.finfo(dtype).eps)
@@ -90,7 +92,7 @@ def test_autocast_changes_nothing_about_the_merge(dtype: torch.dtype, prefer: st
     with canonize(model, prefer=prefer):
         state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
-    before = Snapshot.of(model)
+    before = Snapshot(model)
     with torch.autocast("cpu", dtype), canonize(model, prefer=prefer):
         for name, tensor in model.state_dict().items():
             assert torch.equal(tensor, state[name]), name
@@ -128,7 +130,7 @@ def test_channels_last(make: type[nn.Module], prefer: str, weights: bool, images
         model = model.to(memory_format=torch.channels_last)
     x = torch.randn(2, 4 if make is everything else 3, 32, 32, dtype=torch.float64)
     x = x.contiguous(memory_format=torch.channels_last) if images else x
-    before, strides, expected = Snapshot.of(model), [p.stride() for p in model.parameters()], model(x)
+    before, strides, expected = Snapshot(model), [p.stride() for p in model.parameters()], model(x)
     with canonize(model, prefer=prefer):
         inside = model(x)
         assert relative_error(inside, expected) < 1e-12
@@ -144,7 +146,7 @@ def test_channels_last(make: type[nn.Module], prefer: str, weights: bool, images
 def test_channels_last_inside_the_block_is_a_change_of_layout_alone(prefer: str) -> None:
     model = everything()
     x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
-    before, expected = Snapshot.of(model), model(x)
+    before, expected = Snapshot(model), model(x)
     with canonize(model, prefer=prefer):
         model.to(memory_format=torch.channels_last)
         assert relative_error(model(x), expected) < 1e-12

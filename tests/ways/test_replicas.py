@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from canon_bridge import canonize, canonized_copy
 from canon_bridge.core.forwards import bind_forward, bound_function
 from canon_bridge.core.restore import Edits
-from tests.conftest import Snapshot, randomize, relative_error
-from tests.core.pieces import BOTH
+from tests.support.errors import relative_error
+from tests.support.pieces import BOTH
+from tests.support.snapshot import Snapshot
+from tests.support.statistics import randomize
 from tests.ways.models import EPS, MODELS, canonical, gradient
 
 NAMES = pytest.mark.parametrize("name", MODELS)
@@ -114,7 +116,7 @@ def test_half_precision_slopes_of_a_replica_are_cast() -> None:
 
 def test_the_block_leaves_no_method_behind_and_shallow_copies_are_what_they_were() -> None:
     model = MODELS["everything"][0]()
-    before = Snapshot.of(model)
+    before = Snapshot(model)
     with canonize(model, prefer="right"):
         index = next(index for index, module in enumerate(model) if bound_function(module) is not None)
         twin = copy.copy(model[index])

@@ -1,0 +1,1 @@
+"""What holds for whole networks: oracles, parity of the frameworks, undo after faults, random networks."""

@@ -1,0 +1,1 @@
+"""README, examples, layout of the code and what may come from elsewhere."""

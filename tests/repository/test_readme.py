@@ -1,0 +1,50 @@
+"""The README's examples run as they stand, and what it shows is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.mark.zennit
+def test_the_python_examples_run_one_after_the_other(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {}
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 6
+    for block in blocks:
+        exec(block, namespace)
+    assert "121 BatchNorms: 59 merged left, 62 merged right, 0 to explicit" in capsys.readouterr().out
+    assert namespace["relevance"].shape == (1, 3, 224, 224)
+
+
+def test_files_that_the_readme_names_are_there():
+    for name in re.findall(r"\]\(((?!http)[^)]+)\)", README) + re.findall(r"examples/\w+\.py", README):
+        assert (ROOT / name).is_file(), name
+
+
+def test_public_names():
+    import canon_bridge
+
+    for name in canon_bridge.__all__:
+        assert hasattr(canon_bridge, name)
+    assert {"canonize", "plan", "canonized_copy"} <= set(canon_bridge.__all__)
+
+
+def test_files_and_tests_that_the_page_on_reliability_names_are_there():
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    paths = sorted((ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"\btest_\w+\.py", page))
+    assert len(named) > 20
+    assert named <= {path.name for path in paths}
+    functions = {name for path in paths for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)}
+    tests = set(re.findall(r"::(test_\w+)", page))
+    assert len(tests) > 20
+    assert tests <= functions
+    for link in re.findall(r"\]\(((?!http|#)[^)]+)\)", page):
+        assert (ROOT / "docs" / link).exists(), link
+    headings = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", page, re.MULTILINE)}
+    assert set(re.findall(r"\]\(#([^)]+)\)", page)) <= headings

@@ -1,0 +1,1 @@
+"""What several tests and benchmarks share: models, random statistics, snapshots, faults."""
