@@ -36,6 +36,7 @@ _CONTAINERS: Final = frozenset(
 )
 # Attributes of tensors that are tensors or sizes.
 _ATTRIBUTES: Final = frozenset({"T", "mT", "H", "mH", "data", "real", "imag", "shape", "ndim", "dtype", "device"})
+_STARS: Final = {inspect.Parameter.VAR_POSITIONAL: 1, inspect.Parameter.VAR_KEYWORD: 2}
 # What reads one number of a tensor.
 _NUMBERS: Final = frozenset({"size", "dim", "ndim", "ndimension", "numel", "nelement", "len"})
 # Functions of torch whose `input` is not the first argument.
@@ -70,8 +71,7 @@ class InPlaceProxy(fx.Proxy):
 
     def _has_no(self, name: str) -> bool:
         """Return whether it is a tensor for sure, which has no such attribute."""
-        is_known = self.node.op == "call_module" or entry_of(self.node) is not None
-        return is_known and is_tensor(self.node) and not hasattr(Tensor, name)
+        return entry_of(self.node) is not None and is_tensor(self.node) and not hasattr(Tensor, name)
 
     def _decided_type(self) -> Any:
         """Return the type of the elements itself, for a forward that asks whether it *is* another."""
@@ -237,7 +237,8 @@ class SymbolicTracer(fx.Tracer):
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Return the root's function and its arguments: proxies, and what is known to be no data as it is."""
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
-        parameters = list(inspect.signature(root_fn).parameters.values())
+        # In the order of Python's code objects: the two with stars come last.
+        parameters = sorted(inspect.signature(root_fn).parameters.values(), key=lambda p: _STARS.get(p.kind, 0))
         return function, [args[0], *map(self._argument, parameters[1:], args[1:])]
 
     def _argument(self, parameter: inspect.Parameter, proxy: Any) -> Any:
@@ -293,7 +294,7 @@ class SymbolicTracer(fx.Tracer):
         result = m.forward(*args, **kwargs)
         # Popped only on success: after an exception the last frame names the module that cannot be traced.
         self.frames.pop()
-        self.flow.returns[site] = result
+        self.flow.returns[site] = kept(result)
         return result
 
     def _place(self, path: str, site: Site) -> str:
