@@ -191,3 +191,12 @@ def kept(structure: Any) -> Any:
     if type(structure) in _DICTIONARIES:
         return type(structure)((key, kept(item)) for key, item in cast("dict[Any, Any]", structure).items())
     return structure
+
+
+def is_same(now: Any, before: Any) -> bool:
+    """Return whether a structure has the same lists, dictionaries and values as a copy that was kept of it."""
+    if type(now) in (list, tuple):
+        return len(now) == len(before) and all(map(is_same, now, before))
+    if type(now) in _DICTIONARIES:
+        return [*now] == [*before] and all(map(is_same, now.values(), before.values()))
+    return now is before

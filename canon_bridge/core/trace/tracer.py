@@ -28,7 +28,7 @@ from canon_bridge.core.facts import UNKNOWN, Facts, entry_of, is_tensor, note_da
 from canon_bridge.core.norms import children_after, normalized
 from canon_bridge.core.operations import Kind, operation_of_module, overwritten, setitem_
 from canon_bridge.core.restore import finder
-from canon_bridge.core.trace.flow import DATA, Flow, Frame, Inputs, Site, is_proxy, kept, pattern, unpack
+from canon_bridge.core.trace.flow import DATA, Flow, Frame, Inputs, Site, is_proxy, is_same, kept, pattern, unpack
 
 # Classes of torch.nn that have no forward of their own to know.
 _CONTAINERS: Final = frozenset(
@@ -143,6 +143,11 @@ class InPlaceProxy(fx.Proxy):
             return len(given[0]) + (entry.name == "tensor_split")
         return given[0] if isinstance(given[0], int) else None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "node" in vars(self):  # on an object that a container was called with, say
+            raise TypeError(f"it sets {name!r} on a value that it has got, which a new forward would not")
+        super().__setattr__(name, value)
+
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", setitem_, (self, index, value), {})
 
@@ -201,6 +206,7 @@ class SymbolicTracer(fx.Tracer):
         self._root_inputs = inputs
         self._call: tuple[Site, str] | None = None
         self._own: set[int] = set()
+        self._given: list[tuple[Any, Any]] = []  # arguments, and copies of the lists and dictionaries among them
         self._called: set[str] = set()
         self._overwritten: dict[fx.Node, fx.Node] = {}
         self._made: dict[int, tuple[Tensor, fx.Node]] = {}  # tensors that forward made and wrote data to
@@ -249,7 +255,13 @@ class SymbolicTracer(fx.Tracer):
             return proxy
         # `if mask is None` would take the wrong branch on a proxy, `for part in parts` none at all.
         self.flow.expected[parameter.name] = pattern(value)
-        return unpack(value, proxy)
+        given = unpack(value, proxy)
+        self._given.append((given, kept(given)))
+        return given
+
+    def writes_into_arguments(self) -> bool:
+        """Return whether forward has changed a list or a dictionary that it was called with."""
+        return any(not is_same(now, before) for now, before in self._given)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return the proxy for a node."""
