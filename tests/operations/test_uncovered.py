@@ -118,6 +118,11 @@ def test_it_is_named_with_its_place(name):
     assert all(entry.what and entry.reason for entry in uncovered)
 
 
+def test_what_returns_tensors_with_names_is_named():
+    uncovered = plan(finish(lambda: BehindReLU(lambda h: torch.linalg.svd(h, full_matrices=False).S))).uncovered
+    assert any("svd" in entry.what for entry in uncovered)
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_the_printed_plan_has_it(name):
     planned = plan(finish(lambda: BehindReLU(OPERATIONS[name][0])))

@@ -71,7 +71,9 @@ class InPlaceProxy(fx.Proxy):
 
     def _has_no(self, name: str) -> bool:
         """Return whether it is a tensor for sure, which has no such attribute."""
-        return entry_of(self.node) is not None and is_tensor(self.node) and not hasattr(Tensor, name)
+        entry = entry_of(self.node)
+        is_known = entry is not None and entry.kind is not Kind.WITHOUT_RULE  # some return several tensors with names
+        return is_known and is_tensor(self.node) and not hasattr(Tensor, name)
 
     def _decided_type(self) -> Any:
         """Return the type of the elements itself, for a forward that asks whether it *is* another."""
