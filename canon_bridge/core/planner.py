@@ -63,7 +63,7 @@ def make_plan(model: nn.Module, options: Options, scope: Scope, arguments: tuple
         options,
         tuple(entries),
         explicit.rewrites,
-        find_uncovered(explicit) if everything else (),
+        find_uncovered(explicit, planner.staying) if everything else (),
         planner.network.in_place_modules() if everything else (),
         planner.computed_weights() if everything else (),
         planner.expanded() if everything else (),
@@ -91,6 +91,7 @@ class _Planner:
         self.network = Network(explicit, model)
         self.options = options
         self.scope = scope
+        self.staying: dict[str, str] = {}  # why, of norms that compute something, whatever the options are
         self.norms = {operation.path: operation for operation in self.network.in_order() if is_norm(operation.module)}
         network = self.network
         network.identities |= {path for path, norm in self.norms.items() if is_identity(norm.module)}
@@ -114,13 +115,13 @@ class _Planner:
                 continue
             holder = self._holder(path)
             if is_norm(module) and path in self.network.read_elsewhere:
-                yield Refusal(path, _READ)
+                yield self._stays(path, _READ)
             elif is_norm(module) and holder is not None:
                 yield Refusal(path, words("it is up to {}, whose forward is not followed", holder))
             elif is_norm(module):
                 yield self._rest(path, "it is not called in forward")
             elif isinstance(module, _BatchNorm):
-                yield Refusal(path, f"its forward may differ from a BatchNorm's ({type(module).__name__})")
+                yield self._stays(path, f"its forward may differ from a BatchNorm's ({type(module).__name__})")
 
     def _holder(self, path: str) -> str | None:
         """Return the module around a layer that is one operation of the flow, if there is one."""
@@ -146,7 +147,7 @@ class _Planner:
         if path in network.identities:
             return Refusal(path, IS_IDENTITY)
         if path in network.read_elsewhere:
-            return Refusal(path, _READ)
+            return self._stays(path, _READ)
         find = {"left": find_left, "right": find_right}
         other = "right" if self.options.prefer == "left" else "left"
         obstacles: list[Words] = []
@@ -161,6 +162,10 @@ class _Planner:
         return self._rest(
             path, words("; ".join("{}" for _ in obstacles), *obstacles) or "such a merge was not asked for"
         )
+
+    def _stays(self, path: str, reason: str) -> Refusal:
+        self.staying[path] = reason
+        return Refusal(path, reason)
 
     def _rest(self, path: str, reason: str) -> Entry:
         """Return what becomes of a layer that nothing takes."""

@@ -143,7 +143,8 @@ def make_explicit(model: nn.Module, flow: Flow, rewrite: bool = True) -> Explici
             continue
         try:
             container = model.get_submodule(survey.original(owner))
-            rewrites.append(_write_forward(container, owner, flow, wanted, overwritten_later))
+            called = survey.called_by(owner)
+            rewrites.append(_write_forward(container, owner, flow, wanted, overwritten_later, called))
         except TracingError as error:
             survey.give_up(owner, str(error))
         else:
@@ -202,6 +203,18 @@ class _Survey:
                 taken = {entry.name for entry in entries}
                 entries += self._function(node, self.flow.sites[node], container, taken)
         return entries
+
+    def called_by(self, owner: str) -> set[Site]:
+        """Return the calls of modules in one forward."""
+        leaves = {self.flow.sites[node] for node in self.nodes[owner] if node.op == "call_module"}
+        return leaves | self._containers_called[owner]
+
+    @functools.cached_property
+    def _containers_called(self) -> dict[str, set[Site]]:
+        found: dict[str, set[Site]] = defaultdict(set)
+        for site in self.flow.returns:
+            found[site.owner].add(site)
+        return found
 
     def relies(self, owner: str) -> bool:
         """Return whether a forward calls a module in place and reads its input as overwritten, which it alone does."""
@@ -606,16 +619,22 @@ def _bound(node: fx.Node, entry: Operation, module: nn.Module | None) -> int:
 
 
 def _write_forward(
-    container: nn.Module, path: str, flow: Flow, wanted: list[_Wanted], overwritten_later: list[Site]
+    container: nn.Module,
+    path: str,
+    flow: Flow,
+    wanted: list[_Wanted],
+    overwritten_later: list[Site],
+    called: set[Site],
 ) -> Rewrite:
     """Write a forward for a container that calls a module at each of the sites; raise ``TracingError`` if it cannot."""
     local = trace_locally(container, path, flow)
     node_at = {site: node for node, site in local.sites.items()}
     entries = {entry.site: entry for entry in wanted}
-    for site in (*entries, *(site for site in overwritten_later if site not in entries)):
-        node = node_at.get(site)
-        if node is None:
-            raise TracingError(f"the forward of {path or 'the model'} takes another course when traced alone")
+    sites = (*entries, *(site for site in overwritten_later if site not in entries))
+    if not called.union(sites) <= set(node_at):
+        raise TracingError(f"the forward of {path or 'the model'} takes another course when traced alone")
+    for site in sites:
+        node = node_at[site]
         call = _retarget(local.graph, node, entries[site]) if site in entries else node
         if call is not node:
             node.replace_all_uses_with(call)

@@ -14,6 +14,10 @@ from canon_bridge.core.rewrite import ExplicitFlow, nodes_in
 
 _MEANS = "relevance follows its gradient here, which is no rule"
 _TEACH = "teach it with canon_bridge.register_operation, or write it with operations that have a rule"
+_UNMERGED = (
+    "relevance passes it as if it added nothing. Teach what it is with canon_bridge.register_norm, or replace it; its "
+    "tensors must be read by its own forward alone"
+)
 _BEFORE = (
     "what is before it gets a map that means nothing. Write it as a differentiable function, or explain a layer after "
     "it."
@@ -40,10 +44,18 @@ _SOFTMAX = (
 )
 
 
-def find_uncovered(explicit: ExplicitFlow) -> tuple[Uncovered, ...]:
-    """Return the operations without a rule, in the order of the data flow."""
-    on_the_way = _on_the_way(explicit)
-    found = dict.fromkeys(_describe(explicit, node, reason) for node in on_the_way if (reason := _why(explicit, node)))
+def find_uncovered(explicit: ExplicitFlow, staying: Mapping[str, str]) -> tuple[Uncovered, ...]:
+    """Return the operations without a rule, in the order of the data flow.
+
+    Parameters
+    ----------
+    explicit : ExplicitFlow
+        The flow.
+    staying : dict
+        By the path of a norm that is neither merged nor the identity, why.
+    """
+    reasons = ((node, _why_it_stays(explicit, node, staying) or _why(explicit, node)) for node in _on_the_way(explicit))
+    found = dict.fromkeys(_describe(explicit, node, reason) for node, reason in reasons if reason)
     ends = dict.fromkeys(_describe(explicit, node, _SOFTMAX) for node in _softmax_at_the_end(explicit.flow.graph))
     return (*found, *ends)
 
@@ -107,6 +119,13 @@ def _sources(explicit: ExplicitFlow, node: fx.Node) -> list[fx.Node]:
     if places is None:
         return arguments
     return nodes_in([node.args[place] for place in places if place < len(node.args)]) or carrying
+
+
+def _why_it_stays(explicit: ExplicitFlow, node: fx.Node, staying: Mapping[str, str]) -> str | None:
+    """Return why a norm has no rule that stays as it is, or None."""
+    call = explicit.operations.get(node)
+    reason = staying.get(call.path) if call is not None else None
+    return None if reason is None else f"it stays as it is: {reason}; {_UNMERGED}."
 
 
 def _why(explicit: ExplicitFlow, node: fx.Node) -> str | None:

@@ -2,10 +2,11 @@
 
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from tests.operations.stages import CLASSES
 
@@ -144,6 +145,48 @@ class CalledWithNest(Network):
 class ReturnsDict(Network):
     def joined(self, a, b):
         return self.join(a, b)["sum"]
+
+
+@dataclass
+class Features:
+    low: Tensor
+    high: Tensor
+
+    def joined(self) -> Tensor:
+        return self.low - 0.5 * self.high
+
+
+class ToDataclass(nn.Module):
+    def forward(self, low, high):
+        return Features(low, high=high)
+
+
+class ToList(nn.Module):
+    def forward(self, low, high):
+        return [low, high]
+
+
+class ReturnsDataclass(Network):
+    def joined(self, a, b):
+        features = self.join(a, b)
+        return features.joined() + features.high
+
+
+class ReturnsListThatIsEmptied(Network):
+    def joined(self, a, b):
+        features = self.join(a, b)
+        return features.pop() - 0.5 * features.pop()
+
+
+class FromStarAndNames(nn.Module):
+    def forward(self, *features, scale=1.0, names=("low", "high"), skip=None):
+        taken = {name: feature * scale for name, feature in zip(names, features, strict=True)}
+        return F.relu(taken["low"] - 0.5 * taken["high"]) if skip is None else skip
+
+
+class CalledWithStarAndNames(Network):
+    def joined(self, a, b):
+        return self.join(a, b, scale=0.3) + self.join(b, a, names=["high", "low"])
 
 
 class WritesOnItself(Network):
@@ -350,6 +393,9 @@ CONTAINERS: dict[str, Callable[[], nn.Module]] = {
     "double star, handed on": _with_join(CalledWithDoubleStar, HandedOn),
     "nest": _with_join(CalledWithNest, Nested),
     "returns a dict": _with_join(ReturnsDict, ToDict),
+    "returns a dataclass": _with_join(ReturnsDataclass, ToDataclass),
+    "returns a list that is emptied": _with_join(ReturnsListThatIsEmptied, ToList),
+    "star and names": _with_join(CalledWithStarAndNames, FromStarAndNames),
     "writes on itself": WritesOnItself,
     "inner writes on itself": lambda: CalledWithTupleStar(InnerWritesOnItself()),
     "writes to a list": WritesToList,

@@ -274,6 +274,73 @@ def test_parameter_factor_with_example_inputs():
     assert relative_error(found, gradient_times_input(model, x)) < 1e-9
 
 
+class Collects(nn.Module):
+    """A block that hands its features on by what it was called with, too."""
+
+    def __init__(self, keep) -> None:
+        super().__init__()
+        self.conv, self.norm, self.keep = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), keep
+
+    def forward(self, x, kept):
+        h = self.norm(self.conv(x))
+        self.keep(kept, h)
+        return F.relu(h)
+
+
+class Fused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x, kept):
+        return F.relu(self.norm(x) - kept)
+
+
+class WithCollected(nn.Module):
+    """A network whose course depends on what a block has put into an argument."""
+
+    def __init__(self, empty, keep, read) -> None:
+        super().__init__()
+        self.stem, self.collects, self.fused = nn.Conv2d(3, 4, 3), Collects(keep), Fused()
+        self.head, self.empty, self.read = nn.Linear(64, CLASSES), empty, read
+
+    def forward(self, x):
+        kept = self.empty()
+        h = F.relu(self.collects(self.stem(x), kept) - 0.1)
+        for part in self.read(kept):
+            h = self.fused(h, part)
+        return self.head(h.flatten(1))
+
+
+COLLECTED = {
+    "list": (list, lambda kept, h: kept.append(h), lambda kept: kept),
+    "dictionary": (dict, lambda kept, h: kept.update(h=h), lambda kept: kept.values()),
+    "dictionary that has it": (
+        lambda: {"h": None},
+        lambda kept, h: kept.update(h=h),
+        lambda kept: [] if kept["h"] is None else [kept["h"]],
+    ),
+    "list in a tuple": (lambda: ([], 1), lambda kept, h: kept[0].append(h), lambda kept: kept[0]),
+    "object": (types.SimpleNamespace, lambda kept, h: setattr(kept, "h", h), lambda kept: [*vars(kept).values()]),
+}
+
+
+@pytest.mark.parametrize("prefer", ["left", "right"])
+@pytest.mark.parametrize("name", COLLECTED)
+def test_what_a_block_puts_into_its_arguments_is_there(name, prefer):
+    model, x = finish(lambda: WithCollected(*COLLECTED[name])), image()
+    expected = model(x).detach()
+    with canonize(model, prefer=prefer):
+        assert relative_error(model(x).detach(), expected) < 1e-10
+    reference = gradient_times_input(model, x)
+    if plan(model, prefer=prefer).uncovered:
+        with pytest.warns(canon_bridge.UncoveredOperationWarning, match="collects"):
+            LRP(model, presets.epsilon(LRP_0), prefer=prefer).attribute(x, target=TARGET)
+    else:
+        found = LRP(model, presets.epsilon(LRP_0), prefer=prefer).attribute(x, target=TARGET)
+        assert relative_error(found, reference) < 1e-9
+
+
 def test_isinstance_in_another_package_than_that_of_the_model(monkeypatch):
     # A model of a notebook or a script, which calls a function of a package.
     helper = types.ModuleType("helpers_of_somebody")

@@ -119,6 +119,11 @@ def test_it_is_named_with_its_place(name):
     assert all(entry.what and entry.reason for entry in uncovered)
 
 
+def test_what_returns_tensors_with_names_is_named():
+    uncovered = plan(finish(lambda: BehindReLU(lambda h: torch.linalg.svd(h, full_matrices=False).S))).uncovered
+    assert any("svd" in entry.what for entry in uncovered)
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_the_printed_plan_has_it(name):
     planned = plan(finish(lambda: BehindReLU(OPERATIONS[name][0])))
@@ -328,3 +333,47 @@ def test_the_advice_helps(keep, advice, inputs):
         assert advice in reason or "no relevance passes" in reason
         assert "example_inputs" not in reason
         assert "register_operation" not in reason
+
+
+class Rectified(nn.BatchNorm2d):
+    """A subclass with a forward of its own, of which nobody knows what it computes."""
+
+    def forward(self, input):
+        return F.relu(super().forward(input))
+
+
+class Staying(nn.Module):
+    """A BatchNorm that stays as it is: of a class that is not known, or with tensors that another forward reads."""
+
+    def __init__(self, norm, factor) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), norm(4), nn.Linear(64, CLASSES)
+        self.factor = factor
+
+    def forward(self, x):
+        h = self.norm(self.conv(x)).relu()  # here
+        return self.head((h * self.norm.weight.view(1, -1, 1, 1) if self.factor else h).flatten(1))
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize(("norm", "factor"), [(Rectified, False), (nn.BatchNorm2d, True)])
+def test_a_norm_that_stays_is_named(norm, factor, framework):
+    model, x = finish(lambda: Staying(norm, factor)), image()
+    (entry,) = plan(model).uncovered
+    assert (entry.path, entry.what, entry.place) == ("norm", norm.__name__, _line_of(Staying.forward, "# here"))
+    with pytest.warns(canon_bridge.UncoveredOperationWarning, match="it stays as it is: .*register_norm"):
+        FRAMEWORKS[framework](model, x)
+
+
+def test_a_norm_that_the_user_keeps_is_not_named():
+    class Kept(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.head = nn.BatchNorm2d(3), nn.Linear(108, CLASSES)
+
+        def forward(self, x):
+            return self.head((self.norm(x) + x).flatten(1))
+
+    planned = plan(finish(Kept), leftover="keep")
+    assert [refusal.norm for refusal in planned.refusals] == ["norm"]
+    assert planned.uncovered == ()

@@ -55,9 +55,13 @@ class Call:
 
 
 def are_data(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[bool, ...]:
-    """Return which arguments of a call are data: tensors, but for those that an operation has besides its data."""
+    """Return which arguments of a call are data: tensors, but no integers, nor what it has besides its data."""
     count = module.data_count if isinstance(module, Explicit) else len(arguments)
-    return tuple(isinstance(value, Tensor) and index < count for index, value in enumerate(arguments))
+    return tuple(index < count and _is_data(value) for index, value in enumerate(arguments))
+
+
+def _is_data(value: object) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
 _evaluating: ContextVar[bool] = ContextVar("evaluating", default=False)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from canon_bridge.captum.rules.base import Call, Rule, Stabilizer, Tensors
+from canon_bridge.captum.rules.base import Call, Rule, Stabilizer, Tensors, are_data
 from canon_bridge.core import Arithmetic, Product, signal_of
 
 
@@ -47,8 +47,8 @@ class SignalTakesAll(Rule):
         named = call.module.signal if isinstance(call.module, Arithmetic) else None
         signal = signal_of(named, left, right)
         shares = (0.5, 0.5) if signal is None else (1.0 - signal, float(signal))
-        by_operand = zip((left, right), shares, strict=True)
-        return tuple((share * relevance).sum_to_size(a.shape) for a, share in by_operand if isinstance(a, Tensor))
+        by_operand = zip((left, right), shares, are_data(call.module, call.arguments), strict=True)
+        return tuple((share * relevance).sum_to_size(a.shape) for a, share, is_data in by_operand if is_data)
 
     def _of_map(self, call: Call, inputs: Tensors, relevance: Tensor, signal: int | None) -> Tensors:
         """Return the relevance by the epsilon rule of the map that the other factors make of the signal."""

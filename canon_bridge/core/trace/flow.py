@@ -1,5 +1,7 @@
 """What tracing finds: the operations of a model in order, and the place in the source that wrote each."""
 
+import copy
+import dataclasses
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
@@ -171,6 +173,12 @@ def unpack(like: Any, whole: Any) -> Any:
         return type(like)(*(unpack(item, whole[index]) for index, item in enumerate(cast("tuple[Any, ...]", like))))
     if type(like) in _DICTIONARIES:
         return type(like)((key, unpack(item, whole[key])) for key, item in cast("dict[Any, Any]", like).items())
+    if dataclasses.is_dataclass(like) and not isinstance(like, type | Mapping):
+        twin = copy.copy(like)
+        for part in dataclasses.fields(like):
+            inner = whole.tracer.create_proxy("call_function", getattr, (whole, part.name), {})
+            object.__setattr__(twin, part.name, unpack(getattr(like, part.name), inner))
+        return twin
     if is_proxy(like) or type(like) not in CONSTANTS:
         return whole
     return like
@@ -183,3 +191,12 @@ def kept(structure: Any) -> Any:
     if type(structure) in _DICTIONARIES:
         return type(structure)((key, kept(item)) for key, item in cast("dict[Any, Any]", structure).items())
     return structure
+
+
+def is_same(now: Any, before: Any) -> bool:
+    """Return whether a structure has the same lists, dictionaries and values as a copy that was kept of it."""
+    if type(now) in (list, tuple):
+        return len(now) == len(before) and all(map(is_same, now, before))
+    if type(now) in _DICTIONARIES:
+        return [*now] == [*before] and all(map(is_same, now.values(), before.values()))
+    return now is before

@@ -52,10 +52,12 @@ def patched(tracer: Any, root: nn.Module) -> Generator[None]:
             stack.callback(_restore, holder, name, vars(holder).get(name, _ABSENT))
             setattr(holder, name, replacement)
         imported = {id(replacement.stands_in_for): replacement for _, _, replacement in parsed}
+        formers: list[tuple[dict[str, Any], str, Any]] = []
+        stack.callback(_restore_globals, formers)
         for namespace in _namespaces(root):
             names = {n: imported[id(f)] for n, f in list(namespace.items()) if id(f) in imported} if imported else {}
             for name, replacement in {**names, "isinstance": _is_instance, "type": _Type}.items():
-                stack.callback(_restore_global, namespace, name, namespace.get(name, _ABSENT))
+                formers.append((namespace, name, namespace.get(name, _ABSENT)))
                 namespace[name] = replacement
         stack.enter_context(_Recording(tracer))
         yield
@@ -91,11 +93,12 @@ def _restore(holder: Any, name: str, former: Any) -> None:
         setattr(holder, name, former)
 
 
-def _restore_global(namespace: dict[str, Any], name: str, former: Any) -> None:
-    if former is _ABSENT:
-        namespace.pop(name, None)
-    else:
-        namespace[name] = former
+def _restore_globals(formers: list[tuple[dict[str, Any], str, Any]]) -> None:
+    for namespace, name, former in reversed(formers):
+        if former is _ABSENT:
+            namespace.pop(name, None)
+        else:
+            namespace[name] = former
 
 
 class _Recording(TorchFunctionMode):

@@ -167,7 +167,7 @@ def _put_out(tracer: SymbolicTracer, root: nn.Module, kept: Kept) -> None:
     names = sorted(changed.pop(root, set()))
     values = [vars(root).get(name, DATA) for name in names]
     is_lost = any(pattern(value) is DATA and not is_proxy(value) for value in values)
-    if changed or is_lost or kept.contents_changed():
+    if changed or is_lost or kept.contents_changed() or tracer.writes_into_arguments():
         raise _CannotBeWrittenError(
             "it writes on other modules, or into a list or a dictionary, which a new forward would not; return what is "
             "to be kept, write it to attributes of the module itself, or read it by a forward hook."

@@ -28,7 +28,7 @@ from canon_bridge.core.facts import UNKNOWN, Facts, entry_of, is_tensor, note_da
 from canon_bridge.core.norms import children_after, normalized
 from canon_bridge.core.operations import Kind, operation_of_module, overwritten, setitem_
 from canon_bridge.core.restore import finder
-from canon_bridge.core.trace.flow import DATA, Flow, Frame, Inputs, Site, is_proxy, kept, pattern, unpack
+from canon_bridge.core.trace.flow import DATA, Flow, Frame, Inputs, Site, is_proxy, is_same, kept, pattern, unpack
 
 # Classes of torch.nn that have no forward of their own to know.
 _CONTAINERS: Final = frozenset(
@@ -36,6 +36,7 @@ _CONTAINERS: Final = frozenset(
 )
 # Attributes of tensors that are tensors or sizes.
 _ATTRIBUTES: Final = frozenset({"T", "mT", "H", "mH", "data", "real", "imag", "shape", "ndim", "dtype", "device"})
+_STARS: Final = {inspect.Parameter.VAR_POSITIONAL: 1, inspect.Parameter.VAR_KEYWORD: 2}
 # What reads one number of a tensor.
 _NUMBERS: Final = frozenset({"size", "dim", "ndim", "ndimension", "numel", "nelement", "len"})
 # Functions of torch whose `input` is not the first argument.
@@ -70,7 +71,8 @@ class InPlaceProxy(fx.Proxy):
 
     def _has_no(self, name: str) -> bool:
         """Return whether it is a tensor for sure, which has no such attribute."""
-        is_known = self.node.op == "call_module" or entry_of(self.node) is not None
+        entry = entry_of(self.node)
+        is_known = entry is not None and entry.kind is not Kind.WITHOUT_RULE  # some return several tensors with names
         return is_known and is_tensor(self.node) and not hasattr(Tensor, name)
 
     def _decided_type(self) -> Any:
@@ -143,6 +145,11 @@ class InPlaceProxy(fx.Proxy):
             return len(given[0]) + (entry.name == "tensor_split")
         return given[0] if isinstance(given[0], int) else None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "node" in vars(self):  # on an object that a container was called with, say
+            raise TypeError(f"it sets {name!r} on a value that it has got, which a new forward would not")
+        super().__setattr__(name, value)
+
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", setitem_, (self, index, value), {})
 
@@ -201,6 +208,7 @@ class SymbolicTracer(fx.Tracer):
         self._root_inputs = inputs
         self._call: tuple[Site, str] | None = None
         self._own: set[int] = set()
+        self._given: list[tuple[Any, Any]] = []  # arguments, and copies of the lists and dictionaries among them
         self._called: set[str] = set()
         self._overwritten: dict[fx.Node, fx.Node] = {}
         self._made: dict[int, tuple[Tensor, fx.Node]] = {}  # tensors that forward made and wrote data to
@@ -237,7 +245,8 @@ class SymbolicTracer(fx.Tracer):
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Return the root's function and its arguments: proxies, and what is known to be no data as it is."""
         function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
-        parameters = list(inspect.signature(root_fn).parameters.values())
+        # In the order of Python's code objects: the two with stars come last.
+        parameters = sorted(inspect.signature(root_fn).parameters.values(), key=lambda p: _STARS.get(p.kind, 0))
         return function, [args[0], *map(self._argument, parameters[1:], args[1:])]
 
     def _argument(self, parameter: inspect.Parameter, proxy: Any) -> Any:
@@ -248,7 +257,13 @@ class SymbolicTracer(fx.Tracer):
             return proxy
         # `if mask is None` would take the wrong branch on a proxy, `for part in parts` none at all.
         self.flow.expected[parameter.name] = pattern(value)
-        return unpack(value, proxy)
+        given = unpack(value, proxy)
+        self._given.append((given, kept(given)))
+        return given
+
+    def writes_into_arguments(self) -> bool:
+        """Return whether forward has changed a list or a dictionary that it was called with."""
+        return any(not is_same(now, before) for now, before in self._given)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return the proxy for a node."""
@@ -293,7 +308,7 @@ class SymbolicTracer(fx.Tracer):
         result = m.forward(*args, **kwargs)
         # Popped only on success: after an exception the last frame names the module that cannot be traced.
         self.frames.pop()
-        self.flow.returns[site] = result
+        self.flow.returns[site] = kept(result)
         return result
 
     def _place(self, path: str, site: Site) -> str:

@@ -25,6 +25,8 @@ ADDED: dict[str, Callable[[Tensor], Any]] = {
     "tensor": lambda x: 1.0 / torch.sqrt(torch.tensor(x.shape[2], dtype=x.dtype)),
     "tensor of a list": lambda x: torch.tensor([x.shape[2], x.shape[3]]).sum(),
     "as_tensor": lambda x: torch.as_tensor(x.shape[2]),
+    "finfo": lambda x: torch.finfo(x.dtype).eps,
+    "iinfo": lambda x: torch.iinfo((x > 0).int().dtype).bits,
     "asarray": lambda x: torch.asarray(x.shape[2]),
     "coordinates": lambda x: torch.stack(
         torch.meshgrid(torch.linspace(-1, 1, x.shape[2]), torch.arange(0.0, x.shape[3]), indexing="ij")
