@@ -7,13 +7,17 @@ import sys
 
 __all__ = ["main"]
 
+NEEDED = {"typer", "rich", "PIL", "matplotlib", "numpy"}
+"""The packages of the extra ``cli``, and what they bring."""
+
 
 def main() -> None:
     """Run the command line with the arguments of the process, and exit."""
     try:
         from canon_bridge.cli.app import app
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "canon_bridge":
+        package = (error.name or "").partition(".")[0]
+        if package not in NEEDED:
             raise
-        sys.exit(f"canon-bridge: the command line needs {error.name}: pip install 'canon-bridge[cli]'")
+        sys.exit(f"canon-bridge: the command line needs {package}: pip install 'canon-bridge[cli]'")
     app(prog_name="canon-bridge")

@@ -158,7 +158,11 @@ def explain(
             cells = str(image.path), loaded.class_name(index), f"{score:.4g}", f"{limit:.2g}", f"{name}*"
             table.add_row(*map(Text, cells))
             progress.advance(task)
-    _print(console, iter([table, Text(f"in {out}: .npy, _heatmap.png, _overlay.png for each", overflow="fold")]))
+    caption = (
+        f"In {out}: .npy, _heatmap.png and _overlay.png of each. Colours end at the {pictures.PERCENTILE}th percentile "
+        "of |relevance|."
+    )
+    _print(console, iter([table, Text(), Text(caption, style="dim", overflow="fold")]))
 
 
 @app.command()

@@ -84,7 +84,7 @@ def load(spec: str, weights: str | None = None, size: int | None = None) -> Load
                 "torchvision:densenet121"
             )
         loaded = _from_file(Path(source), name, weights, size or DEFAULT_SIZE)
-    loaded.model.eval()
+    loaded.model.eval().cpu()
     return loaded
 
 
@@ -195,10 +195,11 @@ def _run(path: Path) -> ModuleType:
     """Run a Python file as a module; it finds its neighbours as a script would."""
     if not path.is_file():
         raise CommandError(f"{path}: there is no such file; give path/file.py:FUNCTION")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"model_file_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # where dataclasses look for what an annotation means
     sys.path.insert(0, str(path.resolve().parent))
     with _own_code(path, "the file"):
         spec.loader.exec_module(module)
@@ -211,7 +212,8 @@ def _own_code(path: Path, what: str) -> Generator[None]:
     try:
         yield
     except Exception as error:
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
         if isinstance(error, SyntaxError):
             lines = [error.lineno]
         place = f"{path}:{lines[-1]}" if lines else str(path)

@@ -1,12 +1,13 @@
 """Maps as pictures, a pixel for a pixel: red speaks for the class, blue against it, white is zero."""
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from PIL import Image
 from torch import Tensor
 
-COLOURS = "seismic"
+COLOURS = colormaps["seismic"].resampled(511)  # an odd number: zero has a colour of its own, white
 PERCENTILE = 99.5
 """The colours end here, so that a few pixels do not leave the rest pale."""
 
