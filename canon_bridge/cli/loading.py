@@ -48,8 +48,9 @@ class Loaded:
 
     def class_name(self, index: int) -> str:
         """Return the name of a class with its number, or the number alone."""
-        is_named = self.classes is not None and index < len(self.classes)
-        return f"{self.classes[index]} ({index})" if is_named and self.classes else str(index)
+        if self.classes is None or index >= len(self.classes):
+            return str(index)
+        return f"{self.classes[index]} ({index})"
 
 
 def load(spec: str, weights: str | None = None, size: int | None = None) -> Loaded:

@@ -76,12 +76,14 @@ def _entry_table(plan: Plan, ways: dict[tuple[str, ...], str]) -> Table:
     """Return a table with a line for each BatchNorm, below the module that it and its neighbours are in."""
     table = new_table("order", "BatchNorm", "way", "into", right=("order",))
     bad = set(plan.refusals)
-    above = ""
-    for number, entry in enumerate(plan.entries, 1):
-        inside = ".".join(entry.norm.split(".")[:-2])
-        if inside != above and inside:
-            table.add_row("", Text(inside, style="bold"))
-        above = inside
+    homes = [".".join(entry.norm.split(".")[:-2]) for entry in plan.entries]
+    inside = ""
+    for number, (entry, home, following) in enumerate(zip(plan.entries, homes, [*homes[1:], ""], strict=True), 1):
+        is_excursion = bool(inside) and following == inside and home.startswith(f"{inside}.")
+        if home != inside and not is_excursion:
+            inside = home
+            if inside:
+                table.add_row("", Text(inside, style="bold"))
         targets = entry.chain.targets if isinstance(entry, Merge) else ()
         into = ", ".join(braced(_below(inside, target) for target in targets)) if targets else entry.row[2]
         style = BAD if entry in bad else None

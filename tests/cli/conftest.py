@@ -53,6 +53,19 @@ MODEL = """
     def training():
         raise ValueError("no data\\nhere")
 
+    class Many(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+            self.layers = nn.ModuleList(nn.Conv2d(3, 2, 1) for _ in range(7))
+
+        def forward(self, x):
+            x = self.norm(x)
+            return torch.cat([layer(x) for layer in self.layers], 1)
+
+    def many():
+        return Many()
+
     def number():
         return 3
 """

@@ -30,6 +30,17 @@ def test_a_narrow_terminal(run, monkeypatch):
     assert max(map(len, lines(run("plan", "torchvision:resnet18").stdout))) <= 50
 
 
+def test_one_line_that_lies_deeper_is_no_section_of_its_own(run):
+    out = run("plan", "torchvision:resnet18").stdout
+    assert ".0.downsample.1" in out
+    assert [line.strip() for line in lines(out)].count("layer2") == 1
+
+
+def test_many_targets_are_one_short_name(run):
+    out = run("plan", "net.py:many", "--prefer", "right").stdout
+    assert "layers.{0..6}" in out
+
+
 def test_the_letter_of_each_line_is_in_the_table_of_ways(run):
     out = run("plan", "net.py:make_model").stdout
     assert "A         2   merged left" in out
