@@ -11,9 +11,8 @@ from rich.text import Text
 
 from canon_bridge import Audit, Plan
 from canon_bridge.cli.names import braced
-from canon_bridge.core import Leftover, Merge
+from canon_bridge.core import Merge
 
-Entry = Merge | Leftover
 BAD = "bold red"
 
 
@@ -39,7 +38,8 @@ def plan_tables(plan: Plan) -> Iterator[RenderableType]:
         yield _way_table(plan, ways)
         yield Text()
         yield _entry_table(plan, ways)
-        yield Text("A name that begins with a dot is inside the module above it.", style="dim")
+        if any(entry.norm.count(".") > 1 for entry in plan.entries):
+            yield Text("A name that begins with a dot is inside the module above it.", style="dim")
     made = _made(plan)
     if made.row_count:
         yield Text()

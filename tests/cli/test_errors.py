@@ -3,13 +3,16 @@
 import os
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from canon_bridge.cli import images
+from canon_bridge.cli import images, main
 
 
 @pytest.mark.parametrize(
@@ -115,3 +118,8 @@ def test_without_the_extra_one_line_says_how_to_install_it(package):
     done = process(code=code)
     assert done.returncode == 1
     assert done.stderr == f"canon-bridge: the command line needs {package}: pip install 'canon-bridge[cli]'\n"
+
+
+def test_the_command_that_is_installed():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert EntryPoint("canon-bridge", project["scripts"]["canon-bridge"], "console_scripts").load() is main
