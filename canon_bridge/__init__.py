@@ -1,7 +1,7 @@
 """Canonize any PyTorch network for rule-based attribution, inside a ``with`` block.
 
 This package and ``canon_bridge.core`` need torch alone; ``canon_bridge.zennit`` and ``canon_bridge.captum`` need
-the framework of that name.
+the framework of that name. The command line is ``canon_bridge.cli``.
 """
 
 from canon_bridge.auditing.audit import audit

@@ -2,15 +2,15 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from canon_bridge.core import Prefer
+from canon_bridge.frameworks import Framework, make_attribute, make_rules
 
 Columns = dict[str, np.ndarray[Any, Any]]
 
@@ -57,7 +57,7 @@ class Explainer:
         make_model: Callable[[], nn.Module],
         *,
         preset: str = "epsilon_plus",
-        framework: Literal["captum", "zennit"] = "captum",
+        framework: Framework = "captum",
         prefer: Prefer = "left",
         target: int | str | None = None,
         transform: Callable[[Tensor], Tensor] = unit_range,
@@ -73,7 +73,8 @@ class Explainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = make_model().eval().to(self.device)
         self._identity = {"model": type(self.model).__name__, "weights": _digest(self.model)}
-        self._attribute = _FRAMEWORKS[framework](self.model, preset, prefer)
+        rules = make_rules(framework, self.model, preset, prefer=prefer)
+        self._attribute = make_attribute(framework, self.model, rules)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self._make_model, self._arguments)
@@ -125,32 +126,3 @@ def _digest(model: nn.Module) -> str:
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return total.hexdigest()
-
-
-def _in_captum(model: nn.Module, preset: str, prefer: Prefer) -> Callable[[Tensor, Tensor], Tensor]:
-    from canon_bridge.captum import LRP, presets
-
-    lrp = LRP(model, preset=getattr(presets, preset)(), prefer=prefer)
-    return lambda inputs, classes: lrp.attribute(inputs, target=classes)
-
-
-def _in_zennit(model: nn.Module, preset: str, prefer: Prefer) -> Callable[[Tensor, Tensor], Tensor]:
-    import zennit.composites
-    from zennit.attribution import Gradient
-
-    from canon_bridge.zennit import ModelCanonizer
-
-    composite = getattr(zennit.composites, preset.title().replace("_", ""))(canonizers=[ModelCanonizer(prefer=prefer)])
-    attributor: Any = ExitStack().enter_context(Gradient(model, composite))  # stays open
-
-    def attribute(inputs: Tensor, classes: Tensor) -> Tensor:
-        def score_of_class(scores: Tensor) -> Tensor:
-            index = classes[:, None]
-            return torch.zeros_like(scores).scatter(1, index, scores.detach().gather(1, index))
-
-        return attributor(inputs.detach().requires_grad_(), score_of_class)[1].detach()
-
-    return attribute
-
-
-_FRAMEWORKS = {"captum": _in_captum, "zennit": _in_zennit}

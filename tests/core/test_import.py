@@ -16,7 +16,7 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 """
 HEAVY = (
     *("torch._dynamo", "torch._inductor", "torch.fx.experimental", "sympy", "numpy"),
-    *("zennit", "captum", "torchvision", "timm", "matplotlib"),
+    *("zennit", "captum", "torchvision", "timm", "matplotlib", "typer", "rich"),
 )
 
 
