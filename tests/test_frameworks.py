@@ -7,7 +7,7 @@ from torch import nn
 from canon_bridge import audit
 from canon_bridge.captum import presets
 from canon_bridge.frameworks import make_attribute, make_rules
-from tests.conftest import randomize
+from tests.support.statistics import randomize
 
 PRESETS = sorted(set(presets.__all__) - {"Preset", "layer_map_base"})
 

@@ -32,8 +32,6 @@ ADDED: dict[str, Callable[[Tensor], Any]] = {
         torch.meshgrid(torch.linspace(-1, 1, x.shape[2]), torch.arange(0.0, x.shape[3]), indexing="ij")
     ).sum(0),
     "full": lambda x: torch.full((x.shape[2], x.shape[3]), 0.5),
-    "finfo": lambda x: torch.full(x.shape[2:], torch.finfo(x.dtype).eps),
-    "iinfo": lambda x: torch.full(x.shape[2:], 1.0 / torch.iinfo(x.to(torch.int16).dtype).max),
     "new_zeros": lambda x: x.new_zeros(x.shape[2], x.shape[3]) + 2.0,
 }
 
