@@ -20,6 +20,7 @@ WRITTEN = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("
 WHOLE_OBJECTS = {"tests/core/test_canonize_copy.py": "loads from memory what the same test has saved"}
 CODE_FROM_TEXT = {
     "canon_bridge/core/written.py": "compiles the forward that was written from a graph",
+    "tests/operations/test_traps.py": "makes a function of its own text, as if it were a library's",
     "tests/operations/test_uncovered.py": "makes functions of its own text, as if they were a library's",
     "tests/repository/test_readme.py": "runs the examples of our own README",
 }
