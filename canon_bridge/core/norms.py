@@ -49,8 +49,9 @@ class NormType:
     mean_ratio : callable or None
         By how many standard deviations the mean is from zero, a tensor of one number, see :func:`mean_ratio`; None
         where that is not known.
-    exact : bool
-        Whether it is known that the identity is written so that it is one to the bit; else that is tried.
+    determined : bool
+        Whether a layer computes with nothing but the attributes that are written, so that where the identity is one to
+        the bit in one layer it is in all of the type.
     """
 
     read: Callable[[nn.Module], Affine]
@@ -61,7 +62,7 @@ class NormType:
     width: Callable[[nn.Module], int] | None = None
     statistics: Callable[[nn.Module], bool] = _always
     mean_ratio: Callable[[nn.Module], Tensor] | None = None
-    exact: bool = False
+    determined: bool = False
 
 
 def _read_batch_norm(module: Any) -> Affine:
@@ -122,7 +123,7 @@ def _batch_norm(*ranks: int, then: tuple[str, ...] = (), frozen: bool = False) -
         width=_width_of_batch_norm,
         statistics=_has_statistics,
         mean_ratio=_mean_ratio_of_batch_norm,
-        exact=True,
+        determined=True,
     )
 
 
@@ -366,7 +367,7 @@ def take(edits: Edits, norm: nn.Module, ranks: tuple[int, ...] = (), paths: str 
         is_rank_needed=bool(ranks),
         paths=paths,
         frozen=entry.frozen,
-        is_exact=False if children_after(norm) else entry.exact or None,
+        is_exact=False if children_after(norm) else None,
     )
     bind_forward(edits, norm, _merged, merged)
     return affine
@@ -375,6 +376,7 @@ def take(edits: Edits, norm: nn.Module, ranks: tuple[int, ...] = (), paths: str 
 SHAPES: Final = {2: "(N, C)", 3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 # Two threads that make one tensor copy-on-write at once would each wrap its memory.
 _ONE_AT_A_TIME: Final = threading.Lock()
+_EXACT: Final[dict[tuple[NormType, torch.dtype], bool]] = {}
 
 
 @dataclass(eq=False)
@@ -398,8 +400,13 @@ class _Merged:
         if not all(_holds(getattr(norm, name, None), value, input.dtype) for name, value in self.neutral.items()):
             return False
         if self.is_exact is None:
-            affine = norm_type(norm).read(norm)
-            self.is_exact = bool((affine.scale == 1).all() and (affine.shift == 0).all())
+            key = norm_type(norm), input.dtype
+            self.is_exact = _EXACT.get(key)
+            if self.is_exact is None:
+                affine = key[0].read(norm)
+                self.is_exact = bool((affine.scale == 1).all() and (affine.shift == 0).all())
+                if key[0].determined:
+                    _EXACT[key] = self.is_exact
         return self.is_exact
 
 
