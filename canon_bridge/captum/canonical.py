@@ -1,5 +1,6 @@
 """One forward and one backward pass on the canonical model, with the rules of a preset."""
 
+import inspect
 from contextlib import ExitStack
 from typing import Any, cast
 
@@ -59,19 +60,34 @@ class OnCanonicalModel:
             What to trace the model with where it cannot be traced without values.
         """
         known = self._canonization
-        fits = self._traced_with is None or arguments is None or self._traced_with == _likeness(arguments)
+        wanted = _likeness(arguments) if self._wants_values(arguments) else self._traced_with
+        fits = arguments is None or wanted is None or self._traced_with == _likeness(arguments)
         return known if known is not None and fits and known.is_current() else self._plan(arguments)
 
     def _plan(self, arguments: Values | None) -> Canonization:
         self._traced_with, self._is_checked, self._has_warned = None, False, False
-        try:
-            self._canonization = Canonization(self.model, self.options, BACKEND)
-        except TracingError:
-            if arguments is None or self.options.arguments is not None:
-                raise
-            self._canonization = Canonization(self.model, self.options, BACKEND, arguments=arguments)
-            self._traced_with = _likeness(arguments)
+        if not self._wants_values(arguments):
+            try:
+                self._canonization = Canonization(self.model, self.options, BACKEND)
+                return self._canonization
+            except TracingError:
+                if arguments is None or self.options.arguments is not None:
+                    raise
+        self._canonization = Canonization(self.model, self.options, BACKEND, arguments=arguments)
+        self._traced_with = _likeness(arguments)
         return self._canonization
+
+    def _wants_values(self, arguments: Values | None) -> bool:
+        """Return whether an optional argument has another value than its default, which a plan without values has."""
+        if arguments is None or self.options.arguments is not None:
+            return False
+        try:
+            given = inspect.signature(self.model.forward).bind(*arguments)
+        except (TypeError, ValueError):  # which the call itself will tell
+            return False
+        defaults = {name: parameter.default for name, parameter in given.signature.parameters.items()}
+        pairs = [(value, defaults[name]) for name, value in given.arguments.items()]
+        return any(default is not inspect.Parameter.empty and not _is_same(value, default) for value, default in pairs)
 
     def _propagate(
         self,
@@ -144,6 +160,10 @@ def _score(output: Any, target: Any) -> Tensor:
             "value for each example: give a target that selects it."
         )
     return score
+
+
+def _is_same(value: object, default: object) -> bool:
+    return value is default or (type(value) is type(default) and not isinstance(value, Tensor) and value == default)
 
 
 def _is_differentiable(value: Tensor) -> bool:

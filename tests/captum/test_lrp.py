@@ -223,6 +223,41 @@ def test_new_weights_and_new_modules_are_seen(two_inputs):
     assert lrp.attribute((a, b), target=TARGET)[0].equal(LRP(two_inputs).attribute((a, b), target=TARGET)[0])
 
 
+class Conditioned(nn.Module):
+    """A condition that is not always given, and a flag."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.embed, self.head = nn.Linear(2, 4), nn.Linear(4, 5)
+
+    def forward(self, x, condition=None, doubled=False):
+        features = self.norm(self.conv(x)).relu().mean((2, 3))
+        if condition is not None:
+            features = features + self.embed(condition)
+        return self.head(2 * features if doubled else features)
+
+
+@pytest.mark.parametrize("prefer", ["left", "right"])
+def test_optional_arguments_may_be_given_and_left_out(prefer):
+    model, x = randomize(Conditioned().double()), images()
+    condition = torch.randn(len(x), 2, dtype=torch.float64)
+    lrp = LRP(model, preset=presets.epsilon(1e-30), prefer=prefer)
+    for inputs, more in [
+        ((x,), None),
+        ((x, condition), None),
+        ((x,), (None, True)),
+        ((x, condition), True),
+        ((x,), None),
+    ]:
+        leaves = [value.clone().requires_grad_() for value in inputs]
+        rest = () if more is None else more if isinstance(more, tuple) else (more,)
+        gradients = torch.autograd.grad(model(*leaves, *rest)[:, TARGET].sum(), leaves)
+        found = lrp.attribute(inputs, target=TARGET, additional_forward_args=more)
+        for relevance, gradient, leaf in zip(found, gradients, leaves, strict=True):
+            assert relative_error(relevance, (gradient * leaf).detach()) < TOLERANCE
+
+
 def test_verbose_names_rules_and_modules(capsys):
     model, x = small_densenet(), images()
     LRP(model).attribute(x, target=TARGET, verbose=True)
