@@ -173,15 +173,23 @@ def _namespaces(root: nn.Module) -> Iterator[dict[str, Any]]:
     A ``__class__`` of proxies that lies would be believed by the C++ code of torch, too, which then reads memory of no
     tensor; and ``builtins`` are everybody's.
     """
-    homes = {base.__module__ for module in root.modules() for base in type(module).__mro__}
-    packages = {name.partition(".")[0] for name in homes}
-    for name, module in list(sys.modules.items()):
-        package = name.partition(".")[0]
-        if package in _OWN or not isinstance(module, type(sys)):
-            continue
-        namespace = vars(module)
-        if package in packages or "torch" in namespace or "Tensor" in namespace:
-            yield namespace
+    kinds = {type(module) for module in root.modules()}
+    packages = frozenset(base.__module__.partition(".")[0] for kind in kinds for base in kind.__mro__)
+    for name in _modules_with_torch(packages, len(sys.modules), next(reversed(sys.modules))):
+        if isinstance(module := sys.modules.get(name), type(sys)):
+            yield vars(module)
+
+
+@functools.lru_cache(maxsize=16)
+def _modules_with_torch(packages: frozenset[str], number: int, newest: str) -> tuple[str, ...]:
+    """Return the names of the modules; what is imported later comes with another number, or another newest one."""
+    return tuple(
+        name
+        for name, module in list(sys.modules.items())
+        if (package := name.partition(".")[0]) not in _OWN
+        and isinstance(module, type(sys))
+        and (package in packages or "torch" in vars(module) or "Tensor" in vars(module))
+    )
 
 
 def _is_instance(value: object, kinds: Any) -> bool:
