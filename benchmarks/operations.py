@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.files import write_whole
 from canon_bridge.core.activations import find_absorber
 from canon_bridge.core.operations import OPERATIONS, RULES, Kind, Operation, operation_of_function
 
@@ -92,7 +93,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write {DOCUMENT.name} instead of printing it")
     page = "\n".join(lines()).rstrip() + "\n"
     if parser.parse_args().write:
-        DOCUMENT.write_text(page)
+        write_whole(DOCUMENT, page)
     else:
         print(page)
 

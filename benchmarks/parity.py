@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from zennit.core import Composite
 
+from benchmarks.files import write_whole
 from canon_bridge import audit
 from canon_bridge.captum import LRP, presets
 from canon_bridge.zennit import ModelCanonizer
@@ -161,7 +162,7 @@ def main() -> None:
         text = make()
         print(text)
         if path is not None:
-            path.write_text(text)
+            write_whole(path, text)
 
 
 if __name__ == "__main__":

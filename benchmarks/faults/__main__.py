@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from benchmarks.files import write_whole
 from tests.support.faults.matrix import MODES, cells, run
 from tests.support.faults.patterns import PATTERNS
 
@@ -37,7 +38,7 @@ def main() -> None:
     print(text)
     print("\n".join([f"{sum(counts.values())} cases, {len(failures)} cells failed", *failures]))
     if chosen.markdown:
-        chosen.markdown.write_text(text)
+        write_whole(chosen.markdown, text)
     raise SystemExit(bool(failures))
 
 
