@@ -76,13 +76,19 @@ def make_attribute(framework: Framework, model: nn.Module, rules: Any) -> Attrib
     attributor: Any = ExitStack().enter_context(Gradient(model, rules))  # stays open
 
     def attribute(inputs: Tensor, classes: Tensor) -> Tensor:
-        def score_of_class(scores: Tensor) -> Tensor:
-            index = classes[:, None]
-            return torch.zeros_like(scores).scatter(1, index, scores.detach().gather(1, index))
-
-        return attributor(inputs.detach().requires_grad_(), score_of_class)[1].detach()
+        return attributor(inputs.detach().requires_grad_(), score_of(classes))[1].detach()
 
     return attribute
+
+
+def score_of(classes: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return what zennit asks for the output gradient: of scores ``(N, classes)`` those of ``classes``, else zero."""
+
+    def score(scores: Tensor) -> Tensor:
+        index = classes[:, None]
+        return torch.zeros_like(scores).scatter(1, index, scores.detach().gather(1, index))
+
+    return score
 
 
 def _epsilon_in_zennit(canonizers: list[Any], eps: float = 1e-9) -> Any:

@@ -20,6 +20,7 @@ from zennit.attribution import Gradient
 from zennit.composites import EpsilonPlus
 
 import canon_bridge.captum
+from canon_bridge.frameworks import score_of
 from canon_bridge.zennit import ModelCanonizer
 
 
@@ -79,12 +80,8 @@ def _zennit_way(is_canonized: bool) -> Way:
     """Return the way through zennit."""
 
     def attribute(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        def one_hot_logits(logits: Tensor) -> Tensor:
-            index = targets[:, None]
-            return torch.zeros_like(logits).scatter(1, index, logits.detach().gather(1, index))
-
         attributor: Any = Gradient(model, _zennit_composite(is_canonized))
-        _, relevance = attributor(inputs, one_hot_logits)
+        _, relevance = attributor(inputs, score_of(targets))
         return relevance.detach()
 
     def enter(model: nn.Module) -> AbstractContextManager[object]:
