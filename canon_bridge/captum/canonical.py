@@ -1,6 +1,5 @@
 """One forward and one backward pass on the canonical model, with the rules of a preset."""
 
-import inspect
 from contextlib import ExitStack
 from typing import Any, cast
 
@@ -21,6 +20,7 @@ from canon_bridge.core import (
     FunctionChangedError,
     Options,
     TracingError,
+    fits_defaults,
     tensors_in,
     warn_uncovered,
 )
@@ -60,8 +60,8 @@ class OnCanonicalModel:
             What to trace the model with where it cannot be traced without values.
         """
         known = self._canonization
-        wanted = _likeness(arguments) if self._wants_values(arguments) else self._traced_with
-        fits = arguments is None or wanted is None or self._traced_with == _likeness(arguments)
+        is_of_values = self._traced_with is not None or self._wants_values(arguments)
+        fits = arguments is None or not is_of_values or self._traced_with == _likeness(arguments)
         return known if known is not None and fits and known.is_current() else self._plan(arguments)
 
     def _plan(self, arguments: Values | None) -> Canonization:
@@ -81,13 +81,7 @@ class OnCanonicalModel:
         """Return whether an optional argument has another value than its default, which a plan without values has."""
         if arguments is None or self.options.arguments is not None:
             return False
-        try:
-            given = inspect.signature(self.model.forward).bind(*arguments)
-        except (TypeError, ValueError):  # which the call itself will tell
-            return False
-        defaults = {name: parameter.default for name, parameter in given.signature.parameters.items()}
-        pairs = [(value, defaults[name]) for name, value in given.arguments.items()]
-        return any(default is not inspect.Parameter.empty and not _is_same(value, default) for value, default in pairs)
+        return not fits_defaults(self.model.forward, arguments)
 
     def _propagate(
         self,
@@ -160,10 +154,6 @@ def _score(output: Any, target: Any) -> Tensor:
             "value for each example: give a target that selects it."
         )
     return score
-
-
-def _is_same(value: object, default: object) -> bool:
-    return value is default or (type(value) is type(default) and not isinstance(value, Tensor) and value == default)
 
 
 def _is_differentiable(value: Tensor) -> bool:

@@ -38,7 +38,7 @@ from canon_bridge.core.options import Backend, Clipped, ExampleInputs, LeftoverO
 from canon_bridge.core.plan import Chain, Leftover, Merge, Plan, Refusal, Step, Uncovered, align
 from canon_bridge.core.precision import tensors_in
 from canon_bridge.core.restore import Edits
-from canon_bridge.core.trace.flow import TracingError
+from canon_bridge.core.trace.flow import TracingError, fits_defaults
 from canon_bridge.core.uncovered import kind_for_rules, warn_uncovered
 
 __all__ = [
@@ -83,6 +83,7 @@ __all__ = [
     "bind_forward",
     "check_module",
     "check_norm",
+    "fits_defaults",
     "is_linear",
     "is_norm",
     "is_relu",

@@ -2,8 +2,9 @@
 
 import copy
 import dataclasses
+import inspect
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
@@ -163,6 +164,22 @@ def fits(value: Any, expected: Any) -> bool:
     if isinstance(value, Tensor):
         return False
     return value is expected or value == expected
+
+
+def fits_defaults(forward: Callable[..., Any], arguments: tuple[Any, ...]) -> bool:
+    """Return whether the optional arguments of a call fit their defaults, which a trace without values takes them for.
+
+    True for a call that the forward cannot take, which the call itself will tell.
+    """
+    try:
+        given = inspect.signature(forward).bind(*arguments)
+    except (TypeError, ValueError):
+        return True
+    defaults = {name: parameter.default for name, parameter in given.signature.parameters.items()}
+    return all(
+        defaults[name] is inspect.Parameter.empty or fits(value, pattern(defaults[name]))
+        for name, value in given.arguments.items()
+    )
 
 
 def unpack(like: Any, whole: Any) -> Any:
