@@ -472,7 +472,7 @@ def fold_before(edits: Edits, module: nn.Module, affine: Affine) -> None:
         taps = _widen(taps, wide) + _widen(bias.to(dtype), wide)
     _write(edits, module, new_weight, taps)
     if taps.dim() > 1 and "forward" not in vars(module):
-        bind_forward(edits, module, forward_from_slots, Layer(linear_type(module), tuple(map(Border.of, geometries))))
+        bind_forward(edits, module, forward_from_slots, Layer.of(module))
 
 
 def _grouped(module: nn.Module, weight: Tensor) -> Tensor:
