@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final, cast
 
@@ -11,13 +11,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge.core.activations import Compares, compares_with_baselines, find_absorber
-from canon_bridge.core.explicit import EXPANSIONS
+from canon_bridge.core.affine import Affine
+from canon_bridge.core.explicit import EXPANSIONS, Selected
 from canon_bridge.core.forwards import bind_forward, forward_slots
-from canon_bridge.core.layers.linear import fold_after, fold_before, make_plain
+from canon_bridge.core.layers.linear import fold_after, fold_after_copies, fold_before, make_plain
 from canon_bridge.core.layers.parameters import make_live
-from canon_bridge.core.norms import SHAPES, NormType, as_convolution, children_after, compose, is_norm, norm_type, take
+from canon_bridge.core.norms import (
+    SHAPES,
+    NormType,
+    as_convolution,
+    children_after,
+    compose,
+    is_norm,
+    norm_map,
+    norm_type,
+    take,
+)
 from canon_bridge.core.options import Backend
-from canon_bridge.core.plan import Chain, Plan
+from canon_bridge.core.plan import Chain, Merge, Plan, Untangled
 from canon_bridge.core.precision import Loss, losses
 from canon_bridge.core.registry import find_entry
 from canon_bridge.core.restore import Edits, finder, follow_mode, paths
@@ -58,10 +69,17 @@ def carry_out(edits: Edits, model: nn.Module, plan: Plan, backend: Backend) -> l
         make_plain(edits, find(path))
     lost = losses(model, plan)
     compares = backend.compares_with_reference or compares_with_baselines
-    for entry in plan.merges:
-        merge(edits, find, entry.chain, plan.options.clipped == "absorb", compares)
+    maps: dict[str, Affine] = {}
+    for entry in plan.entries:
+        if isinstance(entry, Merge):
+            merge(edits, find, entry.chain, plan.options.clipped == "absorb", compares)
+        elif isinstance(entry, Untangled):
+            maps[entry.norm] = norm_map(find(entry.norm))
+    copy_layers(edits, find, plan, maps)
     for leftover in plan.leftovers:
         make_linear(edits, model, find(leftover.norm))
+    for entry in plan.untangled:
+        select_copy(edits, model, find(entry.norm), entry)
     for norm in [find(entry.norm) for entry in plan.merges]:
         if children_after(norm):
             replace_child(edits, model, norm, sequence_after(norm))
@@ -167,12 +185,65 @@ def merge(
             fold_after(edits, module, arriving)
 
 
+def copy_layers(edits: Edits, find: Find, plan: Plan, maps: Mapping[str, Affine]) -> None:
+    """Give layers a copy for each norm that is untangled from the others, with the map of that norm folded in.
+
+    Parameters
+    ----------
+    edits : Edits
+        The journal.
+    find : callable
+        From a path to the module.
+    plan : Plan
+        What is done; a layer has one copy for each of its untangled norms that name it, in their order.
+    maps : mapping
+        The map of each norm that is untangled, by its path.
+    """
+    copies: dict[str, list[Affine]] = {}
+    for entry in plan.untangled:
+        for step in entry.copies:
+            copies.setdefault(step.module, []).append(maps[entry.norm].select(step.channels))
+    for path, affines in copies.items():
+        fold_after_copies(edits, find(path), affines)
+
+
+def select_copy(edits: Edits, model: nn.Module, norm: nn.Module, entry: Untangled) -> None:
+    """Put in the place of a norm what selects its copies of the layers before, everywhere where it is registered.
+
+    Parameters
+    ----------
+    edits : Edits
+        The journal.
+    model : nn.Module
+        The model.
+    norm : nn.Module
+        The norm.
+    entry : Untangled
+        What becomes of it; its channels that come from no copy get a per-channel linear layer.
+    """
+    rest = per_channel_linear(norm, entry.rest) if entry.rest else None
+    layer: nn.Module = Selected(entry.index, entry.rest, entry.ranks, rest).eval()
+    if children_after(norm):
+        layer = sequence_after(norm, ("selected", layer))
+    share_hooks(norm, layer)
+    replace_child(edits, model, norm, layer)
+
+
 def make_linear(edits: Edits, model: nn.Module, norm: nn.Module) -> None:
     """Put a per-channel linear layer, a 1x1 depthwise convolution, in the place of a norm that nothing can take.
 
     Everywhere in the model where the norm is registered.
     """
-    weight, bias = as_convolution(norm)
+    layer = per_channel_linear(norm)
+    if children_after(norm):
+        layer = sequence_after(norm, ("linear", layer))
+    share_hooks(norm, layer)
+    replace_child(edits, model, norm, layer)
+
+
+def per_channel_linear(norm: nn.Module, of: tuple[int, ...] | None = None) -> nn.Module:
+    """Return the 1x1 depthwise convolution that computes what a norm computes, of some of its channels or of all."""
+    weight, bias = as_convolution(norm, of)
     channels = bias.numel()
     layer = nn.Conv2d(channels, channels, 1, groups=channels, device="meta").eval()
     # What a forward may look up on the norm besides calling it.
@@ -181,10 +252,7 @@ def make_linear(edits: Edits, model: nn.Module, norm: nn.Module) -> None:
     vars(layer)["_parameters"].update(weight=weight, bias=bias)
     vars(layer).update(forward_slots(layer, _per_channel_linear))
     vars(layer)["_stands_for"] = norm_type(norm)
-    if children_after(norm):
-        layer = sequence_after(norm, ("linear", layer))
-    share_hooks(norm, layer)
-    replace_child(edits, model, norm, layer)
+    return layer
 
 
 def sequence_after(norm: nn.Module, *first: tuple[str, nn.Module]) -> nn.Sequential:

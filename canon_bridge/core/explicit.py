@@ -5,10 +5,13 @@ made instead, because rules, composites and users know its type.
 """
 
 import copy
+import itertools
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -290,6 +293,74 @@ class OfRank(nn.Identity):
             wanted = " or ".join(map(str, self.ranks))
             raise ValueError(f"this copy was canonized for {wanted} dimensions here, but got {tuple(input.shape)}.")
         return input
+
+
+class Selected(nn.Module):
+    """Select channels of the input, ``(N, C, *spatial)``: what was computed for this reader among several.
+
+    Parameters
+    ----------
+    index : tuple of int
+        The place of each output channel in the input.
+    rest : tuple of int
+        The output channels that go through ``linear`` besides.
+    ranks : tuple of int
+        Numbers of dimensions that the input may have.
+    linear : nn.Module, optional
+        What maps the rest.
+    """
+
+    canonical_operation = "index_select"
+
+    def __init__(
+        self,
+        index: tuple[int, ...],
+        rest: tuple[int, ...] = (),
+        ranks: tuple[int, ...] = (4,),
+        linear: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.ranks, self.width = ranks, len(index)
+        after = {channel: place for place, channel in enumerate(rest)}
+        # Neighbours are taken at once: (from the input or from the linear layer, first, number).
+        self.of_rest = tuple((False, *run) for run in _runs([index[channel] for channel in rest]))
+        places = [(channel in after, after.get(channel, place)) for channel, place in enumerate(index)]
+        self.parts: tuple[tuple[bool, int, int], ...] = tuple(
+            (is_rest, first, number)
+            for is_rest, group in itertools.groupby(places, key=operator.itemgetter(0))
+            for first, number in _runs([place for _, place in group])
+        )
+        self.linear = linear
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the selected channels; raise ``ValueError`` where the input has another number of dimensions."""
+        if input.dim() not in self.ranks:
+            wanted = " or ".join(map(str, self.ranks))
+            raise ValueError(f"the model was canonized for {wanted} dimensions here, but got {tuple(input.shape)}.")
+        rest = None if self.linear is None else self.linear(_joined(self.of_rest, input, None))
+        return _joined(self.parts, input, rest)
+
+    def extra_repr(self) -> str:
+        """Return the number of channels."""
+        return f"{self.width} channels"
+
+
+def _runs(places: list[int]) -> list[tuple[int, int]]:
+    """Return runs of successive numbers: the first of each, and how many."""
+    runs: list[tuple[int, int]] = []
+    for place in places:
+        first, number = runs[-1] if runs else (place, 0)
+        if runs and first + number == place:
+            runs[-1] = first, number + 1
+        else:
+            runs.append((place, 1))
+    return runs
+
+
+def _joined(parts: tuple[tuple[bool, int, int], ...], input: Tensor, rest: Tensor | None) -> Tensor:
+    sources = (rest if is_rest and rest is not None else input for is_rest, _, _ in parts)
+    pieces = [source.narrow(1, first, number) for source, (_, first, number) in zip(sources, parts, strict=True)]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
 
 
 def stand_in(module: nn.Module, known: dict[nn.Module, nn.Module] | None = None) -> nn.Module:

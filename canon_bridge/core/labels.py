@@ -71,6 +71,10 @@ class Labels:
         """Return a tensor of ``rank`` dimensions with the channels on an axis."""
         return cls(tuple(channels), axis, rank, {})
 
+    def in_worlds(self, worlds: Sequence[int]) -> "Labels":
+        """Return the same in some of the worlds alone."""
+        return Labels(self.channels, self.axis, self.rank, {world: self.value(world) for world in worlds})
+
     @property
     def has_moved(self) -> bool:
         """Whether an operation was run on it."""

@@ -467,13 +467,21 @@ def compose(edits: Edits, norm: nn.Module, affine: Affine, comes_before: bool) -
         write(edits, norm, own.after(affine) if comes_before else affine.after(own))
 
 
-def as_convolution(norm: nn.Module) -> tuple[Tensor, Tensor]:
+def norm_map(norm: nn.Module) -> Affine:
+    """Return the map of a norm."""
+    with gradients():
+        return norm_type(norm).read(norm)
+
+
+def as_convolution(norm: nn.Module, of: tuple[int, ...] | None = None) -> tuple[Tensor, Tensor]:
     """Return weight ``(C, 1, 1, 1)`` and bias ``(C,)`` of the depthwise convolution that computes what a norm computes.
 
-    They are parameters in the norm's own precision, and require gradients where one of its parameters does.
+    They are parameters in the norm's own precision, and require gradients where one of its parameters does; ``of`` says
+    for which channels, by default for all.
     """
     with gradients():
         affine = norm_type(norm).read(norm)
+        affine = affine if of is None else affine.select(of)
     own = (*vars(norm)["_parameters"].values(), *vars(norm)["_buffers"].values())
     floating = [value for value in own if isinstance(value, Tensor) and value.is_floating_point()]
     dtype = min((value.dtype for value in floating), key=lambda dtype: torch.finfo(dtype).eps)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from canon_bridge.core.restore import Edits
 
-Prefer = Literal["left", "right"]
+Prefer = Literal["left", "right", "untangled"]
 Clipped = Literal["absorb", "pass"]
 LeftoverOption = Literal["linear", "keep"]
 ExampleInputs = Tensor | tuple[Any, ...]

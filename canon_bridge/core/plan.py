@@ -168,6 +168,51 @@ class Merge:
 
 
 @dataclass(frozen=True)
+class Untangled:
+    """A BatchNorm that is merged to the left into copies of layers that others read, too: one copy for each reader.
+
+    Attributes
+    ----------
+    norm : str
+        Its path.
+    copies : tuple of Step
+        The layers that are copied for it; ``channels`` says which of its channels arrives where in the copy.
+    index : tuple of int
+        For each of its channels, the place in the input that holds all copies.
+    rest : tuple of int
+        Its channels that come from no such layer; they get an explicit per-channel linear layer.
+    through : tuple of str
+        What lies in between.
+    ranks : tuple of int
+        The numbers of dimensions of the input that this holds for.
+    """
+
+    norm: str
+    copies: tuple[Step, ...]
+    index: tuple[int, ...]
+    rest: tuple[int, ...]
+    through: tuple[str, ...]
+    ranks: tuple[int, ...]
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The paths of the layers that are copied."""
+        return tuple(step.module for step in self.copies)
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        """What happens, and through what, without the names of modules."""
+        rest = ", the rest made a per-channel linear layer" if self.rest else ""
+        return f"merged left into copies{rest}", ", ".join(dict.fromkeys(map(kind_of, self.through))) or "-"
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """One line of the table of details."""
+        rest = f" and a per-channel linear layer ({len(self.rest)} channels)" if self.rest else ""
+        return self.norm, "copies", ", ".join(self.targets) + rest, ", ".join(self.through) or "-"
+
+
+@dataclass(frozen=True)
 class Leftover:
     """A BatchNorm that no linear layer can take, and that becomes an explicit per-channel linear layer.
 
@@ -219,7 +264,7 @@ class Refusal:
         return self.norm, "-", "nothing", self.reason
 
 
-Entry = Merge | Leftover | Refusal
+Entry = Merge | Untangled | Leftover | Refusal
 
 
 @dataclass(frozen=True)
@@ -257,7 +302,7 @@ class Plan:
         Name of the model's class.
     options : Options
         The keywords that the plan was made with.
-    entries : tuple of Merge, Leftover or Refusal
+    entries : tuple of Merge, Untangled, Leftover or Refusal
         One for each BatchNorm, in the order of the data flow: conflicts are resolved in this order.
     rewrites : tuple of Rewrite
         The containers whose forward calls modules instead of functions, or one module for each call site.
@@ -293,6 +338,11 @@ class Plan:
         return tuple(entry for entry in self.entries if isinstance(entry, Merge))
 
     @property
+    def untangled(self) -> tuple[Untangled, ...]:
+        """The BatchNorms that are merged into copies of their own."""
+        return tuple(entry for entry in self.entries if isinstance(entry, Untangled))
+
+    @property
     def leftovers(self) -> tuple[Leftover, ...]:
         """The BatchNorms that become explicit per-channel linear layers."""
         return tuple(entry for entry in self.entries if isinstance(entry, Leftover))
@@ -309,8 +359,9 @@ class Plan:
         """Return the totals in one line."""
         directions = Counter(merge.chain.direction for merge in self.merges)
         modules = sum(len(rewrite.children) for rewrite in self.rewrites)
+        copies = f"{len(self.untangled)} merged left into copies, " if self.untangled else ""
         return (
-            f"total: {len(self.entries)} BatchNorms: {directions['left']} merged left, {directions['right']} merged "
+            f"total: {len(self.entries)} BatchNorms: {directions['left']} merged left, {copies}{directions['right']} merged "
             f"right, {len(self.leftovers)} to explicit linear layers, {len(self.refusals)} left as they are; "
             f"{modules} operations made modules"
         )

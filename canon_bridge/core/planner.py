@@ -12,12 +12,13 @@ from canon_bridge.core.garbage import without_collection
 from canon_bridge.core.layers.linear import computes_weight, is_linear, why_not_foldable
 from canon_bridge.core.norms import check_norm, is_identity, is_norm
 from canon_bridge.core.options import Options, Scope
-from canon_bridge.core.plan import Entry, Leftover, Merge, Obstacle, Plan, Refusal, Words, words
+from canon_bridge.core.plan import Chain, Entry, Leftover, Merge, Obstacle, Plan, Refusal, Untangled, Words, words
 from canon_bridge.core.registry import find_entry
 from canon_bridge.core.rewrite import ExplicitFlow, ModuleCall, make_explicit
 from canon_bridge.core.search import Network, find_left, find_right, name_of
 from canon_bridge.core.trace.trace import trace
 from canon_bridge.core.uncovered import find_uncovered
+from canon_bridge.core.untangle import Untangling
 
 IS_IDENTITY = "it is the identity already"
 _READ = "a forward reads its tensors by itself"
@@ -91,6 +92,7 @@ class _Planner:
         self.network = Network(explicit, model)
         self.options = options
         self.scope = scope
+        self.untangling = Untangling(self.network, with_rest=options.leftover == "linear")
         self.staying: dict[str, str] = {}  # why, of norms that compute something, whatever the options are
         self.norms = {operation.path: operation for operation in self.network.in_order() if is_norm(operation.module)}
         network = self.network
@@ -104,7 +106,7 @@ class _Planner:
             entry = self._resolve(norm)
             if isinstance(entry, Merge):
                 self.network.identities.add(path)
-            elif isinstance(entry, Refusal):
+            elif isinstance(entry, Refusal | Untangled):
                 self.network.untouchable.add(path)
             yield entry
 
@@ -148,6 +150,8 @@ class _Planner:
             return Refusal(path, IS_IDENTITY)
         if path in network.read_elsewhere:
             return self._stays(path, _READ)
+        if self.options.prefer == "untangled":
+            return self._untangle(norm)
         find = {"left": find_left, "right": find_right}
         other = "right" if self.options.prefer == "left" else "left"
         obstacles: list[Words] = []
@@ -162,6 +166,24 @@ class _Planner:
         return self._rest(
             path, words("; ".join("{}" for _ in obstacles), *obstacles) or "such a merge was not asked for"
         )
+
+    def _untangle(self, norm: ModuleCall) -> Entry:
+        """Return what becomes of a norm where nothing may be thresholded: it goes left, into a copy if need be."""
+        network = self.network
+        obstacles: list[Words] = []
+        for into_norms in (False, True):
+            left = find_left(network, norm, into_norms=into_norms)
+            if isinstance(left, Chain):
+                return Merge(left)
+            copies = self.untangling.find(norm)
+            if isinstance(copies, Untangled):
+                return copies
+            right = find_right(network, norm, into_norms=into_norms)
+            if isinstance(right, Chain) and not right.absorbers:
+                return Merge(right)
+            what = f"{right.absorbers[0]} would have to be changed" if isinstance(right, Chain) else right.reason
+            obstacles = [words("left: {}", left.reason), words("copies: {}", copies.reason), words("right: {}", what)]
+        return self._rest(norm.path, words("; ".join("{}" for _ in obstacles), *obstacles))
 
     def _stays(self, path: str, reason: str) -> Refusal:
         self.staying[path] = reason

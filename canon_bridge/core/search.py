@@ -112,6 +112,13 @@ class Network:
         named = {"output": "the output of the model", "placeholder": "the input of the model"}
         return named.get(node.op) or str(getattr(node.target, "__name__", node.target))
 
+    def is_passable(self, node: fx.Node) -> bool:
+        """Return whether a map may pass an operation, if running it on channel numbers shows that it does."""
+        entry, operation = entry_of(node), self.operations.get(node)
+        if operation is not None and node.op == "call_module" and "forward" in vars(operation.module):
+            return False
+        return entry is not None and entry.kind in _PASSABLE
+
     def why_not_into(self, operation: ModuleCall) -> str | None:
         """Return why no map can be folded into a linear layer or a norm, or None if it can."""
         if operation.path in self.read_elsewhere:
@@ -170,7 +177,17 @@ def _of_any_rank(network: Network, norm: ModuleCall, search: Callable[[int], Cha
     return first if holds == ranks else replace(first, ranks=holds)
 
 
-class _Blocked(Exception):  # noqa: N818 - not an error, it ends the search
+class Blocked(Exception):  # noqa: N818 - not an error, it ends the search
+    """Raise where there is no chain; ``reason`` says why.
+
+    Parameters
+    ----------
+    reason : str
+        Words with braces for the names.
+    names : str
+        What is put there.
+    """
+
     def __init__(self, reason: str, *names: str) -> None:
         self.reason = words(reason, *names) if names else reason
 
@@ -185,7 +202,7 @@ class _Reached:
     nodes: list[fx.Node] = field(default_factory=list[fx.Node])
 
 
-class _Search:
+class Search:
     """What the searches share: channel numbers on their way through operations that a map may pass."""
 
     def __init__(self, network: Network, norm: ModuleCall, rank: int, into_norms: bool) -> None:
@@ -201,8 +218,8 @@ class _Search:
             chain = self._find()
             for path, reached in self.reached.items():
                 if len(reached.nodes) != len(self.network.calls(path)):
-                    raise _Blocked("{} is called elsewhere, too", name_of(self.network.operations[reached.nodes[0]]))
-        except _Blocked as blocked:
+                    raise Blocked("{} is called elsewhere, too", name_of(self.network.operations[reached.nodes[0]]))
+        except Blocked as blocked:
             return Obstacle(blocked.reason)
         return chain
 
@@ -213,13 +230,7 @@ class _Search:
         """Return whether an operation is a norm that is not the identity."""
         return operation is not None and is_norm(operation.module) and operation.path not in self.network.identities
 
-    def _is_passable(self, node: fx.Node) -> bool:
-        entry, operation = entry_of(node), self.network.operations.get(node)
-        if operation is not None and node.op == "call_module" and "forward" in vars(operation.module):
-            return False
-        return entry is not None and entry.kind in _PASSABLE
-
-    def _pass(self, node: fx.Node) -> None:
+    def pass_through(self, node: fx.Node) -> None:
         """Run an operation on the channel numbers."""
         sources = [name for name in node.all_input_nodes if name in self.labels]
         entry, operation = entry_of(node), self.network.operations.get(node)
@@ -235,7 +246,7 @@ class _Search:
         try:
             self.labels[node] = self.labels[sources[0]].moved(run)
         except Mixed as mixed:
-            raise _Blocked("{}: {}", self.network.name(node), str(mixed)) from mixed
+            raise Blocked("{}: {}", self.network.name(node), str(mixed)) from mixed
         self.through[entry.name] = None
 
     def _arrive(
@@ -244,11 +255,11 @@ class _Search:
         step = Step(operation.path, positions.channels, absorbs)
         reached = self.reached.setdefault(operation.path, _Reached(step, positions.repeats, first))
         if (reached.step, reached.repeats) != (step, positions.repeats):
-            raise _Blocked("{} is called in different ways", name_of(operation))
+            raise Blocked("{} is called in different ways", name_of(operation))
         reached.nodes.append(node)
         return reached
 
-    def _misplaced(self, source: fx.Node, reader: ModuleCall) -> _Blocked:
+    def misplaced(self, source: fx.Node, reader: ModuleCall) -> Blocked:
         """Return why the channels are not where a reader wants them: by what changed them, if it is not the reader."""
         before, waiting = set[fx.Node](), [source]
         while waiting:
@@ -258,24 +269,24 @@ class _Search:
                 waiting += node.all_input_nodes
         for node in sorted(before, key=self.network.order.__getitem__):
             sources = [self.labels[name] for name in node.all_input_nodes if name in self.labels]
-            entry, kept = entry_of(node), self.labels[node].kept(sources) if sources and self._is_passable(node) else 1
+            entry, kept = entry_of(node), self.labels[node].kept(sources) if sources and self.network.is_passable(node) else 1
             if kept < 1 and entry is not None:
                 is_pool = entry.name.startswith("avg_pool")
                 why = _MIXES if entry.kind is not Kind.MOVEMENT else _PUTS_IN
                 why = (_COUNTS if kept else _DIVIDES) if is_pool else why
-                return _Blocked("{} does not keep constants: {}", self.network.name(node), why)
-        return _Blocked("{} acts on another dimension than the channels", name_of(reader))
+                return Blocked("{} does not keep constants: {}", self.network.name(node), why)
+        return Blocked("{} acts on another dimension than the channels", name_of(reader))
 
     def _check(self, operation: ModuleCall) -> None:
         reason = self.network.why_not_into(operation)
         if reason is not None:
-            raise _Blocked(reason)
+            raise Blocked(reason)
 
 
 class _World:
     """Values of nodes in one world of the channel numbers: sizes are those of that world."""
 
-    def __init__(self, search: _Search, world: int, source: fx.Node) -> None:
+    def __init__(self, search: Search, world: int, source: fx.Node) -> None:
         self.search, self.world = search, world
         self.facts = search.network.facts
         self.source = source
@@ -357,7 +368,7 @@ class _World:
         return self.sizes[size]
 
 
-class _Right(_Search):
+class _Right(Search):
     """Push the channel numbers through the flow, in the order of the flow, until layers take them."""
 
     def _find(self) -> Chain:
@@ -383,7 +394,7 @@ class _Right(_Search):
     def _enqueue(self, node: fx.Node, waiting: list[tuple[int, fx.Node]], seen: set[fx.Node]) -> None:
         readers = self.network.readers(node)
         if not readers:
-            raise _Blocked("nothing reads its output")
+            raise Blocked("nothing reads its output")
         for reader in readers:
             if reader not in seen:
                 seen.add(reader)
@@ -392,30 +403,30 @@ class _Right(_Search):
     def _visit(self, node: fx.Node) -> None:
         network, operation = self.network, self.network.operations.get(node)
         if network.aliases.overwritten(node) is not None and network.aliases.read_after(node):
-            raise _Blocked("{} overwrites a tensor that is read again later", network.name(node))
+            raise Blocked("{} overwrites a tensor that is read again later", network.name(node))
         source: Any = node.args[0] if node.args else None
         others = [name for name in node.all_input_nodes if name is not source and has_data(name)]
         is_alone = isinstance(source, fx.Node) and source in self.labels and not others
         if operation is not None and operation.path == self.norm.path:
-            raise _Blocked("it feeds itself")
+            raise Blocked("it feeds itself")
         if is_alone and operation is not None and (is_linear(operation.module) or self._is_norm(operation)):
             self._take(node, operation, self.labels[source])
         elif is_alone and operation is not None and find_absorber(operation.module) is not None:
             self._absorb(node, operation, self.labels[source])
         elif is_alone and operation is not None and is_norm(operation.module):
             self.labels[node] = self.labels[source]  # an identity
-        elif self._is_passable(node):
-            self._pass(node)
+        elif self.network.is_passable(node):
+            self.pass_through(node)
         else:
-            raise _Blocked(_NOT_LINEAR, network.name(node))
+            raise Blocked(_NOT_LINEAR, network.name(node))
 
     def _take(self, node: fx.Node, operation: ModuleCall, labels: Labels) -> None:
         if is_norm(operation.module) and not self.into_norms:
-            raise _Blocked("{} after it is a norm", name_of(operation))
+            raise Blocked("{} after it is a norm", name_of(operation))
         self._check(operation)
         reason = None if is_norm(operation.module) else why_not_before(operation.module)
         if reason is not None:
-            raise _Blocked("{}: {}", name_of(operation), reason)
+            raise Blocked("{}: {}", name_of(operation), reason)
         module, rank = operation.module, labels.dimensions()
         spatial = 0 if is_norm(module) else linear_type(module).spatial
         takes = width(module) if is_norm(module) else in_channels(module)
@@ -425,10 +436,10 @@ class _Right(_Search):
             fits = rank == spatial + 2 if spatial else rank is not None
         positions = labels.along(1 if spatial or is_norm(module) else -1) if fits else None
         if positions is None:
-            raise self._misplaced(node.all_input_nodes[0], operation)
+            raise self.misplaced(node.all_input_nodes[0], operation)
         if not positions.fits(takes):
             numbers = Words(str(takes), "n"), Words(str(len(positions.channels)), "m")
-            raise _Blocked("{} takes {} channels, it has {}", name_of(operation), *numbers)
+            raise Blocked("{} takes {} channels, it has {}", name_of(operation), *numbers)
         self._arrive(node, operation, positions, False, 0)
 
     def _absorb(self, node: fx.Node, operation: ModuleCall, labels: Labels) -> None:
@@ -437,7 +448,7 @@ class _Right(_Search):
         rank = wanted_rank(module)  # of a pool; an activation takes any
         positions = labels.along(1) if rank in (None, labels.dimensions()) else None
         if positions is None or (positions.repeats and several):
-            raise self._misplaced(node.all_input_nodes[0], operation)
+            raise self.misplaced(node.all_input_nodes[0], operation)
         known = operation.path in self.reached
         first = self._arrive(node, operation, positions, True, self.numbers).first
         self.numbers += 0 if known else len(positions.channels)
@@ -456,14 +467,14 @@ class _Right(_Search):
             self.labels[node] = labels.renumbered(first, positions, None if rank is None else pool)
         except Mixed as mixed:
             if rank is None or positions.repeats:
-                raise _Blocked("{}: {}", name_of(operation), str(mixed)) from mixed
+                raise Blocked("{}: {}", name_of(operation), str(mixed)) from mixed
             # Of a size that is not known, but a pool of each channel whatever that is.
             self.labels[node] = Labels.start(range(first, first + len(positions.channels)), 1, rank)
         kind = type(module).__name__
         self.through[Words(f"{kind} {operation.path}", kind)] = None
 
 
-class _Left(_Search):
+class _Left(Search):
     """Follow the flow back to the layers before, as long as nobody else reads it, and number their channels on the way.
 
     Whether what lies between keeps the channels apart is then found by running it, from the layers to the norm.
@@ -489,23 +500,23 @@ class _Left(_Search):
     ) -> None:
         network = self.network
         if not isinstance(node, fx.Node) or node.op not in ("call_module", "call_function", "call_method"):
-            raise _Blocked("no linear layer comes before it")
+            raise Blocked("no linear layer comes before it")
         if node in producers or node in between:
             return
         operation = network.operations.get(node)
         if any(other is not reader for other in network.readers(node)):
-            raise _Blocked("{} before it has other consumers, too", network.name(node))
+            raise Blocked("{} before it has other consumers, too", network.name(node))
         if operation is not None and (is_linear(operation.module) or self._is_norm(operation)):
             if is_norm(operation.module) and not self.into_norms:
-                raise _Blocked("{} before it is a norm", name_of(operation))
+                raise Blocked("{} before it is a norm", name_of(operation))
             if operation.path == self.norm.path:
-                raise _Blocked("it feeds itself")
+                raise Blocked("it feeds itself")
             self._check(operation)
             producers[node] = operation
             return
         is_identity = operation is not None and is_norm(operation.module)
-        if not is_identity and not self._is_passable(node):
-            raise _Blocked("{} before it is not linear", network.name(node))
+        if not is_identity and not self.network.is_passable(node):
+            raise Blocked("{} before it is not linear", network.name(node))
         for name in node.all_input_nodes:
             if has_data(name):
                 self._back(name, node, between, producers)
@@ -521,19 +532,19 @@ class _Left(_Search):
         """
         known = all(self._dimensions(producer, operation) for producer, operation in producers.items())
         found: set[tuple[int, ...]] = set()
-        blocked: _Blocked | None = None
+        blocked: Blocked | None = None
         for assumed in (0,) if known else (2, 3, 4, 5):
             try:
                 self._number(producers, assumed)
                 for inner in between:
                     self._forward(inner)
                 found.add(self._read(node, producers))
-            except _Blocked as error:
+            except Blocked as error:
                 blocked = error
         if len(found) == 1:
             return found.pop()
         last = next(iter(producers.values()))
-        raise blocked or _Blocked("how many dimensions the output of {} has is not known", name_of(last))
+        raise blocked or Blocked("how many dimensions the output of {} has is not known", name_of(last))
 
     def _number(self, producers: dict[fx.Node, ModuleCall], assumed: int) -> None:
         """Give the channels of the layers numbers, counted through all of them."""
@@ -558,7 +569,7 @@ class _Left(_Search):
             (source,) = [name for name in node.all_input_nodes if name in self.labels]
             self.labels[node] = self.labels[source]
         else:
-            self._pass(node)
+            self.pass_through(node)
 
     def _read(self, node: fx.Node, producers: dict[fx.Node, ModuleCall]) -> tuple[int, ...]:
         source = node.args[0]
@@ -567,12 +578,12 @@ class _Left(_Search):
         positions = labels.along(1) if labels.dimensions() == self.rank else None
         last = next(iter(producers.values()))
         if positions is None:
-            raise self._misplaced(source, last)
+            raise self.misplaced(source, last)
         if positions.repeats or len(set(positions.channels)) != len(positions.channels):
-            raise _Blocked("a channel of {} comes to several of the norm", name_of(last))
+            raise Blocked("a channel of {} comes to several of the norm", name_of(last))
         if len(positions.channels) != self.width or OUTSIDE in positions.channels:
             numbers = Words(str(len(positions.channels)), "n"), Words(str(self.width), "m")
-            raise _Blocked("{} puts out {} channels, it wants {}", name_of(last), *numbers)
+            raise Blocked("{} puts out {} channels, it wants {}", name_of(last), *numbers)
         return positions.channels
 
 

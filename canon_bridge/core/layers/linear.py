@@ -404,6 +404,50 @@ def fold_after(edits: Edits, module: nn.Module, affine: Affine) -> None:
     _write(edits, module, new_weight, new_bias)
 
 
+def fold_after_copies(edits: Edits, module: nn.Module, affines: Sequence[Affine]) -> None:
+    r"""Make a layer compute its output once for each of several affine maps that follow it (see :func:`fold_after`).
+
+    The copies lie side by side in the output channels, those of one group together: copy :math:`k` of channel
+    :math:`c` of group :math:`g` is channel :math:`(g K + k) C / G + c` of :math:`K C` for :math:`G` groups.
+
+    Parameters
+    ----------
+    edits : Edits
+        The journal that records the writes.
+    module : nn.Module
+        A layer of a type in ``LINEAR``; its ``weight`` and ``bias`` slots get new Parameters, and its number of output
+        channels grows.
+    affines : sequence of Affine
+        The map of each copy, of shape ``(C_out,)``.
+    """
+    weight, bias = _plain_parameters(edits, module)
+    dtype, entry = working_dtype(weight.dtype), linear_type(module)
+    channels, groups = out_channels(module), int(getattr(module, "groups", 1))
+    scales, shifts = (
+        torch.stack([_to(value, weight) for value in values])
+        for values in zip(*((affine.scale, affine.shift) for affine in affines), strict=True)
+    )
+    # (copies, C_out, ...) in which the copies of a group are then put together.
+    if entry.transposed:
+        grouped = weight.to(dtype).unflatten(0, (groups, -1))
+        factors = scales.view(len(affines), groups, 1, -1, *(1,) * (weight.dim() - 2))
+        new_weight = (grouped * factors).movedim(0, 2).flatten(2, 3).flatten(0, 1)
+    else:
+        new_weight = _side_by_side(weight.to(dtype) * scales.view(*scales.shape, *(1,) * (weight.dim() - 1)), groups)
+    new_bias = shifts
+    if bias is not None:
+        broadcast = (*scales.shape, *(1,) * (bias.dim() - 1))
+        new_bias = bias.to(dtype) * scales.view(broadcast) + shifts.view(broadcast)
+    _write(edits, module, new_weight, _side_by_side(new_bias, groups))
+    name = "out_channels" if entry.spatial else "out_features"
+    edits.set(module, "__dict__", name, channels * len(affines))
+
+
+def _side_by_side(copies: Tensor, groups: int) -> Tensor:
+    """Return ``(copies, C_out, ...)`` as ``(copies * C_out, ...)``, with the copies of each group together."""
+    return copies.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 2)
+
+
 # How many entries a bias may have for each element of the weight. Measured: a 3x3 convolution of 64 channels needs
 # 0.03; depthwise ones (where it is most) with kernel 3 1.8, 5 3.2, 7 5.2, 9 7.7, 11 10.7, 31 68; with 3x3x3 2.4, with
 # 5x5x5 5.8; transposed depthwise ones with stride 2 and kernel 2 2.3, 3 2.8, 4 3.1, 5 4.0, 7 5.9.
