@@ -4,21 +4,21 @@ The copies of a layer lie side by side in its output channels. What lies between
 channel alike, so it takes more of them, and each norm selects its own. Nothing here writes to a model.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import fx
 
 from canon_bridge.core.facts import has_data
-from canon_bridge.core.labels import OUTSIDE, Labels, Positions
+from canon_bridge.core.labels import OUTSIDE, WORLDS, Labels, Positions
 from canon_bridge.core.layers.linear import is_linear, linear_type, out_channels
 from canon_bridge.core.norms import is_norm, norm_type
-from canon_bridge.core.plan import Obstacle, Step, Untangled
+from canon_bridge.core.plan import Obstacle, Step, Untangled, Words
 from canon_bridge.core.rewrite import ModuleCall
 from canon_bridge.core.search import Blocked, Network, Search
 
-# Whether the channels of a layer keep apart is found in all worlds; where the copies lie, in the smaller ones.
-_WORLDS = (0, 1, 2)
+# Where values are joined, sizes do not matter: the smallest worlds will do.
+_WORLDS = ((0, 1), (1, 2))
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Untangling:
         self._network, self._with_rest = network, with_rest
         self._found: dict[fx.Node, Untangled] | None = None
         self._reasons: dict[fx.Node, str] = {}
+        self._known: dict[tuple[fx.Node, int], Positions | None] = {}
 
     def find(self, norm: ModuleCall) -> Untangled | Obstacle:
         """Return how a norm is merged into copies, or what stands in the way.
@@ -80,7 +81,7 @@ class Untangling:
             failed = False
             for node in sorted({norm for several in readers.values() for norm in several}, key=network.order.__getitem__):
                 try:
-                    found[node] = _Selection(network, node, norms[node], readers, self._with_rest).result()
+                    found[node] = _Selection(network, node, norms[node], readers, self._known).result(self._with_rest)
                 except Blocked as blocked:
                     self._reasons[node] = blocked.reason
                     del norms[node]
@@ -126,7 +127,7 @@ class Untangling:
 
 
 class _Selection(Search):
-    """Where the copies for one norm lie in its input, once there is a copy for each."""
+    """Where the copies for one norm lie in its input, once there is a copy for each norm."""
 
     def __init__(
         self,
@@ -134,60 +135,70 @@ class _Selection(Search):
         node: fx.Node,
         rank: int,
         readers: Mapping[fx.Node, tuple[fx.Node, ...]],
-        with_rest: bool,
+        known: dict[tuple[fx.Node, int], Positions | None],
     ) -> None:
         super().__init__(network, network.operations[node], rank, into_norms=False)
-        self.node, self.readers, self.with_rest = node, readers, with_rest
+        self.node, self.readers, self.known = node, readers, known
         self.before = _Before()
-        self._known: dict[fx.Node, bool] = {}
+        self._is_reached: dict[fx.Node, bool] = {}
 
-    def result(self) -> Untangled:
-        """Return it; raise :class:`Blocked` where it cannot be told."""
+    def result(self, with_rest: bool) -> Untangled:
+        """Return it; raise :class:`Blocked` where it cannot be told, or not without a rest."""
         source = self.node.args[0]
         assert isinstance(source, fx.Node)
         self._reaches(source)
         before = self.before
         before.between.sort(key=self.network.order.__getitem__)
-        if before.others and not self.with_rest:
+        if before.others and not with_rest:
             raise Blocked("{} before it is not linear", self.network.name(before.others[0]))
-        single = self._positions(source, lambda layer: 1)
-        several = single
-        if any(len(self.readers[layer]) > 1 for layer in before.layers):
-            several = self._positions(source, lambda layer: len(self.readers[layer]))
-        return self._untangled(single, {number: place for place, number in enumerate(several)})
-
-    def _untangled(self, single: Sequence[tuple[int, int, int]], places: Mapping[tuple[int, int, int], int]) -> Untangled:
-        layers = self.before.layers
-        copies = [self.readers[layer].index(self.node) for layer in layers]
-        steps = [[OUTSIDE] * self._width_of(layer) for layer in layers]
-        index: list[int] = []
-        rest: list[int] = []
-        for channel, (source, _, number) in enumerate(single):
-            if source < len(layers):
-                steps[source][number] = channel
-            else:
-                rest.append(channel)
-            key = (source, copies[source] if source < len(layers) else 0, number)
-            if key not in places:
-                raise Blocked("a channel of its copy of {} does not come to it", self.network.name(layers[source]))
-            index.append(places[key])
+        single = self._numbers_at(source, dict.fromkeys(before.layers, 1))
+        copies = {layer: len(self.readers[layer]) for layer in before.layers}
+        several = single if set(copies.values()) == {1} else self._numbers_at(source, copies)
         if len(single) != self.width:
-            raise Blocked("{} channels come to it, it has {}", str(len(single)), str(self.width))
-        named = [self.network.operations[layer].path for layer in layers]
+            raise Blocked("{} channels come to it, it has {}", Words(str(len(single)), "n"), Words(str(self.width), "m"))
+        return self._untangled(single, copies, {number: place for place, number in enumerate(several)})
+
+    def _untangled(
+        self, single: Sequence[int], copies: Mapping[fx.Node, int], places: Mapping[int, int]
+    ) -> Untangled:
+        steps = {layer: [OUTSIDE] * self._channels(layer) for layer in self.before.layers}
+        index = [OUTSIDE] * self.width
+        rest: list[int] = []
+        channel_of = {number: channel for channel, number in enumerate(single)}
+        first = first_of_several = 0
+        for source in (*self.before.layers, *self.before.others):
+            channels, count = self._channels(source), copies.get(source, 1)
+            copy = self.readers[source].index(self.node) if source in steps else 0
+            size = channels // (self._groups(source) if source in steps else 1)
+            for number in range(channels):
+                channel = channel_of.get(first + number)
+                if channel is None:
+                    continue
+                group, within = divmod(number, size)
+                place = places.get(first_of_several + (group * count + copy) * size + within)
+                if place is None:
+                    raise Blocked("its copy of {} does not come to it", self.network.name(source))
+                index[channel] = place
+                if source in steps:
+                    steps[source][number] = channel
+                else:
+                    rest.append(channel)
+            first, first_of_several = first + channels, first_of_several + count * channels
+        operations = self.network.operations
         return Untangled(
             self.norm.path,
-            tuple(Step(path, tuple(channels)) for path, channels in zip(named, steps, strict=True)),
+            tuple(Step(operations[layer].path, tuple(channels)) for layer, channels in steps.items()),
             tuple(index),
-            tuple(rest),
+            tuple(sorted(rest)),
             tuple(self.through),
             (self.rank,),
         )
 
     def _reaches(self, node: fx.Node) -> bool:
         """Return whether a value is made of layers that are copied, and note what it is made of."""
-        if node not in self._known:
-            self._known[node] = self._note(node)
-        return self._known[node]
+        if node not in self._is_reached:
+            self._is_reached[node] = self._note(node)
+        return self._is_reached[node]
 
     def _note(self, node: fx.Node) -> bool:
         if node in self.readers:
@@ -204,50 +215,59 @@ class _Selection(Search):
         self.before.others.extend(name for name in others if name not in self.before.others)
         return True
 
-    def _positions(self, source: fx.Node, copies: Callable[[fx.Node], int]) -> list[tuple[int, int, int]]:
-        """Return what lies at each channel of the input: the number of the source, of the copy, and of the channel."""
-        meaning: list[tuple[int, int, int]] = []
-        is_single = all(copies(layer) == 1 for layer in self.before.layers)
-        self.labels = {}
-        for place, node in enumerate([*self.before.layers, *self.before.others]):
-            numbers = list(self._channels(node, place, copies(node) if node in self.readers else 1))
-            first = len(meaning)
-            meaning += numbers
-            self.labels[node] = self._start(range(first, len(meaning)), *self._axis_and_rank(node), is_single)
+    def _numbers_at(self, source: fx.Node, copies: Mapping[fx.Node, int]) -> tuple[int, ...]:
+        """Return what comes to the norm: channels are numbered through all copies of all sources."""
+        error: Blocked | None = None
+        for worlds in _WORLDS:
+            try:
+                return self._numbers_in(worlds, source, copies)
+            except Blocked as blocked:
+                error = blocked
+        assert error is not None
+        raise error
+
+    def _numbers_in(
+        self, worlds: tuple[int, ...], source: fx.Node, copies: Mapping[fx.Node, int]
+    ) -> tuple[int, ...]:
+        started: dict[fx.Node, Labels] = {}
+        first = 0
+        for node in (*self.before.layers, *self.before.others):
+            number = self._channels(node) * copies.get(node, 1)
+            started[node] = Labels.start(range(first, first + number), *self._axis_and_rank(node))
+            first += number
         for node in self.before.between:
-            self.pass_through(node)
-            joined = [name for name in node.all_input_nodes if name in self.labels]
-            positions = self.labels[node].along(1) if len(joined) == 1 else None
-            rank = self.labels[node].dimensions()
-            if positions is not None and rank is not None and not positions.repeats:
-                # What is joined with it elsewhere starts with the same sizes, whatever a pool made of these.
-                self.labels[node] = self._start(positions.channels, 1, rank, is_single)
+            (before, *more) = [name for name in node.all_input_nodes if has_data(name)]
+            is_alone = not more and before in started
+            positions = self._alone(node, before, started[before], worlds) if is_alone else None
+            if positions is not None:
+                # What is joined with it elsewhere has the same sizes, whatever a pool made of those here.
+                numbers = [started[before].channels[number] for number in positions.channels]
+                started[node] = Labels.start(numbers, 1, self.rank)
+        self.labels = {node: labels.in_worlds(worlds) for node, labels in started.items()}
+        for node in self.before.between:
+            if node not in started:
+                self.pass_through(node)
         labels = self.labels[source]
         positions = labels.along(1) if labels.dimensions() == self.rank else None
         if positions is None:
             raise self.misplaced(source, self.norm)
-        return [meaning[number] for number in self._distinct(positions)]
-
-    def _start(self, numbers: Sequence[int], axis: int, rank: int, is_single: bool) -> Labels:
-        labels = Labels.start(numbers, axis, rank)
-        return labels if is_single else labels.in_worlds(_WORLDS)
-
-    def _channels(self, node: fx.Node, place: int, copies: int) -> Iterator[tuple[int, int, int]]:
-        """Yield the copy and the number of each output channel: the copies of a group stand together."""
-        channels = self._width_of(node)
-        groups = int(getattr(self.network.operations[node].module, "groups", 1)) if node in self.readers else 1
-        size = channels // groups
-        for group in range(groups):
-            for copy in range(copies):
-                yield from ((place, copy, group * size + channel) for channel in range(size))
-
-    def _distinct(self, positions: Positions) -> tuple[int, ...]:
-        numbers = positions.channels
-        if positions.repeats or len(set(numbers)) != len(numbers) or OUTSIDE in numbers:
+        found = positions.channels
+        if positions.repeats or len(set(found)) != len(found) or OUTSIDE in found:
             raise Blocked("a channel of {} comes to several of its own", self.network.name(self.before.layers[0]))
-        return numbers
+        return found
 
-    def _width_of(self, node: fx.Node) -> int:
+    def _alone(self, node: fx.Node, before: fx.Node, labels: Labels, worlds: tuple[int, ...]) -> Positions | None:
+        """Return where an operation on one value moves its channels, or None where that is not told by one axis."""
+        key = node, len(labels.channels)
+        if key not in self.known:
+            self.labels = {before: Labels.start(range(key[1]), labels.axis, labels.rank).in_worlds(WORLDS)}
+            self.pass_through(node)
+            found = self.labels[node]
+            positions = found.along(1) if found.dimensions() == self.rank else None
+            self.known[key] = None if positions is None or positions.repeats or OUTSIDE in positions.channels else positions
+        return self.known[key]
+
+    def _channels(self, node: fx.Node) -> int:
         if node in self.readers:
             return out_channels(self.network.operations[node].module)
         size = self.network.facts.size(node, 1)
@@ -255,9 +275,11 @@ class _Selection(Search):
             raise Blocked("how many channels {} has is not known", self.network.name(node))
         return size
 
+    def _groups(self, layer: fx.Node) -> int:
+        return int(getattr(self.network.operations[layer].module, "groups", 1))
+
     def _axis_and_rank(self, node: fx.Node) -> tuple[int, int]:
         """Return where the channels of a source lie, and how many dimensions it has."""
         spatial = linear_type(self.network.operations[node].module).spatial if node in self.readers else 0
         rank = spatial + 2 if spatial else self.network.facts.rank(node) or self.rank
         return rank - 1 if node in self.readers and not spatial else 1, rank
-
