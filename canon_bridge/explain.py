@@ -32,7 +32,7 @@ class Explainer:
         zennit (``EpsilonPlus``).
     framework : {"captum", "zennit"}, default "captum"
         Which one computes the maps.
-    prefer : {"left", "right"}, default "left"
+    prefer : {"left", "right", "untangled"}, default "left"
         See :func:`canon_bridge.canonize`.
     target : int or str, optional
         The class to explain: a number, the column that holds it for each image, or by default the predicted one.

@@ -97,7 +97,7 @@ SEARCH = mutants(
         "self.numbers += 0",
     ),
     ("any width fits", "if not positions.fits(takes):", "if False:"),
-    ("a norm is found before a layer", 'raise _Blocked("{} after it is a norm", name_of(operation))', "pass"),
+    ("a norm is found before a layer", 'raise Blocked("{} after it is a norm", name_of(operation))', "pass"),
     ("other readers ignored", "if any(other is not reader for other in network.readers(node)):", "if False:"),
     (
         "a channel that comes to several",
@@ -117,4 +117,17 @@ SEARCH = mutants(
         "            return 1\n",
     ),
     ("parameters that a forward reads", "if operation.path in self.read_elsewhere:", "if False:"),
+)
+
+UNTANGLE = mutants(
+    "core/untangle.py",
+    "core/test_untangle.py",
+    ("every norm has the first copy", "self.readers[source].index(self.node) if source in steps else 0", "0"),
+    ("groups do not matter", "(self._groups(source) if source in steps else 1)", "1"),
+    ("readers of sizes ignored", "if not readers or len(readers) != len(node.users):", "if not readers:"),
+    ("other readers ignored", "or network.aliases.overwritten(reader) is not None:", ":"),
+    ("a channel that comes to several", "or len(set(found)) != len(found) or", "or"),
+    ("the rest is as it was", "                    rest.append(channel)", "                    continue"),
+    ("what is to be kept is made linear", "if before.others and not with_rest:", "if False:"),
+    ("any number of dimensions", "labels.along(1) if labels.dimensions() == self.rank else None", "labels.along(1)"),
 )

@@ -22,4 +22,6 @@ EVERY = (
     *channels.FACTS,
     *channels.LABELS,
     *channels.SEARCH,
+    *channels.UNTANGLE,
+    *layers.COPIES,
 )

@@ -189,3 +189,25 @@ FUNCTIONAL = mutants(
     ("a gate that is no sigmoid", "self.multiply(signal, self.gate(gate))", "self.multiply(signal, gate)"),
     ("arguments by keyword lost", "**fill(self.kwargs, values)", ""),
 )
+
+COPIES = mutants(
+    "core/layers/linear.py",
+    "core/test_untangle.py",
+    (
+        "copies without shifts",
+        "bias.to(dtype) * scales.view(broadcast) + shifts.view(broadcast)",
+        "bias.to(dtype) * scales.view(broadcast)",
+    ),
+    ("the bias is not scaled", "new_bias = bias.to(dtype) * scales.view(broadcast) +", "new_bias = bias.to(dtype) +"),
+    (
+        "copies of groups apart",
+        "copies.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 2)",
+        "copies.flatten(0, 1)",
+    ),
+    (
+        "transposed copies by input",
+        ".movedim(0, 2).flatten(2, 3).flatten(0, 1)",
+        ".movedim(0, 3).flatten(2, 3).flatten(0, 1)",
+    ),
+    ("as many channels as before", 'edits.set(module, "__dict__", name, channels * len(affines))', "pass"),
+)

@@ -30,6 +30,7 @@ from canon_bridge.core import (
     Options,
     Prefer,
     Product,
+    Selected,
     Subtract,
     UncoveredOperationWarning,
     bind_forward,
@@ -45,6 +46,7 @@ _RULES: Final[Mapping[type[nn.Module], Callable[[], PropagationRule]]] = {
     Multiply: SignalTakesAll,
     Divide: SignalTakesAll,
     Product: SignalTakesAll,
+    Selected: Norm,  # which is exact for what only moves elements
     ElementWise: Pass,
     Normaliser: Pass,
     BatchNorm: Pass,

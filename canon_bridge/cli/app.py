@@ -60,7 +60,7 @@ Weights = Annotated[
         "default, IMAGENET1K_V2, a1_in1k.",
     ),
 ]
-PreferOption = Annotated[Prefer, typer.Option(help="Which merge to try first.")]
+PreferOption = Annotated[Prefer, typer.Option(help="Which merge to try first, or copies.")]
 ClippedOption = Annotated[Clipped, typer.Option(help="Relevance at units that a thresholded ReLU clips.")]
 PresetOption = Annotated[PresetName, typer.Option(help="The rules; in zennit the composite of the same name.")]
 FrameworkOption = Annotated[Framework, typer.Option(help="Which one computes.")]

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from canon_bridge import Audit, Merge, Plan, Refusal
+from canon_bridge import Audit, Merge, Plan, Refusal, Untangled
 
 
 def plan_json(plan: Plan) -> str:
@@ -17,6 +17,7 @@ def plan_json(plan: Plan) -> str:
             "batch_norms": len(plan.entries),
             "merged_left": sum(merge.chain.direction == "left" for merge in plan.merges),
             "merged_right": sum(merge.chain.direction == "right" for merge in plan.merges),
+            "merged_into_copies": len(plan.untangled),
             "linear_layers": len(plan.leftovers),
             "left_as_they_are": len(plan.refusals),
             "operations_made_modules": sum(len(rewrite.children) for rewrite in plan.rewrites),
@@ -49,6 +50,16 @@ def _entry(order: int, entry: Any) -> dict[str, Any]:
             "into": chain.targets,
             "absorbed_by": chain.absorbers,
             "through": chain.through,
+        }
+    if isinstance(entry, Untangled):
+        return {
+            "order": order,
+            "path": entry.norm,
+            "what": "merged into copies",
+            "channels": len(entry.index),
+            "into": entry.targets,
+            "channels_to_a_linear_layer": len(entry.rest),
+            "through": entry.through,
         }
     what = "left as it is" if isinstance(entry, Refusal) else "made a linear layer"
     return {"order": order, "path": entry.norm, "what": what, "reason": entry.reason}

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from canon_bridge import Audit, Plan
 from canon_bridge.cli.names import braced
-from canon_bridge.core import Merge
+from canon_bridge.core import Merge, Untangled
 
 BAD = "bold red"
 
@@ -84,7 +84,7 @@ def _entry_table(plan: Plan, ways: dict[tuple[str, ...], str]) -> Table:
             inside = home
             if inside:
                 table.add_row("", Text(inside, style="bold"))
-        targets = entry.chain.targets if isinstance(entry, Merge) else ()
+        targets = entry.targets if isinstance(entry, Merge | Untangled) else ()
         into = ", ".join(braced(_below(inside, target) for target in targets)) if targets else entry.row[2]
         style = BAD if entry in bad else None
         table.add_row(str(number), Text(_below(inside, entry.norm)), ways[entry.group], Text(into), style=style)

@@ -26,6 +26,7 @@ from canon_bridge.core.explicit import (
     OfRank,
     Operand,
     Product,
+    Selected,
     Subtract,
     signal_of,
     stand_in,
@@ -35,7 +36,7 @@ from canon_bridge.core.layers.linear import LINEAR, is_linear, register_layer
 from canon_bridge.core.norms import check_norm, is_norm, normalized, register_norm, width
 from canon_bridge.core.operations import Kind, operation_of_module, register_operation
 from canon_bridge.core.options import Backend, Clipped, ExampleInputs, LeftoverOption, Options, Prefer, Scope
-from canon_bridge.core.plan import Chain, Leftover, Merge, Plan, Refusal, Step, Uncovered, align
+from canon_bridge.core.plan import Chain, Leftover, Merge, Plan, Refusal, Step, Uncovered, Untangled, align
 from canon_bridge.core.precision import tensors_in
 from canon_bridge.core.restore import Edits
 from canon_bridge.core.trace.flow import TracingError, fits_defaults
@@ -74,11 +75,13 @@ __all__ = [
     "Product",
     "Refusal",
     "Scope",
+    "Selected",
     "Step",
     "Subtract",
     "TracingError",
     "Uncovered",
     "UncoveredOperationWarning",
+    "Untangled",
     "align",
     "bind_forward",
     "check_module",

@@ -273,7 +273,7 @@ class Canonization:
     def __repr__(self) -> str:
         state = "canonical" if self._edits is not None else "as it was"
         error = "" if self.function_error is None else f", function error {self.function_error:.1e} on example_inputs"
-        merged = f"{len(self.plan.merges)} of {len(self.plan.entries)} BatchNorms merged"
+        merged = f"{len(self.plan.merges) + len(self.plan.untangled)} of {len(self.plan.entries)} BatchNorms merged"
         return f"Canonization({self.plan.model}: {state}, {merged}{error})"
 
     def is_current(self) -> bool:
@@ -315,7 +315,7 @@ class Canonization:
                 "more; call canonize(model) anew, in the state that the model is in now."
             )
         check_values(self.model)
-        merged = {entry.norm for entry in self.plan.merges}
+        merged = {entry.norm for entry in (*self.plan.merges, *self.plan.untangled)}
         for module, path in paths(self.model).items():
             if path in merged:
                 check_norm(module, path)
@@ -348,8 +348,11 @@ def canonize(
     ----------
     model : nn.Module
         Any model in evaluation mode, float16 to float64, on any device. It is changed in place and restored.
-    prefer : {"left", "right"}, default "left"
-        Which merge to try first: into the linear layer before the BatchNorm, or into those after it.
+    prefer : {"left", "right", "untangled"}, default "left"
+        Which merge to try first: into the linear layer before the BatchNorm, or into those after it. With "untangled"
+        no activation is changed: a layer before several BatchNorms is copied for each of them (its output channels
+        hold the copies side by side, and each BatchNorm selects its own), which are then merged to the left; what
+        comes from no linear layer gets an explicit per-channel linear layer.
     clipped : {"absorb", "pass"}, default "absorb"
         What happens to relevance at units that a thresholded ReLU clips, whose value does not depend on the input:
         it is absorbed (as by a bias), or passes to the input all the same.

@@ -101,6 +101,12 @@ def _beginnings(plan: Plan) -> Iterator[tuple[str, Plan]]:
     for entry in (*plan.merges, *plan.leftovers):
         part = replace(part, entries=(*part.entries, entry))
         yield _merged(entry), part
+    if plan.untangled:  # a layer has all of its copies, or none
+        norms = ", ".join(entry.norm for entry in plan.untangled)
+        yield (
+            f"where {norms} were merged into copies of the layers before",
+            replace(part, entries=(*part.entries, *plan.untangled)),
+        )
 
 
 def _written(rewrite: Rewrite) -> str:

@@ -155,6 +155,11 @@ class Merge:
         return self.chain.norm
 
     @property
+    def targets(self) -> tuple[str, ...]:
+        """The paths of the layers that take the map."""
+        return self.chain.targets
+
+    @property
     def group(self) -> tuple[str, ...]:
         """What happens, and through what, without the names of modules."""
         kinds = dict.fromkeys(map(kind_of, self.chain.through))
@@ -361,8 +366,8 @@ class Plan:
         modules = sum(len(rewrite.children) for rewrite in self.rewrites)
         copies = f"{len(self.untangled)} merged left into copies, " if self.untangled else ""
         return (
-            f"total: {len(self.entries)} BatchNorms: {directions['left']} merged left, {copies}{directions['right']} merged "
-            f"right, {len(self.leftovers)} to explicit linear layers, {len(self.refusals)} left as they are; "
+            f"total: {len(self.entries)} BatchNorms: {directions['left']} merged left, {copies}{directions['right']} "
+            f"merged right, {len(self.leftovers)} to explicit linear layers, {len(self.refusals)} left as they are; "
             f"{modules} operations made modules"
         )
 

@@ -68,11 +68,13 @@ def explained(found: list[Loss]) -> float:
 def losses(model: nn.Module, plan: Plan) -> list[Loss]:
     """Return what the merges of a plan lose, in a model where they are still to be carried out.
 
-    Merges to the left are as precise as the BatchNorm; so is a per-channel linear layer in float32 and above.
+    Merges to the left, also into copies, are as precise as the BatchNorm; so is a per-channel linear layer in float32
+    and above.
     """
     find = finder(model)
     found: list[tuple[str, Tensor | None, float]] = []
-    for entry in (*plan.merges, *plan.leftovers):
+    with_linear_layer = [entry for entry in plan.untangled if entry.rest]
+    for entry in (*plan.merges, *plan.leftovers, *with_linear_layer):
         if isinstance(entry, Merge) and entry.chain.direction == "left":
             continue
         norm, layers = find(entry.norm), entry.chain.targets if isinstance(entry, Merge) else ()

@@ -5,7 +5,7 @@ channel alike, so it takes more of them, and each norm selects its own. Nothing 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 
@@ -55,7 +55,7 @@ class Untangling:
         self._network, self._with_rest = network, with_rest
         self._found: dict[fx.Node, Untangled] | None = None
         self._reasons: dict[fx.Node, str] = {}
-        self._known: dict[tuple[fx.Node, int], Positions | None] = {}
+        self._known: dict[tuple[fx.Node, int, int], Positions | None] = {}
 
     def find(self, norm: ModuleCall) -> Untangled | Obstacle:
         """Return how a norm is merged into copies, or what stands in the way.
@@ -73,15 +73,17 @@ class Untangling:
     def _settle(self) -> dict[fx.Node, Untangled]:
         """Decide which layers are copied: those of which all readers are norms that can select their copy."""
         network = self._network
-        norms = {node: rank for node in network.operations if (rank := self._rank(node)) is not None}
+        norms = {node: ranks for node in network.operations if (ranks := self._ranks(node)) is not None}
         layers = [node for node in network.operations if self._may_be_copied(node)]
         while True:
-            readers = {layer: found for layer in layers if (found := self._norms_after(layer, norms))}
+            readers = {layer: after for layer in layers if (after := self._norms_after(layer, norms))}
             found: dict[fx.Node, Untangled] = {}
             failed = False
-            for node in sorted({norm for several in readers.values() for norm in several}, key=network.order.__getitem__):
+            for node in sorted(
+                {norm for several in readers.values() for norm in several}, key=network.order.__getitem__
+            ):
                 try:
-                    found[node] = _Selection(network, node, norms[node], readers, self._known).result(self._with_rest)
+                    found[node] = self._select(node, norms[node], readers)
                 except Blocked as blocked:
                     self._reasons[node] = blocked.reason
                     del norms[node]
@@ -89,15 +91,36 @@ class Untangling:
             if not failed:
                 return found
 
-    def _rank(self, node: fx.Node) -> int | None:
-        """Return how many dimensions the input of a norm has that may select; None for any other node."""
+    def _select(
+        self, node: fx.Node, ranks: tuple[int, ...], readers: Mapping[fx.Node, tuple[fx.Node, ...]]
+    ) -> Untangled:
+        """Return what becomes of a norm, for all numbers of dimensions with which it can."""
+        found: list[Untangled] = []
+        reason = Blocked("its input has another number of dimensions than it takes")
+        for rank in ranks:
+            try:
+                selection = _Selection(self._network, node, rank, readers, self._known)
+                found.append(selection.result(self._with_rest))
+            except Blocked as blocked:
+                reason = blocked
+        if not found:
+            raise reason
+        holds = tuple(rank for entry in found for rank in entry.ranks)
+        first, *others = (replace(entry, ranks=holds) for entry in found)
+        if any(other != first for other in others):
+            raise Blocked("how many dimensions its input has is not known, and the copies depend on it")
+        return first
+
+    def _ranks(self, node: fx.Node) -> tuple[int, ...] | None:
+        """Return how many dimensions the input of a norm may have that can select; None for any other node."""
         network, operation = self._network, self._network.operations[node]
         if not is_norm(operation.module) or len(network.calls(operation.path)) != 1:
             return None
         if operation.path in network.identities | network.untouchable or operation.path in network.read_elsewhere:
             return None
         ranks = norm_type(operation.module).ranks
-        return ranks[0] if len(ranks) == 1 else network.facts.rank(node.args[0] if node.args else None)
+        known = network.facts.rank(node.args[0] if node.args else None) if len(ranks) > 1 else None
+        return ranks if known is None else (known,)
 
     def _may_be_copied(self, node: fx.Node) -> bool:
         network, operation = self._network, self._network.operations[node]
@@ -105,7 +128,7 @@ class Untangling:
             return False
         return network.why_not_into(operation) is None
 
-    def _norms_after(self, layer: fx.Node, norms: Mapping[fx.Node, int]) -> tuple[fx.Node, ...]:
+    def _norms_after(self, layer: fx.Node, norms: Mapping[fx.Node, tuple[int, ...]]) -> tuple[fx.Node, ...]:
         """Return the norms that read a layer, in order; none if anything else does."""
         network = self._network
         found: set[fx.Node] = set()
@@ -135,7 +158,7 @@ class _Selection(Search):
         node: fx.Node,
         rank: int,
         readers: Mapping[fx.Node, tuple[fx.Node, ...]],
-        known: dict[tuple[fx.Node, int], Positions | None],
+        known: dict[tuple[fx.Node, int, int], Positions | None],
     ) -> None:
         super().__init__(network, network.operations[node], rank, into_norms=False)
         self.node, self.readers, self.known = node, readers, known
@@ -155,12 +178,12 @@ class _Selection(Search):
         copies = {layer: len(self.readers[layer]) for layer in before.layers}
         several = single if set(copies.values()) == {1} else self._numbers_at(source, copies)
         if len(single) != self.width:
-            raise Blocked("{} channels come to it, it has {}", Words(str(len(single)), "n"), Words(str(self.width), "m"))
+            raise Blocked(
+                "{} channels come to it, it has {}", Words(str(len(single)), "n"), Words(str(self.width), "m")
+            )
         return self._untangled(single, copies, {number: place for place, number in enumerate(several)})
 
-    def _untangled(
-        self, single: Sequence[int], copies: Mapping[fx.Node, int], places: Mapping[int, int]
-    ) -> Untangled:
+    def _untangled(self, single: Sequence[int], copies: Mapping[fx.Node, int], places: Mapping[int, int]) -> Untangled:
         steps = {layer: [OUTSIDE] * self._channels(layer) for layer in self.before.layers}
         index = [OUTSIDE] * self.width
         rest: list[int] = []
@@ -226,9 +249,7 @@ class _Selection(Search):
         assert error is not None
         raise error
 
-    def _numbers_in(
-        self, worlds: tuple[int, ...], source: fx.Node, copies: Mapping[fx.Node, int]
-    ) -> tuple[int, ...]:
+    def _numbers_in(self, worlds: tuple[int, ...], source: fx.Node, copies: Mapping[fx.Node, int]) -> tuple[int, ...]:
         started: dict[fx.Node, Labels] = {}
         first = 0
         for node in (*self.before.layers, *self.before.others):
@@ -258,13 +279,15 @@ class _Selection(Search):
 
     def _alone(self, node: fx.Node, before: fx.Node, labels: Labels, worlds: tuple[int, ...]) -> Positions | None:
         """Return where an operation on one value moves its channels, or None where that is not told by one axis."""
-        key = node, len(labels.channels)
+        key = node, len(labels.channels), self.rank
         if key not in self.known:
             self.labels = {before: Labels.start(range(key[1]), labels.axis, labels.rank).in_worlds(WORLDS)}
             self.pass_through(node)
             found = self.labels[node]
             positions = found.along(1) if found.dimensions() == self.rank else None
-            self.known[key] = None if positions is None or positions.repeats or OUTSIDE in positions.channels else positions
+            self.known[key] = (
+                None if positions is None or positions.repeats or OUTSIDE in positions.channels else positions
+            )
         return self.known[key]
 
     def _channels(self, node: fx.Node) -> int:

@@ -27,8 +27,8 @@ class ModelCanonizer(Canonizer):
 
     Parameters
     ----------
-    prefer : {"left", "right"}, default "left"
-        Which merge to try first.
+    prefer : {"left", "right", "untangled"}, default "left"
+        Which merge to try first; "untangled" copies layers instead of thresholding activations.
     clipped : {"absorb", "pass"}, default "absorb"
         What happens to relevance at units that a thresholded ReLU clips.
     leftover : {"linear", "keep"}, default "linear"

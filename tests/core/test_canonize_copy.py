@@ -171,7 +171,7 @@ def _through_torch(twin: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("prefer", ["left", "right"])
+@pytest.mark.parametrize("prefer", ["left", "right", "untangled"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_copy_that_is_stored_comes_back_with_its_function(how: str, prefer: str, name: str) -> None:
     make, draw = MODELS[name]

@@ -22,7 +22,7 @@ LRP_0 = 1e-30
 pytestmark = pytest.mark.zennit
 
 
-@pytest.mark.parametrize("prefer", ["left", "right"])
+@pytest.mark.parametrize("prefer", ["left", "right", "untangled"])
 @pytest.mark.parametrize("name", NAMES)
 def test_both_frameworks_equal_gradient_times_input(name, prefer):
     model, x = network(name), images()
@@ -49,7 +49,7 @@ def test_relevance_on_clipped_units_that_passes_is_something_else():
     assert not relative_error(passed, gradient_times_input(model, x)) < 1e3 * TOLERANCE
 
 
-@pytest.mark.parametrize("prefer", ["left", "right"])
+@pytest.mark.parametrize("prefer", ["left", "right", "untangled"])
 def test_captums_own_lrp_after_the_pre_processing_step(prefer):
     # Captum's epsilon is 1e-9 and cannot be set from outside, so this holds only where no output is near zero.
     model, x = small_densenet(), images()
