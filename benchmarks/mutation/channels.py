@@ -125,9 +125,7 @@ UNTANGLE = mutants(
     ("every norm has the first copy", "self.readers[source].index(self.node) if source in steps else 0", "0"),
     ("groups do not matter", "(self._groups(source) if source in steps else 1)", "1"),
     ("readers of sizes ignored", "if not readers or len(readers) != len(node.users):", "if not readers:"),
-    ("other readers ignored", "or network.aliases.overwritten(reader) is not None:", ":"),
     ("a channel that comes to several", "or len(set(found)) != len(found) or", "or"),
     ("the rest is as it was", "                    rest.append(channel)", "                    continue"),
     ("what is to be kept is made linear", "if before.others and not with_rest:", "if False:"),
-    ("any number of dimensions", "labels.along(1) if labels.dimensions() == self.rank else None", "labels.along(1)"),
 )

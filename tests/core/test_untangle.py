@@ -229,7 +229,12 @@ def mixed(m: Any, x: Tensor) -> Tensor:
     return m.a(y).relu() + m.b(y.flip(1).reshape(-1, 2, 2, 36).transpose(1, 2).reshape(-1, 4, 6, 6)).relu()
 
 
-@pytest.mark.parametrize("function", [sum_reads, size_read, part_read, overwritten, mixed])
+def doubled(m: Any, x: Tensor) -> Tensor:
+    y = m.layer(x)
+    return m.a(y).relu() + m.b(torch.cat([y[:, :2], y[:, :2]], 1)).relu()
+
+
+@pytest.mark.parametrize("function", [doubled, sum_reads, size_read, part_read, overwritten, mixed])
 def test_a_layer_that_is_read_in_another_way_is_not_copied(function):
     model = Written(function, layer=conv(), a=norm(), b=norm())
     check(model, image(), a="linear", b="linear")
