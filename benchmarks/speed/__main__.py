@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from benchmarks.files import write_whole
 from benchmarks.speed import alone, page, probes
-from benchmarks.speed.figures import RATIO, SIZE, Figure
+from benchmarks.speed.figures import COPIES, RATIO, SIZE, Figure
 from benchmarks.speed.models import MODELS, RESIDUAL, build, images
 from benchmarks.speed.page import Document
 from benchmarks.speed.parts import parts
@@ -48,8 +48,9 @@ class Extent:
     ----------
     models : tuple of str
         By default. The first is attributed with several images and other sizes, too.
-    attributed, several : tuple of str
-        Those that are attributed; those that run with several images. Others are there for their depth.
+    attributed, several, untangled : tuple of str
+        Those that are attributed; those that run with several images; those that are untangled, too. Others are there
+        for their depth.
     size, batch, sizes : int, int, tuple of int
         Height and width of the images; how many several are; the other sizes.
     entries, attributions : Rounds
@@ -63,6 +64,7 @@ class Extent:
     models: tuple[str, ...]
     attributed: tuple[str, ...]
     several: tuple[str, ...]
+    untangled: tuple[str, ...]
     size: int
     batch: int
     sizes: tuple[int, ...]
@@ -76,6 +78,7 @@ FULL = Extent(
     models=MODELS,
     attributed=("densenet121", "resnet50", "vgg16_bn", "efficientnet_b0"),
     several=("densenet121", "resnet50", "efficientnet_b0"),  # VGG takes minutes
+    untangled=("densenet121",),  # in others few layers are read by several BatchNorms
     size=SIZE,
     batch=8,
     sizes=(64, 128, 512),
@@ -88,6 +91,7 @@ QUICK = Extent(
     models=("densenet121", "resnet50"),
     attributed=("densenet121", "resnet50"),
     several=("densenet121",),
+    untangled=(),
     size=64,
     batch=2,
     sizes=(32,),
@@ -104,6 +108,8 @@ def run(extent: Extent, models: Sequence[str], clock: Clock, norms: dict[str, in
         model = build(name).to(clock.device)
         norms[name] = sum(map(zoo.is_batch_norm, model.modules()))
         yield _entering(model, name, extent, clock)
+        if name in extent.untangled:
+            yield _with_copies(model, name, extent, clock)
         if name in extent.attributed or name not in MODELS:
             yield _attribution(model, name, extent, clock)
         if name in extent.several or name not in MODELS:
@@ -114,7 +120,7 @@ def run(extent: Extent, models: Sequence[str], clock: Clock, norms: dict[str, in
         norms[name] = blocks + 1
         yield _planning(model, name, clock, extent)
     for name in models:
-        for prefer in probes.PREFERS:
+        for prefer in (*probes.PREFERS, COPIES) if name in extent.untangled else probes.PREFERS:
             yield alone.measure_memory(name, prefer, clock.device)
     yield alone.measure_import(extent.imports)
     yield from _first_model(models[0], extent, clock)
@@ -126,6 +132,14 @@ def _entering(model: nn.Module, name: str, extent: Extent, clock: Clock) -> list
     found.append(probes.forward_of_fused(model, x))
     forward = _forward(model, x)
     return interleave(clock, forward, found, extent.entries, model=name, batch=1, size=extent.size)
+
+
+def _with_copies(model: nn.Module, name: str, extent: Extent, clock: Clock) -> list[Figure]:
+    x = images(1, extent.size, clock.device)
+    found = [*_around_the_block(model, x, COPIES), probes.by_captum(model, x, COPIES)]
+    found.append(probes.by_zennit(model, x, "plain", "", ()))
+    figures = interleave(clock, _forward(model, x), found, extent.attributions, model=name, batch=1, size=extent.size)
+    return [figure for figure in figures if figure.prefer == COPIES]
 
 
 def _around_the_block(model: nn.Module, x: torch.Tensor, prefer: probes.Prefer) -> list[probes.Probe]:

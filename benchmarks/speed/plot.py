@@ -27,7 +27,7 @@ _TITLES = {
     "lrp_over_zennit": "our LRP in Captum, over un-canonized zennit",
 }
 _COLORS = ("#0072B2", "#56B4E9", "#009E73", "#004D40", "#D55E00", "#CC79A7", "#E69F00")  # told apart by everyone
-_MARKERS = {"left": "o", "right": "s"}
+_MARKERS = {"left": "o", "right": "s", "untangled": "^"}
 _STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
