@@ -107,11 +107,11 @@ class Figure:
 
 def goal(figure: Figure, figures: Sequence[Figure]) -> float | None:
     """Return what a figure should come to at most, or None; those of memory depend on what is merged."""
+    if figure.prefer == COPIES:  # which is for its maps, not for speed
+        return None
     if figure.row == "memory":
         merged = [f.value for f in figures if f.row == "merged" and f.key[1:] == figure.key[1:]]
         return 1.2 * merged[0] + SLACK_MIB if merged and merged[0] is not None else None
-    if figure.prefer == COPIES:  # which is for its maps, not for speed
-        return None
     known = _GOALS.get(figure.row) if figure.size in (0, SIZE) else None
     if isinstance(known, dict):
         return known.get(figure.model, known.get(figure.prefer))
