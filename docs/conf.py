@@ -72,13 +72,15 @@ html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_theme_options = {
     "navbar_align": "left",
-    "header_links_before_dropdown": 7,
+    "header_links_before_dropdown": 9,
     "show_toc_level": 2,
-    "secondary_sidebar_items": ["page-toc"],
+    # Pages of wide tables have the room to themselves.
+    "secondary_sidebar_items": {"**": ["page-toc"]} | dict.fromkeys(("coverage", "parity", "speed", "operations"), []),
     "footer_start": ["copyright"],
     "footer_end": ["sphinx-version"],
     "pygments_light_style": "tango",
     "pygments_dark_style": "monokai",
 }
+html_sidebars = {page: [] for page in ("index", "why", "mathematics", "examples/*")}
 html_copy_source = False
 copyright = "the authors of canon_bridge; BSD-3-Clause"
