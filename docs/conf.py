@@ -75,7 +75,7 @@ html_theme_options = {
     "header_links_before_dropdown": 9,
     "show_toc_level": 2,
     # Pages of wide tables have the room to themselves.
-    "secondary_sidebar_items": {"**": ["page-toc"]} | dict.fromkeys(("coverage", "parity", "speed", "operations"), []),
+    "secondary_sidebar_items": {"**": ["page-toc"], "coverage": [], "operations": [], "parity": [], "speed": []},
     "footer_start": ["copyright"],
     "footer_end": ["sphinx-version"],
     "pygments_light_style": "tango",
