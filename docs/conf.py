@@ -56,6 +56,7 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "min_reported_time": 1e9,
     "abort_on_example_error": True,
+    "capture_repr": (),
     "write_computation_times": False,
     "reset_modules": (),
     "default_thumb_file": os.path.join(os.path.dirname(__file__), "densenet_in_both.png"),
