@@ -1,4 +1,4 @@
-"""A small torchvision DenseNet that reads digits in clutter: trained in a minute or two, then kept.
+"""Small networks that read digits in clutter, a torchvision DenseNet first: trained in a minute or two, then kept.
 
 Weights lie in a cache folder under a name made from the whole recipe, so that weights of another recipe are
 never taken for these. This file knows nothing about attribution.
@@ -14,12 +14,14 @@ import os
 import pickle
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 from torchvision.models import DenseNet
 from tqdm import tqdm
@@ -33,9 +35,9 @@ _UNUSABLE = (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, p
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """All that the trained weights depend on.
+@dataclass(frozen=True, kw_only=True)
+class Training(ABC):
+    """All that trained weights depend on, but for the settings of the architecture, which a subclass adds.
 
     Parameters
     ----------
@@ -45,8 +47,6 @@ class Recipe:
         Seed of the split, of the initial weights, of the order and of every canvas.
     batch_size, peak_rate, weight_decay : int, float, float
         Of AdamW under a one-cycle schedule.
-    growth_rate, block_config, num_init_features : int, tuple of int, int
-        Of :class:`torchvision.models.DenseNet`.
     scene : Scene
         What is drawn.
     version : int
@@ -58,22 +58,52 @@ class Recipe:
     batch_size: int = 32
     peak_rate: float = 5e-3
     weight_decay: float = 0.05
-    growth_rate: int = 12
-    block_config: tuple[int, int, int, int] = (4, 4, 4, 4)
-    num_init_features: int = 24
     scene: Scene = field(default_factory=Scene)
     version: int = 1
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What is trained, in a word."""
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """Build the untrained model."""
 
     def describe(self) -> str:
         """Return the recipe as one line of JSON; equal recipes give equal lines."""
         return json.dumps(asdict(self), sort_keys=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Training):
+    """The small DenseNet.
+
+    Parameters
+    ----------
+    growth_rate, block_config, num_init_features : int, tuple of int, int
+        Of :class:`torchvision.models.DenseNet`.
+    """
+
+    growth_rate: int = 12
+    block_config: tuple[int, int, int, int] = (4, 4, 4, 4)
+    num_init_features: int = 24
+
+    @property
+    def name(self) -> str:
+        """What is trained, in a word."""
+        return "densenet"
+
+    def build(self) -> DenseNet:
+        """Build the untrained model."""
+        return DenseNet(self.growth_rate, self.block_config, self.num_init_features, num_classes=10)
+
+
 @dataclass(frozen=True)
 class Trained:
     """A trained model in eval mode, and how long its training took in seconds."""
 
-    model: DenseNet
+    model: nn.Module
     seconds: float
     was_cached: bool
 
@@ -91,25 +121,25 @@ def default_cache() -> Path:
     return base / "canon_bridge"
 
 
-def build_model(recipe: Recipe) -> DenseNet:
+def build_model(recipe: Training) -> nn.Module:
     """Build the untrained model of a recipe; the global random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return DenseNet(recipe.growth_rate, recipe.block_config, recipe.num_init_features, num_classes=10)
+        return recipe.build()
 
 
-def draw_held_out(recipe: Recipe) -> Canvases:
+def draw_held_out(recipe: Training) -> Canvases:
     """Draw each held-out digit once, among clutter cut from held-out digits only."""
     _, held_out = split_glyphs(recipe.scene, seed=recipe.seed)
     return draw_canvases(held_out, recipe.scene, torch.Generator().manual_seed(recipe.seed + 1))
 
 
-def train(recipe: Recipe) -> Trained:
+def train(recipe: Training) -> Trained:
     """Train a model by a recipe, with a progress bar on stderr.
 
     Parameters
     ----------
-    recipe : Recipe
+    recipe : Training
         Takes a minute or two on one CPU core as it stands.
 
     Returns
@@ -142,7 +172,7 @@ def one_thread() -> Generator[None]:
         torch.set_num_threads(threads)
 
 
-def _fit(model: DenseNet, glyphs: Glyphs, recipe: Recipe) -> None:
+def _fit(model: nn.Module, glyphs: Glyphs, recipe: Training) -> None:
     """Run AdamW under a one-cycle schedule over fresh canvases of the same digits in every epoch."""
     steps = len(glyphs) // recipe.batch_size
     generator = torch.Generator().manual_seed(recipe.seed + 2)
@@ -169,7 +199,7 @@ def _fit(model: DenseNet, glyphs: Glyphs, recipe: Recipe) -> None:
 
 
 @torch.no_grad()
-def accuracy(model: DenseNet, canvases: Canvases) -> float:
+def accuracy(model: nn.Module, canvases: Canvases) -> float:
     """Return the share of canvases whose digit gets the highest logit."""
     hits = [
         (model(images).argmax(1) == labels).sum().item()
@@ -178,12 +208,12 @@ def accuracy(model: DenseNet, canvases: Canvases) -> float:
     return sum(hits) / len(canvases)
 
 
-def trained_model(recipe: Recipe, cache: Path, retrain: bool = False) -> Trained:
+def trained_model(recipe: Training, cache: Path, retrain: bool = False) -> Trained:
     """Return the model of a recipe from the cache, or train it and keep it there.
 
     Parameters
     ----------
-    recipe : Recipe
+    recipe : Training
         What to train.
     cache : Path
         Folder of the weights; made when it is needed.
@@ -195,7 +225,7 @@ def trained_model(recipe: Recipe, cache: Path, retrain: bool = False) -> Trained
     Trained
         The model in eval mode.
     """
-    path = cache / f"digits-densenet-{hashlib.sha256(recipe.describe().encode()).hexdigest()[:12]}.pt"
+    path = cache / f"digits-{recipe.name}-{hashlib.sha256(recipe.describe().encode()).hexdigest()[:12]}.pt"
     if not retrain and path.is_file():
         try:
             return _load(recipe, path)
@@ -209,7 +239,7 @@ def trained_model(recipe: Recipe, cache: Path, retrain: bool = False) -> Trained
     return trained
 
 
-def _load(recipe: Recipe, path: Path) -> Trained:
+def _load(recipe: Training, path: Path) -> Trained:
     """Load what ``_save`` wrote."""
     content = torch.load(path, map_location="cpu", weights_only=True)
     if content["recipe"] != recipe.describe():
@@ -219,7 +249,7 @@ def _load(recipe: Recipe, path: Path) -> Trained:
     return Trained(model.eval(), seconds=float(content["seconds"]), was_cached=True)
 
 
-def _save(recipe: Recipe, trained: Trained, path: Path) -> None:
+def _save(recipe: Training, trained: Trained, path: Path) -> None:
     """Keep a trained model together with its recipe."""
     content = {
         "recipe": recipe.describe(),

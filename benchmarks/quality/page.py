@@ -1,0 +1,5 @@
+"""The page."""
+
+
+def markdown(results, plot):
+    return ""

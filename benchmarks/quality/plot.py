@@ -1,0 +1,5 @@
+"""The plot."""
+
+
+def draw(results, path):
+    pass
