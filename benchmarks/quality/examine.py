@@ -81,7 +81,7 @@ METRICS = {
     "flipping": Metric(
         "faithfulness: pixel flipping",
         False,
-        f"Mean probability of the class while blocks of {BLOCK} × {BLOCK} pixels become background, the most relevant "
+        f"Mean probability of the class while blocks of {BLOCK} x {BLOCK} pixels become background, the most relevant "
         "first, until as many pixels are gone as the box has.",
     ),
     "entropy": Metric(

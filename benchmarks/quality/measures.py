@@ -59,7 +59,7 @@ def relative_change(before: Tensor, after: Tensor) -> Tensor:
 
 
 def rank_correlation(first: Tensor, second: Tensor, masks: Tensor) -> Tensor:
-    """Return Spearman's correlation of two maps over the pixels in the masks; 0 where one map is the same everywhere."""
+    """Return Spearman's correlation of two maps over the pixels in the masks; 0 where one is the same everywhere."""
     return torch.tensor([_spearman(a[mask], b[mask]) for a, b, mask in zip(first, second, masks, strict=True)])
 
 

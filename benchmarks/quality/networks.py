@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from torch import nn
 from torchvision.models import DenseNet, MobileNetV2
@@ -26,7 +27,7 @@ def _resnet() -> nn.Module:
     widths = (16, 16, 24, 32, 48)
     convolution = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
     stem = (convolution, nn.BatchNorm2d(widths[0]), nn.ReLU(), nn.MaxPool2d(2))
-    blocks = [_residual(before, after) for before, after in zip(widths, widths[1:], strict=False)]
+    blocks = [_residual(before, after) for before, after in pairwise(widths)]
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], CLASSES))
 
 

@@ -48,7 +48,7 @@ class Way:
 
     @contextmanager
     def open(self, model: nn.Module) -> Generator[Explain]:
-        """Make the model ready, and yield what explains images ``(N, C, H, W)`` and classes ``(N,)`` by ``(N, H, W)``."""
+        """Make the model ready, and yield what explains images ``(N, C, H, W)`` and classes ``(N,)``."""
         if not self.rule:
             yield lambda images, classes: BASELINES[self.order](model, images, classes)
             return
@@ -78,7 +78,7 @@ def _image(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     return images.sum(1)
 
 
-GRADIENT = "gradient × input"
+GRADIENT = "gradient times input"
 BASELINES: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
     GRADIENT: _gradient_times_input,
     "the image itself": _image,
