@@ -62,11 +62,14 @@ class Metric:
         Whether more is better.
     meaning : str
         How it is computed, in a sentence.
+    is_ratio : bool
+        Whether networks differ by factors, so that the logarithm has the mean and the interval.
     """
 
     title: str
     is_better_high: bool
     meaning: str
+    is_ratio: bool = False
 
 
 METRICS = {
@@ -91,13 +94,15 @@ METRICS = {
     "sensitivity": Metric(
         "robustness: max sensitivity",
         False,
-        "Largest change of the map, in units of its norm, under small uniform noise on the image.",
+        "Largest change of the map, in units of its norm, under small uniform noise on the image; means are geometric.",
+        is_ratio=True,
     ),
     "randomisation": Metric(
         "randomisation: rank correlation",
         False,
-        "Spearman's correlation, over pixels with ink, of the map with those that come when the weights of the top "
-        "quarter, half, three quarters and all of the layers are put in random order; the mean of the four.",
+        "Absolute value of Spearman's correlation, over pixels with ink, of the map with those that come when the "
+        "weights of the top quarter, half, three quarters and all of the layers are put in random order; the mean of the "
+        "four.",
     ),
 }
 
@@ -205,7 +210,7 @@ def _alike_when_random(subject: Subject, way: Way, maps: Tensor, ink: Tensor) ->
     for model in subject.randomised:
         with way.open(model) as explain:
             others = explain(subject.canvases.images[few].double(), subject.canvases.labels[few])
-        found.append(rank_correlation(maps[few], others, ink[few]))
+        found.append(rank_correlation(maps[few], others, ink[few]).abs())  # where a score turns negative, maps do
     return torch.stack(found).mean(0)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from scipy.stats import t
 
 from benchmarks.files import write_whole
+from benchmarks.quality.examine import METRICS
 from benchmarks.quality.ways import Way
 
 CONFIDENCE = 0.95
@@ -81,18 +82,29 @@ class Results:
         return [way for way in ways if way not in there]
 
     def values(self, metric: str, architecture: str, way: Way) -> dict[int, float]:
-        """Return a metric by seed."""
+        """Return a metric by seed; the logarithm of one whose networks differ by factors."""
+        change = math.log if METRICS[metric].is_ratio else float
         found = [record for record in self.records if (record.architecture, record.way) == (architecture, way)]
-        return {record.seed: record.figures[metric] for record in found}
+        return {record.seed: change(record.figures[metric]) for record in found}
 
     def interval(self, metric: str, architecture: str, way: Way) -> Interval:
-        """Return the mean of a metric over networks."""
+        """Return the mean of :meth:`values` over networks."""
         return Interval.of(list(self.values(metric, architecture, way).values()))
 
-    def difference(self, metric: str, architecture: str, way: Way, reference: Way) -> Interval:
-        """Return the mean over networks of a way less a reference, of the same network each."""
+    def verdict(self, metric: str, architecture: str, way: Way, reference: Way) -> int:
+        """Return 1 where a way is better than a reference, -1 where it is worse, 0 where the interval does not say.
+
+        The interval is that of the differences, each between maps of the same network.
+        """
         values, others = (self.values(metric, architecture, one) for one in (way, reference))
-        return Interval.of([values[seed] - others[seed] for seed in values if seed in others])
+        sign = Interval.of([values[seed] - others[seed] for seed in values if seed in others]).sign
+        return sign if METRICS[metric].is_better_high else -sign
+
+    def is_same(self, architecture: str, way: Way, other: Way) -> bool:
+        """Return whether two ways give all the same figures, which they do where their maps are equal to the bit."""
+        return all(
+            self.values(metric, architecture, way) == self.values(metric, architecture, other) for metric in METRICS
+        )
 
 
 @dataclass(frozen=True)
