@@ -101,8 +101,7 @@ METRICS = {
         "randomisation: rank correlation",
         False,
         "Absolute value of Spearman's correlation, over pixels with ink, of the map with those that come when the "
-        "weights of the top quarter, half, three quarters and all of the layers are put in random order; the mean of the "
-        "four.",
+        "weights of the top quarter, half, three quarters and all of the layers are put in random order; the mean.",
     ),
 }
 

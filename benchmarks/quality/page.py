@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.quality.examine import METRICS
 from benchmarks.quality.results import Interval, Results
 from benchmarks.quality.ways import BASELINES, ORDERS, RULES, UNCANONIZED, Way
 
 DEFAULT = "left, absorb"
-_WORDS = {1: "better", -1: "worse", 0: "not told apart"}
 
 
 def markdown(results: Results, plot: str) -> str:
@@ -48,55 +48,92 @@ def seeds(results: Results) -> int:
 
 def _head(results: Results) -> list[str]:
     extent, scene = results.settings["extent"], results.settings["training"]["scene"]
-    right = [accuracy for found in results.accuracies.values() for accuracy in found.values()]
+    right = [accuracy for found in results.accuracies.values() for accuracy in found.values()] or [0.0]
     area = (scene["digit"] / scene["canvas"]) ** 2
     return [
         "# Are canonized maps better?",
         "",
         f"Made by {results.made}.",
         "",
-        f"Small networks, {seeds(results)} of each architecture ({', '.join(results.accuracies)}), learn to read the",
-        "handwritten digits of scikit-learn among clutter that is cut from other digits; they read",
-        f"{min(right, default=0):.0%} to {max(right, default=0):.0%} of held-out ones right. So it is known where relevance",
-        f"belongs: in the digit's box, {area:.0%} of the image. Of each network {extent['images']} digits that it reads right",
-        f"are explained; noise and random weights go over {extent['disturbed']} of them. In float64, by zennit's rules;",
-        "Captum's maps by `canon_bridge.captum` are the same ([parity.md](parity.md)), so one framework is enough.",
+        *_wrapped(
+            f"Small networks, {seeds(results)} of each architecture ({', '.join(results.accuracies)}), learn to read",
+            "the handwritten digits of scikit-learn among clutter that is cut from other digits;",
+            f"they read {min(right):.1%} to {max(right):.1%} of the held-out ones right.",
+            f"So it is known where relevance belongs: in the digit's box, {area:.0%} of the image.",
+            f"Of each network {extent['images']} digits that it reads right are explained;",
+            f"noise and random weights go over {extent['disturbed']} of them. In float64, by zennit's rules;",
+            "the maps of `canon_bridge.captum` are the same ([parity.md](parity.md)), so one framework is enough.",
+        ),
         "",
-        "Each figure is the mean over the networks, each trained from another seed on another split, with Student's 95 %",
-        "interval. *Better* and *worse* compare maps of the same networks: the 95 % interval of the difference leaves out",
-        "zero. Of every twenty comparisons one is expected to do so by chance.",
+        *_wrapped(
+            "Each figure is the mean over the networks, each trained from a seed of its own on a split of its own,",
+            "with Student's 95 % interval. *Better* and *worse* compare maps of the same networks: the interval of the",
+            "difference leaves out zero. Of forty comparisons one would be better, and one worse, by chance alone.",
+        ),
     ]
 
 
 def _in_short(results: Results) -> list[str]:
     canonized = [order for order in orders(results) if order != UNCANONIZED]
     pairs = [(architecture, rule) for architecture in results.accuracies for rule in rules(results)]
-    counted = {(metric, order): _count(results, [metric], pairs, order) for metric in METRICS for order in canonized}
-    total = {order: sum((counted[metric, order] for metric in METRICS), Counter()) for order in canonized}
-    rows = [[METRICS[metric].title, *(_written(counted[metric, order]) for order in canonized)] for metric in METRICS]
-    rows.append(["**all**", *(f"**{_written(total[order])}**" for order in canonized)])
+    rows = _counts({order: (order, pairs) for order in canonized}, results)
     lines = [
         "## In short",
         "",
-        "Pahde et al. 2023 (*Optimizing Explanations by Network Canonization and Hyperparameter Search*) found that",
-        "canonization improves most measures on most architectures, with exceptions. Here, against the un-canonized network:",
-        f"in how many of the {len(pairs)} pairs of architecture and rule the canonized maps are better / worse (the rest",
-        "cannot be told apart), by `prefer` and `clipped`:",
+        *_wrapped(
+            "Pahde et al. 2023 (*Optimizing Explanations by Network Canonization and Hyperparameter Search*) found",
+            "that canonization improves most measures on most architectures, with exceptions.",
+            "Here, against the network as it is: in",
+            f"how many of the {len(pairs)} pairs of architecture and rule canonized maps are better / worse",
+            "(the others cannot be told apart), by `prefer` and `clipped`:",
+        ),
         "",
         *_grid(["measure", *canonized], rows),
     ]
-    if DEFAULT in canonized:
-        names = list(results.accuracies)
-        rows = [
-            [METRICS[metric].title, *(_by_architecture(results, metric, name) for name in names)] for metric in METRICS
+    if DEFAULT not in canonized:
+        return lines
+    names = list(results.accuracies)
+    own = {name: (DEFAULT, [(name, rule) for rule in rules(results)]) for name in names}
+    return [
+        *lines,
+        "",
+        f"The default, *{DEFAULT}*, by architecture (of {len(rules(results))} rules each):",
+        "",
+        *_grid(["measure", *names], _counts(own, results)),
+        "",
+        *_wrapped(*_most(results, pairs)),
+    ]
+
+
+def _counts(columns: Mapping[str, tuple[str, Sequence[tuple[str, str]]]], results: Results) -> list[list[str]]:
+    """Return the rows of a table of counts: for each column an order, and the pairs that are counted."""
+    rows = [
+        [
+            METRICS[metric].title,
+            *(_written(_count(results, [metric], pairs, order)) for order, pairs in columns.values()),
         ]
-        lines += ["", f"The default, {DEFAULT}, by architecture (of {len(rules(results))} rules each):", ""]
-        lines += _grid(["measure", *names], rows)
-    return lines
+        for metric in METRICS
+    ]
+    total = [_written(_count(results, METRICS, pairs, order)) for order, pairs in columns.values()]
+    return [*rows, ["**all**", *(_bold(count, True) for count in total)]]
 
 
-def _by_architecture(results: Results, metric: str, architecture: str) -> str:
-    return _written(_count(results, [metric], [(architecture, rule) for rule in rules(results)], DEFAULT))
+def _most(results: Results, pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Say what holds for more than half."""
+    names = results.accuracies
+    measures = {_short(metric): _count(results, [metric], pairs, DEFAULT) for metric in METRICS}
+    own = {name: _count(results, METRICS, [pair for pair in pairs if pair[0] == name], DEFAULT) for name in names}
+    return [
+        f"So with the default more than half of the pairs improve in {_split(measures)}. Counted over all measures and",
+        f"rules, more than half of the comparisons improve on {_split(own)}.",
+    ]
+
+
+def _split(counts: Mapping[str, Counter[int]]) -> str:
+    """Name those that improve in more than half of their comparisons, then the others."""
+    most = [name for name, count in counts.items() if count[1] > count.total() / 2]
+    others = [f"{name} ({count[1]} of {count.total()})" for name, count in counts.items() if name not in most]
+    return f"{', '.join(most) or 'none'}" + (f"; not in {', '.join(others)}" if others else "")
 
 
 def _count(results: Results, metrics: Iterable[str], pairs: Sequence[tuple[str, str]], order: str) -> Counter[int]:
@@ -131,12 +168,14 @@ def _clipped(results: Results) -> list[str]:
     return [
         "## Absorb or pass: the choice that decides",
         "",
-        "A BatchNorm before a ReLU merges to the right, and the ReLU becomes a thresholded one: below its threshold it",
-        "puts out a constant. Relevance that reaches the constant is either *absorbed* there, as by a bias, or *passed* on to",
-        "an input that had no part in it. Wherever there is such a unit, the two differ: in every network with",
-        '`prefer="right"`, and in a DenseNet in both orders. Over all measures and all rows below, absorb is better than',
-        f"pass in {total[1]} comparisons, worse in {total[-1]}, and not told apart in {total[0]}. Cells: pass → absorb, the",
-        "better one bold where the interval of the difference leaves out zero.",
+        *_wrapped(
+            "A BatchNorm before a ReLU merges to the right, and the ReLU becomes a thresholded one: below its",
+            "threshold it puts out a constant. Relevance that reaches the constant is either *absorbed* there, as by a",
+            "bias, or *passed* on to an input that had no part in it. The two differ wherever there is such a unit.",
+            f"In the {len(rows)} rows below, which are all where they differ, absorb is better than pass in",
+            f"{total[1]} comparisons, worse in {total[-1]}, and not told apart in {total[0]}. Cells: pass → absorb,",
+            "the better one bold where the interval of the difference leaves out zero.",
+        ),
         "",
         *_grid(["architecture", "prefer", "rule", *(_short(metric) for metric in METRICS)], rows),
     ]
@@ -191,8 +230,10 @@ def _table(results: Results, metric: str) -> list[str]:
     return [
         f"## {about.title[0].upper()}{about.title[1:]}",
         "",
-        f"{about.meaning} {'More' if about.is_better_high else 'Less'} is better. Bold: better than un-canonized; struck",
-        "out: worse.",
+        *_wrapped(
+            f"{about.meaning} {'More' if about.is_better_high else 'Less'} is better.",
+            "Bold: better than un-canonized; struck out: worse.",
+        ),
         "",
         *_grid(["architecture", "rule", *orders(results)], rows),
         "",
@@ -231,6 +272,10 @@ def _short(metric: str) -> str:
 
 def _bold(text: str, is_bold: bool) -> str:
     return f"**{text}**" if is_bold else text
+
+
+def _wrapped(*sentences: str) -> list[str]:
+    return textwrap.wrap(" ".join(sentences), 118, break_long_words=False, break_on_hyphens=False)
 
 
 def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -52,7 +52,7 @@ def test_localisation_of_nothing(canvases):
 
 
 def test_rank_accuracy_of_ties():
-    """Of four pixels two are the digit; one of them leads, and the three others are alike: 1 + 1/3 hits are expected."""
+    """Of four pixels two are the digit; one of them leads, the three others are alike: 1 + 1/3 hits are expected."""
     relevance = torch.tensor([[[5.0, 0.0], [0.0, 0.0]]])
     mask = torch.tensor([[[True, True], [False, False]]])
     assert measures.rank_accuracy(relevance, mask).item() == pytest.approx((1 + 1 / 3) / 2)
