@@ -98,7 +98,7 @@ METRICS = {
         is_ratio=True,
     ),
     "randomisation": Metric(
-        "randomisation: rank correlation",
+        "randomisation: correlation with random weights",
         False,
         "Absolute value of Spearman's correlation, over pixels with ink, of the map with those that come when the "
         "weights of the top quarter, half, three quarters and all of the layers are put in random order; the mean.",
@@ -145,23 +145,10 @@ class Subject:
         generator = torch.Generator().manual_seed(training.seed)
         few = chosen.images[: extent.disturbed].double().repeat(extent.noises, 1, 1, 1)
         noise = (2 * torch.rand(few.shape, generator=generator, dtype=few.dtype) - 1) * extent.noise
-        randomised = tuple(_randomise(double, (stage + 1) / extent.stages, generator) for stage in range(extent.stages))
+        shares = [(stage + 1) / extent.stages for stage in range(extent.stages)]
+        others = tuple(randomised(double, share, generator) for share in shares)
         reads_right = accuracy(trained.model, held_out)
-        return cls(trained.model, double, reads_right, chosen, few + noise, randomised, extent)
-
-
-def _randomise(model: nn.Module, share: float, generator: torch.Generator) -> nn.Module:
-    """Return a copy of which the top share of layers has its numbers in random order, a BatchNorm's by channels."""
-    model = copy.deepcopy(model)
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d | _BatchNorm)]
-    kept = round(len(layers) * (1 - share))
-    for layer in layers[kept:]:
-        tensors = [tensor for tensor in (*layer.parameters(), *layer.buffers()) if tensor.dim()]
-        channels = torch.randperm(len(tensors[0]), generator=generator)
-        for tensor in tensors:
-            order = channels if isinstance(layer, _BatchNorm) else torch.randperm(tensor.numel(), generator=generator)
-            tensor.data = tensor.data.flatten()[order].view_as(tensor)
-    return model
+        return cls(trained.model, double, reads_right, chosen, few + noise, others, extent)
 
 
 def examine(subject: Subject, ways: Sequence[Way], seed: int) -> Iterator[tuple[Way, dict[str, float]]]:
@@ -239,3 +226,17 @@ def flip(model: nn.Module, canvases: Canvases, maps: Tensor) -> Tensor:
         scores = model(canvases.images * (places >= erased)).softmax(1)
         probabilities.append(scores.gather(1, canvases.labels[:, None])[:, 0])
     return torch.stack(probabilities).mean(0)
+
+
+def randomised(model: nn.Module, share: float, generator: torch.Generator) -> nn.Module:
+    """Return a copy of which the top share of layers has its numbers in random order, a BatchNorm's by channels."""
+    model = copy.deepcopy(model)
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d | _BatchNorm)]
+    kept = round(len(layers) * (1 - share))
+    for layer in layers[kept:]:
+        tensors = [tensor for tensor in (*layer.parameters(), *layer.buffers()) if tensor.dim()]
+        channels = torch.randperm(len(tensors[0]), generator=generator)
+        for tensor in tensors:
+            order = channels if isinstance(layer, _BatchNorm) else torch.randperm(tensor.numel(), generator=generator)
+            tensor.data = tensor.data.flatten()[order].view_as(tensor)
+    return model

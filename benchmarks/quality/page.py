@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.quality.examine import METRICS
 from benchmarks.quality.results import Interval, Results
-from benchmarks.quality.ways import BASELINES, ORDERS, RULES, UNCANONIZED, Way
+from benchmarks.quality.ways import BASELINES, ORDERS, RULES, UNCANONIZED, Way, twins
 
 DEFAULT = "left, absorb"
 
@@ -124,8 +124,8 @@ def _most(results: Results, pairs: Sequence[tuple[str, str]]) -> list[str]:
     measures = {_short(metric): _count(results, [metric], pairs, DEFAULT) for metric in METRICS}
     own = {name: _count(results, METRICS, [pair for pair in pairs if pair[0] == name], DEFAULT) for name in names}
     return [
-        f"So with the default more than half of the pairs improve in {_split(measures)}. Counted over all measures and",
-        f"rules, more than half of the comparisons improve on {_split(own)}.",
+        f"So with the default more than half of the pairs improve in: {_split(measures)}. Over all measures and rules,",
+        f"more than half of the comparisons improve on: {_split(own)}.",
     ]
 
 
@@ -133,7 +133,7 @@ def _split(counts: Mapping[str, Counter[int]]) -> str:
     """Name those that improve in more than half of their comparisons, then the others."""
     most = [name for name, count in counts.items() if count[1] > count.total() / 2]
     others = [f"{name} ({count[1]} of {count.total()})" for name, count in counts.items() if name not in most]
-    return f"{', '.join(most) or 'none'}" + (f"; not in {', '.join(others)}" if others else "")
+    return f"{', '.join(most) or 'none'}" + (f"; fewer: {', '.join(others)}" if others else "")
 
 
 def _count(results: Results, metrics: Iterable[str], pairs: Sequence[tuple[str, str]], order: str) -> Counter[int]:
@@ -152,16 +152,13 @@ def _clipped(results: Results) -> list[str]:
     """Compare absorb with pass, wherever both were measured and differ."""
     rows: list[list[str]] = []
     total: Counter[int] = Counter()
-    for passing in orders(results):
-        absorbing = passing.replace("pass", "absorb")
-        if absorbing == passing or absorbing not in orders(results):
-            continue
-        for architecture in results.accuracies:
+    for architecture in results.accuracies:
+        for passing, absorbing in twins().items():
             for rule in rules(results):
                 one, other = Way(rule, absorbing), Way(rule, passing)
-                if not results.is_same(architecture, one, other):
+                if results.differ(architecture, one, other):
                     row, verdicts = _both(results, architecture, one, other)
-                    rows.append([architecture, absorbing.partition(",")[0], rule, *row])
+                    rows.append([architecture, f"{(ORDERS[passing] or {})['prefer']}", rule, *row])
                     total.update(verdicts)
     if not rows:
         return []
@@ -196,7 +193,7 @@ def _exceptions(results: Results) -> list[str]:
     """Name what the default makes worse."""
     lines: list[str] = []
     for order in orders(results):
-        if "pass" in order or order == UNCANONIZED:
+        if order == UNCANONIZED or order in twins():
             continue
         found = [
             f"{_short(metric)} ({', '.join(worse)})" for metric in METRICS if (worse := _worse(results, metric, order))

@@ -17,7 +17,7 @@ from benchmarks.files import write_whole
 from benchmarks.quality.examine import METRICS
 from benchmarks.quality.page import orders, rules
 from benchmarks.quality.results import Results
-from benchmarks.quality.ways import BASELINES, UNCANONIZED, Way
+from benchmarks.quality.ways import BASELINES, UNCANONIZED, Way, twins
 
 _DRAWN = {
     "share": "positive relevance\nin the box",
@@ -82,7 +82,7 @@ def _draw_panel(axes: Axes, results: Results, metric: str, architecture: str) ->
         axes.axhline(back(middle), color="0.35", ls=style, lw=1.1, zorder=1)
     shown = orders(results)
     for place, order in enumerate(shown):
-        if "pass" in order:
+        if order in twins():
             axes.axvspan(place - 0.5, place + 0.5, color="0.94", lw=0, zorder=0)
         for number, rule in enumerate(rules(results)):
             found = results.interval(metric, architecture, Way(rule, order))

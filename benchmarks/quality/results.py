@@ -100,11 +100,10 @@ class Results:
         sign = Interval.of([values[seed] - others[seed] for seed in values if seed in others]).sign
         return sign if METRICS[metric].is_better_high else -sign
 
-    def is_same(self, architecture: str, way: Way, other: Way) -> bool:
-        """Return whether two ways give all the same figures, which they do where their maps are equal to the bit."""
-        return all(
-            self.values(metric, architecture, way) == self.values(metric, architecture, other) for metric in METRICS
-        )
+    def differ(self, architecture: str, way: Way, other: Way) -> bool:
+        """Return whether both ways are there and differ in a figure; equal maps are equal in all."""
+        pairs = [[self.values(metric, architecture, one) for one in (way, other)] for metric in METRICS]
+        return all(all(pair) for pair in pairs) and any(one != two for one, two in pairs)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,17 @@ ORDERS: dict[str, Mapping[str, Any] | None] = {
 RULES = {"EpsilonPlus": "epsilon_plus", "EpsilonAlpha2Beta1": "epsilon_alpha2_beta1", "Epsilon": "epsilon"}
 
 
+def twins() -> dict[str, str]:
+    """Return, by each order that passes relevance on at clipped units, the one that absorbs it and is the same else."""
+    passing = {name: keywords for name, keywords in ORDERS.items() if keywords and keywords.get("clipped") == "pass"}
+    return {
+        name: other
+        for name, keywords in passing.items()
+        for other, others in ORDERS.items()
+        if others == {**keywords, "clipped": "absorb"}
+    }
+
+
 @dataclass(frozen=True)
 class Way:
     """One way to make a map.

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ import torch
 from torch import nn
 
 from benchmarks.digits.scenes import Canvases, Scene
-from benchmarks.quality import measures
-from benchmarks.quality.examine import BLOCK, flip
-from benchmarks.quality.results import Interval
+from benchmarks.quality import __main__ as quality
+from benchmarks.quality import measures, page
+from benchmarks.quality.examine import BLOCK, METRICS, Extent, flip, randomised
+from benchmarks.quality.results import Interval, Record, Results
+from benchmarks.quality.ways import GRADIENT, ORDERS, RULES, UNCANONIZED, WAYS, Way, twins
 
 SIDE = 24
 SCENE = Scene(canvas=SIDE, digit=8)
@@ -166,3 +169,134 @@ def test_quantus_measures_the_same(quantus, canvases, noise):
     explain = {"explain_func": lambda **_: moved[:, None].numpy()}
     found = measured(sensitivity, noise, **explain)
     torch.testing.assert_close(measures.relative_change(noise, moved), found, rtol=1e-9, atol=0)
+
+
+@pytest.fixture
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 5, 3, padding=1),
+        nn.BatchNorm2d(5),
+        nn.ReLU(),
+        nn.BatchNorm2d(5),
+        nn.ReLU(),
+        nn.Conv2d(5, 4, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 8),
+    )
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
+                tensor.copy_(torch.rand_like(tensor) + 0.2)
+    return model.double().eval()
+
+
+def explain(network, way):
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    with way.open(network) as attribute:
+        return attribute(images, torch.tensor([0, 2]))
+
+
+@pytest.mark.zennit
+def test_ways_are_what_they_are_called(network):
+    """Epsilon is gradient times input where all that is clipped is absorbed, and only there."""
+    gradient = explain(network, Way("", GRADIENT))
+    for order in ORDERS:
+        is_equal = torch.allclose(explain(network, Way("Epsilon", order)), gradient, rtol=1e-5, atol=1e-8)
+        assert is_equal == (order not in twins() and order != UNCANONIZED), order
+    assert twins() == {"left, pass": "left, absorb", "right, pass": "right, absorb"}
+
+
+def test_random_weights_come_from_the_top(network):
+    half = randomised(network, 0.5, torch.Generator().manual_seed(0))
+    for (name, before), after in zip(network.state_dict().items(), half.state_dict().values(), strict=True):
+        torch.testing.assert_close(before.flatten().sort().values, after.flatten().sort().values, rtol=0, atol=0)
+        is_kept = int(name[0]) < 3 or before.numel() == 1
+        assert torch.equal(before, after) == is_kept, name
+    norm, shuffled = network[3], half[3]
+    order = (norm.weight[:, None] == shuffled.weight).int().argmax(0)
+    assert torch.equal(norm.running_mean[order], shuffled.running_mean)
+
+
+def made_up(seeds: int = 3) -> Results:
+    """Figures of which every verdict is known: each order is better than the one before, by more than seeds differ."""
+    results = Results({"extent": asdict(Extent()), "training": {"scene": asdict(SCENE)}}, "`a command`; versions")
+    for architecture in ("VGG", "DenseNet"):
+        results.accuracies[architecture] = dict.fromkeys(range(seeds), 0.9)
+        for seed in range(seeds):
+            for place, way in enumerate(WAYS):
+                figures = {
+                    name: 0.5 + (0.01 * place + 0.001 * seed * (place % 2)) * (1 if metric.is_better_high else -1)
+                    for name, metric in METRICS.items()
+                }
+                results.records.append(Record(architecture, seed, way, figures))
+    return results
+
+
+def test_results_are_read_as_they_were_written(tmp_path):
+    results = made_up()
+    results.write(tmp_path / "quality.json")
+    again = Results.read(tmp_path / "quality.json")
+    assert again == results
+    again.records.pop()
+    assert again.missing("DenseNet", 2, WAYS) == [WAYS[-1]]
+    assert not again.missing("DenseNet", 1, WAYS)
+    assert again.missing("VGG", 3, WAYS) == list(WAYS)
+
+
+def test_page_of_figures_that_are_there(tmp_path):
+    made_up().write(tmp_path / "quality.json")
+    assert quality.main(["--page", "--output", str(tmp_path / "quality.md")]) == 0
+    written = (tmp_path / "quality.md").read_text()
+    assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
+    assert "![The measures, by architecture, rule and order](quality.png)" in written
+    pairs = 2 * len(RULES)
+    assert f"| **all** |{f' **{pairs * len(METRICS)} / 0** |' * (len(ORDERS) - 1)}\n" in written
+    rows = pairs * len(twins())
+    assert f"In the {rows} rows below" in " ".join(written.split())
+    assert f"absorb is better than pass in {rows * len(METRICS)} comparisons, worse in 0" in " ".join(written.split())
+    assert "- *left, absorb*: nothing." in written
+    for metric in METRICS.values():
+        assert metric.meaning[:60] in " ".join(written.split())
+
+
+def test_what_is_worse_is_named(tmp_path):
+    results = made_up()
+    for record in results.records:
+        if record.architecture == "VGG" and record.way == Way("Epsilon", "left, absorb"):
+            record.figures["gini"] = 0.0
+    written = page.markdown(results, "quality.png")
+    assert "- *left, absorb*: Gini index (VGG Epsilon)." in written
+    assert "~~0.000 ± 0.000~~" in written
+
+
+def test_page_of_one_network_claims_nothing():
+    written = page.markdown(made_up(seeds=1), "quality.png")
+    assert f"| **all** |{' **0 / 0** |' * (len(ORDERS) - 1)}\n" in written
+    assert "±" not in written.partition("## In short")[2]
+
+
+def test_wrong_options_are_explained(tmp_path, capsys):
+    for arguments, word in ((["--seeds", "0"], "--seeds"), (["--page", "--output", str(tmp_path / "a.md")], "a.json")):
+        with pytest.raises(SystemExit):
+            quality.main(arguments)
+        assert word in capsys.readouterr().err
+    made_up().write(tmp_path / "b.json")
+    with pytest.raises(SystemExit, match="other settings"):
+        quality.main(["--quick", "--output", str(tmp_path / "b.md")])
+
+
+@pytest.mark.slow
+@pytest.mark.zennit
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_run_that_was_cut_goes_on(tmp_path):
+    options = ["--quick", "--seeds", "1", "--architectures", "VGG", "--cache", str(tmp_path)]
+    path = tmp_path / "quality.md"
+    assert quality.main([*options, "--output", str(path)]) == 0
+    results = Results.read(path.with_suffix(".json"))
+    whole = list(results.records)
+    del results.records[5:]
+    results.write(path.with_suffix(".json"))
+    assert quality.main([*options, "--output", str(path)]) == 0
+    assert Results.read(path.with_suffix(".json")).records == whole
