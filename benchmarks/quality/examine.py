@@ -41,6 +41,8 @@ class Extent:
         They differ by at most this much in a pixel; the digits are in [0, 1].
     stages : int
         Randomisations: of the top layers first, of all layers last.
+    version : int
+        Raised whenever the code changes what it measures.
     """
 
     images: int = 32
@@ -48,6 +50,7 @@ class Extent:
     noises: int = 3
     noise: float = 0.02
     stages: int = 4
+    version: int = 1
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def test_intervals():
 def quantus():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return pytest.importorskip("quantus", reason="the package quantus is not installed")
+        return pytest.importorskip("quantus", reason="needs quantus: pip install -e '.[quantus]'")
 
 
 @pytest.mark.filterwarnings("ignore")
