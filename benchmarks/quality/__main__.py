@@ -73,13 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _begin(options: argparse.Namespace, path: Path, command: str) -> Results:
     """Return what is there, or an empty beginning."""
     settings = _settings(options)
-    results = Results(settings, f"`{command}`; {_versions()}")
-    if path.is_file():
-        there = Results.read(path)
-        if there.settings != settings:
-            raise SystemExit(f"{path} has figures of other settings; move it away, or give another --output.")
-        results.accuracies, results.records = there.accuracies, there.records
+    results = Results.read(path) if path.is_file() else Results(settings)
+    if results.settings != settings:
+        raise SystemExit(f"{path} has figures of other settings; move it away, or give another --output.")
+    if any(results.missing(*network, WAYS) for network in _networks(options)):
+        results.runs.append(f"`{command}`, {_versions()}")
     return results
+
+
+def _networks(options: argparse.Namespace) -> list[tuple[str, int]]:
+    """Return architectures and seeds, seed by seed, so that a run that is cut has all architectures."""
+    return [(name, seed) for seed in range(options.seeds) for name in options.architectures]
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -107,9 +111,8 @@ def _versions() -> str:
 
 
 def _measure(options: argparse.Namespace, results: Results, path: Path) -> None:
-    """Measure what is missing, seed by seed, so that a run that is cut has all architectures."""
-    networks = [(name, seed) for seed in range(options.seeds) for name in options.architectures]
-    for architecture, seed in tqdm(networks, unit="network", file=sys.stderr):
+    """Measure what is missing."""
+    for architecture, seed in tqdm(_networks(options), unit="network", file=sys.stderr):
         ways = results.missing(architecture, seed, WAYS)
         if not ways:
             continue

@@ -190,7 +190,7 @@ def _figures(subject: Subject, way: Way, maps: Tensor, change: Tensor) -> dict[s
         "sensitivity": change,
         "randomisation": _alike_when_random(subject, way, maps, ink),
     }
-    return {name: values.mean().item() for name, values in found.items()}
+    return {name: float(f"{values.mean():.6g}") for name, values in found.items()}
 
 
 def _alike_when_random(subject: Subject, way: Way, maps: Tensor, ink: Tensor) -> Tensor:

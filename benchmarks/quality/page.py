@@ -25,7 +25,7 @@ def markdown(results: Results, plot: str) -> str:
         Where the plot is, as seen from the page.
     """
     parts = (_head(results), _in_short(results), [f"![The measures, by architecture, rule and order]({plot})"])
-    sections = (*parts, _clipped(results), _exceptions(results), *(_table(results, metric) for metric in METRICS))
+    sections = (*parts, _clipped(results), _exceptions(results), _LIMITS, *(_table(results, each) for each in METRICS))
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
 
 
@@ -53,7 +53,7 @@ def _head(results: Results) -> list[str]:
     return [
         "# Are canonized maps better?",
         "",
-        f"Made by {results.made}.",
+        f"Made by {'; then by '.join(results.runs)}.",
         "",
         *_wrapped(
             f"Small networks, {seeds(results)} of each architecture ({', '.join(results.accuracies)}), learn to read",
@@ -269,6 +269,16 @@ def _short(metric: str) -> str:
 
 def _bold(text: str, is_bold: bool) -> str:
     return f"**{text}**" if is_bold else text
+
+
+_LIMITS = (
+    "## How to read it",
+    "",
+    "No measure stands alone: a random map changes most with random weights, the image itself withstands noise best, and a",
+    "map that explodes at one pixel is the least complex; so a way is good where it is good by all of them. Epsilon with",
+    "absorb is gradient times input, to the stabilisers, where activations end at nothing but zero (MobileNet's end at 6,",
+    "too). The networks are small, and the background is exactly zero, where none of these rules puts relevance.",
+)
 
 
 def _wrapped(*sentences: str) -> list[str]:

@@ -47,8 +47,8 @@ class Results:
     ----------
     settings : dict
         What figures depend on; those of other settings do not stand beside them.
-    made : str
-        The command, the commit and the versions.
+    runs : list of str
+        Command, commit and versions of each run that measured something.
     accuracies : dict
         Share of held-out digits read right, by architecture and seed.
     records : list of Record
@@ -56,7 +56,7 @@ class Results:
     """
 
     settings: dict[str, Any]
-    made: str
+    runs: list[str] = field(default_factory=list)
     accuracies: dict[str, dict[int, float]] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
 
@@ -68,7 +68,7 @@ class Results:
             name: {int(seed): value for seed, value in of.items()} for name, of in content["accuracies"].items()
         }
         records = [Record(**{**record, "way": Way(**record["way"])}) for record in content["records"]]
-        return cls(content["settings"], content["made"], accuracies, records)
+        return cls(content["settings"], content["runs"], accuracies, records)
 
     def write(self, path: Path) -> None:
         """Write it, one record a line."""

@@ -221,7 +221,7 @@ def test_random_weights_come_from_the_top(network):
 
 def made_up(seeds: int = 3) -> Results:
     """Figures of which every verdict is known: each order is better than the one before, by more than seeds differ."""
-    results = Results({"extent": asdict(Extent()), "training": {"scene": asdict(SCENE)}}, "`a command`; versions")
+    results = Results({"extent": asdict(Extent()), "training": {"scene": asdict(SCENE)}}, ["`a command`, versions"])
     for architecture in ("VGG", "DenseNet"):
         results.accuracies[architecture] = dict.fromkeys(range(seeds), 0.9)
         for seed in range(seeds):
