@@ -101,7 +101,7 @@ METRICS = {
         is_ratio=True,
     ),
     "randomisation": Metric(
-        "randomisation: correlation with random weights",
+        "randomisation: likeness to random weights",
         False,
         "Absolute value of Spearman's correlation, over pixels with ink, of the map with those that come when the "
         "weights of the top quarter, half, three quarters and all of the layers are put in random order; the mean.",

@@ -25,7 +25,13 @@ def markdown(results: Results, plot: str) -> str:
         Where the plot is, as seen from the page.
     """
     parts = (_head(results), _in_short(results), [f"![The measures, by architecture, rule and order]({plot})"])
-    sections = (*parts, _clipped(results), _exceptions(results), _LIMITS, *(_table(results, each) for each in METRICS))
+    sections = (
+        *parts,
+        _clipped(results),
+        _exceptions(results),
+        _limits(),
+        *(_table(results, each) for each in METRICS),
+    )
     return "\n\n".join("\n".join(section) for section in sections if section) + "\n"
 
 
@@ -184,7 +190,7 @@ def _both(results: Results, architecture: str, one: Way, other: Way) -> tuple[li
     for metric in METRICS:
         verdict = results.verdict(metric, architecture, one, other)
         new, old = (_middle(metric, results.interval(metric, architecture, way)) for way in (one, other))
-        cells.append(f"{_bold(old, verdict < 0)} → {_bold(new, verdict > 0)}")
+        cells.append(f"{_bold(old, verdict < 0)}\u00a0→\u00a0{_bold(new, verdict > 0)}")
         verdicts.append(verdict)
     return cells, verdicts
 
@@ -260,7 +266,11 @@ def _spread(metric: str, interval: Interval) -> str:
 
 
 def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.2g}".replace("e+0", "e")
+    if math.isnan(value):
+        return "-"
+    if abs(value) < 10:
+        return f"{value:.3f}"
+    return f"{value:.0f}" if abs(value) < 1000 else f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
 
 
 def _short(metric: str) -> str:
@@ -271,14 +281,18 @@ def _bold(text: str, is_bold: bool) -> str:
     return f"**{text}**" if is_bold else text
 
 
-_LIMITS = (
-    "## How to read it",
-    "",
-    "No measure stands alone: a random map changes most with random weights, the image itself withstands noise best, and a",
-    "map that explodes at one pixel is the least complex; so a way is good where it is good by all of them. Epsilon with",
-    "absorb is gradient times input, to the stabilisers, where activations end at nothing but zero (MobileNet's end at 6,",
-    "too). The networks are small, and the background is exactly zero, where none of these rules puts relevance.",
-)
+def _limits() -> list[str]:
+    return [
+        "## How to read it",
+        "",
+        *_wrapped(
+            "No measure stands alone: a random map changes most with random weights, the image itself withstands noise",
+            "best, and a map that explodes at one pixel is the least complex; a way is good where it is good by all.",
+            "Epsilon with absorb is gradient times input, to the stabilisers, where activations are constant below zero",
+            "alone; a ReLU6 is constant above 6, too, and zennit's rule passes relevance on there.",
+            "The networks are small, and the background is exactly zero, where none of these rules puts relevance.",
+        ),
+    ]
 
 
 def _wrapped(*sentences: str) -> list[str]:

@@ -101,9 +101,9 @@ class Results:
         return sign if METRICS[metric].is_better_high else -sign
 
     def differ(self, architecture: str, way: Way, other: Way) -> bool:
-        """Return whether both ways are there and differ in a figure; equal maps are equal in all."""
+        """Return whether two ways differ in a figure of the same network; equal maps are equal in all."""
         pairs = [[self.values(metric, architecture, one) for one in (way, other)] for metric in METRICS]
-        return all(all(pair) for pair in pairs) and any(one != two for one, two in pairs)
+        return any(one[seed] != two[seed] for one, two in pairs for seed in one.keys() & two.keys())
 
 
 @dataclass(frozen=True)
