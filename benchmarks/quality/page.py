@@ -288,8 +288,8 @@ def _limits() -> list[str]:
         *_wrapped(
             "No measure stands alone: a random map changes most with random weights, the image itself withstands noise",
             "best, and a map that explodes at one pixel is the least complex; a way is good where it is good by all.",
-            "Epsilon with absorb is gradient times input, to the stabilisers, where activations are constant below zero",
-            "alone; a ReLU6 is constant above 6, too, and zennit's rule passes relevance on there.",
+            "Epsilon with absorb is gradient times input, to the stabilisers, where activations are constant below",
+            "zero alone; a ReLU6 is constant above 6, too, and zennit's rule passes relevance on there.",
             "The networks are small, and the background is exactly zero, where none of these rules puts relevance.",
         ),
     ]
