@@ -26,6 +26,7 @@ ORDERS: dict[str, Mapping[str, Any] | None] = {
     "right, pass": {"prefer": "right", "clipped": "pass"},
     "left, absorb": {"prefer": "left", "clipped": "absorb"},
     "right, absorb": {"prefer": "right", "clipped": "absorb"},
+    "untangled": {"prefer": "untangled"},
 }
 # Presets of `make_rules`, by zennit's names.
 RULES = {"EpsilonPlus": "epsilon_plus", "EpsilonAlpha2Beta1": "epsilon_alpha2_beta1", "Epsilon": "epsilon"}
