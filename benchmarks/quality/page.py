@@ -202,19 +202,21 @@ def _exceptions(results: Results) -> list[str]:
         if order == UNCANONIZED or order in twins():
             continue
         found = [
-            f"{_short(metric)} ({', '.join(worse)})" for metric in METRICS if (worse := _worse(results, metric, order))
+            f"{_short(metric)} ({'; '.join(worse)})" for metric in METRICS if (worse := _worse(results, metric, order))
         ]
-        lines.append(f"- *{order}*: {'; '.join(found) or 'nothing'}.")
+        lines.append(f"- *{order}*: {', '.join(found) or 'nothing'}.")
     return ["## What canonization makes worse", "", *lines] if lines else []
 
 
 def _worse(results: Results, metric: str, order: str) -> list[str]:
-    pairs = [(architecture, rule) for architecture in results.accuracies for rule in rules(results)]
-    return [
-        f"{architecture} {rule}"
-        for architecture, rule in pairs
-        if results.verdict(metric, architecture, Way(rule, order), Way(rule, UNCANONIZED)) < 0
-    ]
+    """Name the rules, and on which architectures."""
+    found: list[str] = []
+    for rule in rules(results):
+        way, reference = Way(rule, order), Way(rule, UNCANONIZED)
+        names = [name for name in results.accuracies if results.verdict(metric, name, way, reference) < 0]
+        if names:
+            found.append(f"{rule} on {', '.join(names)}")
+    return found
 
 
 def _table(results: Results, metric: str) -> list[str]:

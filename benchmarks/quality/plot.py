@@ -51,7 +51,7 @@ def draw(results: Results, path: Path) -> None:
     """
     names = list(results.accuracies)
     with mpl.rc_context(_STYLE):
-        canvas = Figure(figsize=(2.75 * len(names) + 0.9, 1.62 * len(_DRAWN) + 1.2), layout="constrained")
+        canvas = Figure(figsize=(3.05 * len(names) + 0.9, 1.62 * len(_DRAWN) + 1.2), layout="constrained")
         grid = canvas.subplots(len(_DRAWN), len(names), sharex=True, sharey="row", squeeze=False)
         for row, (metric, title) in zip(grid, _DRAWN.items(), strict=True):
             for axes, architecture in zip(row, names, strict=True):
@@ -96,7 +96,7 @@ def _draw_panel(axes: Axes, results: Results, metric: str, architecture: str) ->
             axes.plot(x, back(found.mean), _MARKERS[number], color=_COLORS[number], mfc=face, ms=4.5, zorder=3)
     axes.set_xlim(-0.5, len(shown) - 0.5)
     axes.set_xticks(range(len(shown)), [order.replace(", ", "\n").replace("un-", "un-\n") for order in shown])
-    axes.tick_params(axis="x", length=0, labelsize=7.5)
+    axes.tick_params(axis="x", length=0, labelsize=7.2)
     axes.grid(axis="y", color="0.88", lw=0.6, zorder=0)
     axes.set_axisbelow(True)
     if is_ratio:

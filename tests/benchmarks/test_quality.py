@@ -267,7 +267,7 @@ def test_what_is_worse_is_named(tmp_path):
         if record.architecture == "VGG" and record.way == Way("Epsilon", "left, absorb"):
             record.figures["gini"] = 0.0
     written = page.markdown(results, "quality.png")
-    assert "- *left, absorb*: Gini index (VGG Epsilon)." in written
+    assert "- *left, absorb*: Gini index (Epsilon on VGG)." in written
     assert "~~0.000 ± 0.000~~" in written
 
 
