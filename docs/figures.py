@@ -156,6 +156,29 @@ def concatenation() -> Figure:
     return figure
 
 
+def copies() -> Figure:
+    """Draw a layer with two readers, as written and with a copy for each."""
+    figure = Figure(figsize=(7.2, 3.0))
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set(xlim=(0, 10.4), ylim=(0, 4.2))
+    axis.set_axis_off()
+    written = ("linear\n$W x + c$", "BatchNorm\n$s_%d\\,x + b_%d$", ORANGE)
+    canonical = ("linear\n$(s_1 W)\\,x + (s_1 c + b_1)$\n$(s_2 W)\\,x + (s_2 c + b_2)$", "select\ncopy %d", BLUE)
+    for label, height, (layer, reader, colour) in (("as written", 3.1, written), ("canonical", 1.0, canonical)):
+        axis.text(0.2, height, label, va="center", color=GREY)
+        for number, offset in ((1, 0.5), (2, -0.5)):
+            text = reader.replace("%d", str(number))
+            for centre, name, edge in ((6.6, text, colour), (9.0, "ReLU", BLUE)):
+                box = {"boxstyle": "round,pad=0.4", "facecolor": LIGHT, "edgecolor": edge}
+                axis.text(centre, height + offset, name, ha="center", va="center", bbox=box, linespacing=1.4, size=9)
+            arrow = {"arrowstyle": "->", "color": GREY}
+            axis.annotate("", (5.75, height + offset), (4.6, height), arrowprops=arrow)
+            axis.annotate("", (8.4, height + offset), (7.5, height + offset), arrowprops=arrow)
+        box = {"boxstyle": "round,pad=0.45", "facecolor": LIGHT, "edgecolor": BLUE}
+        axis.text(3.2, height, layer, ha="center", va="center", bbox=box, linespacing=1.5, size=9)
+    return figure
+
+
 def tiny_scales() -> Figure:
     """Draw the error of the quotient and of the product, in float32, against float64."""
     x = torch.linspace(-3, 3, 101, dtype=torch.float64)
@@ -186,7 +209,7 @@ def tiny_scales() -> Figure:
     return figure
 
 
-FIGURES = (left, right, border, thresholded, general, pooling, concatenation, tiny_scales)
+FIGURES = (left, right, border, thresholded, general, pooling, concatenation, copies, tiny_scales)
 
 
 def main() -> None:
