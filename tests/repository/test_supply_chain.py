@@ -22,7 +22,7 @@ CODE_FROM_TEXT = {
     "canon_bridge/core/written.py": "compiles the forward that was written from a graph",
     "tests/operations/test_traps.py": "makes a function of its own text, as if it were a library's",
     "tests/operations/test_uncovered.py": "makes functions of its own text, as if they were a library's",
-    "tests/repository/test_readme.py": "runs the examples of our own README",
+    "tests/repository/test_pages.py": "runs the examples of our own README and pages",
 }
 
 OFFLINE = """
