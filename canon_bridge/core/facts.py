@@ -58,7 +58,7 @@ _SEVERAL: Final = frozenset(
 # What reads how a tensor lies in memory, which tensors without memory do not tell; its type; where it is.
 _OF_MEMORY: Final = frozenset(["is_contiguous", "stride", "storage_offset", "is_leaf", "grad_fn", "names"])
 _OF_TYPE: Final = frozenset(
-    ["dtype", "is_floating_point", "is_complex", "is_signed", "element_size", "itemsize", "nbytes"]
+    ["dtype", "is_floating_point", "is_complex", "is_quantized", "is_signed", "element_size", "itemsize", "nbytes"]
 )
 _OF_DEVICE: Final = frozenset(["device", "is_cuda", "get_device"])
 # What reads of all arguments but the first only the shape or the type.

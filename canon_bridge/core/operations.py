@@ -141,9 +141,9 @@ _KINDS: Final[Mapping[Kind, str]] = {
     Kind.NORMALISER: """softmax _softmax log_softmax _log_softmax softmin layer_norm native_layer_norm group_norm
         native_group_norm instance_norm rms_norm local_response_norm normalize""",
     Kind.SIZE: """size shape dim ndim ndimension numel nelement element_size stride storage_offset dtype device layout
-        itemsize nbytes is_contiguous is_floating_point is_complex is_tensor is_cuda is_signed is_leaf get_device len
-        requires_grad_flag result_type same_size isinstance sym_size sym_stride sym_numel sym_storage_offset
-        sym_is_contiguous grad_fn names is_nonzero_size broadcast_shapes""",
+        itemsize nbytes is_contiguous is_floating_point is_complex is_tensor is_cuda is_quantized is_signed is_leaf
+        get_device len requires_grad_flag result_type same_size isinstance sym_size sym_stride sym_numel
+        sym_storage_offset sym_is_contiguous grad_fn names is_nonzero_size broadcast_shapes""",
     Kind.CREATION: """zeros ones empty eye zeros_like ones_like empty_like full_like new_zeros new_ones new_empty
         empty_strided new_empty_strided tril_indices triu_indices hann_window hamming_window""",
     Kind.RANDOM: """rand randn randint randperm rand_like randn_like randint_like bernoulli multinomial normal uniform

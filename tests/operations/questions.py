@@ -37,6 +37,7 @@ QUESTIONS: dict[str, Operation] = {
     "finfo": lambda h: h.masked_fill(h < 0.1, torch.finfo(h.dtype).tiny),
     "is_floating_point": lambda h: F.relu(h) if h.is_floating_point() else h.flip(2),
     "torch.is_complex": lambda h: h.flip(2) if torch.is_complex(h) else F.relu(h),
+    "is_quantized": lambda h: h.flip(2) if h.is_quantized else F.relu(h),
     "is_cuda": lambda h: h.flip(2) if h.is_cuda else F.relu(h),
     "device.type": lambda h: F.relu(h) if h.device.type == "cpu" else h.flip(2),
     "is_contiguous": lambda h: F.relu(h) if h.is_contiguous() else h.flip(2),

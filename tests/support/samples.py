@@ -330,6 +330,7 @@ OTHERS: dict[str, Sample] = {
             "itemsize",
             "nbytes",
             "is_cuda",
+            "is_quantized",
             "dtype",
             "device",
             "layout",
