@@ -24,7 +24,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "my_script.py"
-SLOW: frozenset[str] = frozenset()
+SLOW = frozenset({"docs/how_to/my_model.md", "docs/how_to/my_model_in_radiology.md"})
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 NEEDS = re.compile(r"^Needs `pip install ([^`]+)`", re.MULTILINE)
