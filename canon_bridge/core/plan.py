@@ -283,7 +283,7 @@ class Uncovered:
     what : str
         The operation.
     place : str
-        File and line of the call, ``"file:line"``.
+        File and line of the call, ``"file:line"``; empty where torch itself calls it, as ``nn.Sequential`` does.
     reason : str
         Why there is no rule, what it means for the map, and what to do.
     """
@@ -294,7 +294,8 @@ class Uncovered:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.what} in {self.path or 'the model itself'} ({self.place}): {self.reason}"
+        place = f" ({self.place})" if self.place else ""
+        return f"{self.what} in {self.path or 'the model itself'}{place}: {self.reason}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -396,7 +397,7 @@ class Plan:
     def _explicit(self) -> Iterator[str]:
         """Yield what else is changed, and which functional operations stay."""
         made = [rewrite for rewrite in self.rewrites if rewrite.children]
-        if made or self.plain or self.uncovered:
+        if made or self.plain:
             yield ""
         for rewrite in made:
             names = ", ".join(name for name, _ in rewrite.children)

@@ -187,8 +187,9 @@ def _softmax_at_the_end(graph: fx.Graph) -> list[fx.Node]:
 def _describe(explicit: ExplicitFlow, node: fx.Node, reason: str) -> Uncovered:
     site = explicit.flow.sites[node]
     file, line = node.meta.get("source", ("", 0))
+    place = f"{file}:{line}" if file else ""
     entry, call = entry_of(node), explicit.operations.get(node)
     if node.op == "call_module" and call is not None:
-        return Uncovered(call.path, type(call.module).__name__, f"{file}:{line}", reason)
+        return Uncovered(call.path, type(call.module).__name__, place, reason)
     what = entry.name if entry is not None else str(getattr(node.target, "__name__", node.target))
-    return Uncovered(site.owner, what, f"{file}:{line}", reason)
+    return Uncovered(site.owner, what, place, reason)

@@ -377,3 +377,12 @@ def test_a_norm_that_the_user_keeps_is_not_named():
     planned = plan(finish(Kept), leftover="keep")
     assert [refusal.norm for refusal in planned.refusals] == ["norm"]
     assert planned.uncovered == ()
+
+
+def test_what_no_forward_wrote_has_no_place_and_least_of_all_the_one_that_asked_for_the_plan():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Sequential(nn.LPPool2d(2, 2))).eval()
+    planned = plan(model)
+    assert [(entry.path, entry.what, entry.place) for entry in planned.uncovered] == [("2.0", "LPPool2d", "")]
+    assert "\n\noperations without a rule" in str(planned)
+    assert "\n\n\n" not in str(planned)
+    assert "\n- LPPool2d in 2.0: a norm" in str(planned)

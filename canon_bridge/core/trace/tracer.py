@@ -706,10 +706,10 @@ def _source(owner: type) -> tuple[str, int]:
     """Return the file and line of the call that is being recorded by the forward of a class.
 
     It is the innermost in the package of that class, which is at most what the forward calls; where there is none (the
-    class is torch's), the innermost that is not ours or torch's.
+    class is torch's), the innermost that is not ours or torch's. What called for the trace has written nothing.
     """
     frame, innermost = sys._getframe(2), None
-    while frame is not None:
+    while frame is not None and frame.f_code is not SymbolicTracer.trace.__code__:
         if not frame.f_code.co_filename.startswith(_OWN):
             innermost = innermost or frame
             if str(frame.f_globals.get("__name__")).partition(".")[0] == owner.__module__.partition(".")[0]:
