@@ -13,7 +13,7 @@ from canon_bridge.core.plan import Plan, Uncovered
 from canon_bridge.core.rewrite import ExplicitFlow, nodes_in
 
 _MEANS = "relevance follows its gradient here, which is no rule"
-_TEACH = "teach it with canon_bridge.register_operation, or write it with operations that have a rule"
+_TEACH = "Teach it with canon_bridge.register_operation, or write it with operations that have a rule"
 _UNMERGED = (
     "relevance passes it as if it added nothing. Teach what it is with canon_bridge.register_norm, or replace it; its "
     "tensors must be read by its own forward alone"
