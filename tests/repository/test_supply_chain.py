@@ -200,6 +200,8 @@ def test_tools_are_pinned() -> None:
             "pip-audit",
             "import-linter",
             "nox",
+            "build",
+            "twine",
         ),
     }
     assert all(re.fullmatch(r"[\w.-]+(\[\w+\])?==[\d.]+", tool) for tool in tools)
