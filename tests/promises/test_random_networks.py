@@ -25,7 +25,7 @@ COMMON = settings(
     phases=(Phase.generate, Phase.shrink),
     suppress_health_check=list(HealthCheck),
 )
-ORDERS = pytest.mark.parametrize("prefer", ["left", "right"])
+ORDERS = pytest.mark.parametrize("prefer", ["left", "right", "untangled"])
 KEYWORDS = st.fixed_dictionaries(
     {
         "leftover": st.sampled_from(("linear", "linear", "keep")),
@@ -87,7 +87,7 @@ def test_thousands_of_networks_with_every_ingredient():
     fates: Counter[str] = Counter()
     cases: list[bool] = []
 
-    @given(network=networks(size=10), keywords=KEYWORDS, prefer=st.sampled_from(("left", "right")))
+    @given(network=networks(size=10), keywords=KEYWORDS, prefer=st.sampled_from(("left", "right", "untangled")))
     @settings(COMMON, max_examples=3000)
     def run(network, keywords, prefer):
         entries = _check(network, prefer=prefer, **keywords)
@@ -102,7 +102,7 @@ def test_thousands_of_networks_with_every_ingredient():
     print(f"\n{len(cases)} networks, {cases.count(False)} refused; BatchNorms: {dict(fates.most_common())}")  # noqa: T201
     print(dict(sorted(seen.items())))  # noqa: T201
     assert EVERY_INGREDIENT - set(seen) == set()
-    assert {"left", "right", "activation", "mixed", "leftover"} <= set(fates)
+    assert {"left", "right", "activation", "mixed", "leftover", "untangled"} <= set(fates)
     assert {f"through {name}" for name in ("cat", "chunk", "ReLU", "MaxPool2d", "flatten")} <= set(fates)
     assert cases.count(False) < 0.05 * len(cases)
 

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision.ops import FrozenBatchNorm2d
 
 from canon_bridge import canonize
-from canon_bridge.core.plan import Leftover, Merge, Plan, Refusal
+from canon_bridge.core.plan import Leftover, Merge, Plan, Refusal, Untangled
 from tests.support.random.modules import build, tensors_of
 from tests.support.random.steps import Network
 from tests.support.snapshot import Snapshot
@@ -140,9 +140,12 @@ def check_plan(model: nn.Module, plan: Plan, norms: set[str], parameters: dict[s
         elif isinstance(entry, Leftover):
             assert not isinstance(watched[path], _BatchNorm)
             assert path not in seen or is_linear(watched[path], seen[path][0])
+        elif isinstance(entry, Untangled):
+            assert not isinstance(watched[path], _BatchNorm)
+            assert path not in seen or seen[path][1].shape[1] == len(entry.index)
         else:
             assert entry.reason
-    merged = {path for merge in plan.merges for path in merge.chain.targets} | set(plan.plain)
+    merged = {path for entry in (*plan.merges, *plan.untangled) for path in entry.targets} | set(plan.plain)
     for path, former in parameters.items():
         now = model.get_submodule(path)._parameters
         same = list(now) == list(former) and all(now[name] is former[name] for name in now)
