@@ -3,10 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 from canon_bridge.auditing.causes import CAUSES, LOST
-from canon_bridge.core import align
+from canon_bridge.core import align, folded, html_table
 
 
 @dataclass(frozen=True)
@@ -137,14 +138,34 @@ class Audit:
 
     def table(self, entries: Sequence[Entry]) -> list[str]:
         """Return a table of these modules as lines, in per cent of the score."""
-        header = ("module", "type", "rule", "arrived", "handed down", *CAUSES)
-        rows: list[tuple[str, ...]] = [header]
+        return list(align([_HEADER, *self._rows(entries)], left=3))
+
+    def _rows(self, entries: Sequence[Entry]) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = []
         for entry in entries:
             values = (entry.arrived, entry.handed_down, *(entry.taken[cause] for cause in CAUSES))
             rows.append(
                 (entry.path, entry.kind, entry.rule or _NO_RULE[entry.is_container], *map(self._percent, values))
             )
-        return list(align(rows, left=3))
+        return rows
+
+    def _repr_html_(self) -> str:
+        """Return the audit for a notebook: totals, then the modules that matter."""
+        title, *_ = self._head()
+        totals = [(label, f"{value:.6g}", f"{100 * self.share(value) + 0.0:.1f} %") for label, value in self.totals()]
+        worst = self.worst()
+        where = (
+            f"where relevance is lost: {len(self.worst(len(self.entries)))} modules"
+            if worst
+            else "where most was taken"
+        )
+        return (
+            f'<div style="max-width:60em"><p><b>{escape(title)}</b><br>defect: {self.defect:.1e} of |f|, '
+            f"{self.defect_of_flow:.1e} of the largest flow</p>"
+            + html_table(("what became of it", "relevance", "share"), totals, left=1)
+            + folded(f"{where}, in % of f(x)", html_table(_HEADER, self._rows(worst or self.largest()), left=3), True)
+            + "</div>"
+        )
 
     def _percent(self, value: float) -> str:
         share = 100 * self.share(value)
@@ -179,6 +200,7 @@ class Audit:
         return draw(self, limit)
 
 
+_HEADER = ("module", "type", "rule", "arrived", "handed down", *CAUSES)
 _NO_RULE = {False: "none: gradient", True: "(own forward)"}
 
 

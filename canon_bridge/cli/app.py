@@ -15,8 +15,8 @@ from rich.text import Text
 from torch import Tensor, nn
 
 import canon_bridge
-from canon_bridge.cli import pictures
-from canon_bridge.cli.errors import CommandError, OneLineErrors, fail, reported
+from canon_bridge import heatmaps
+from canon_bridge.cli.errors import CommandError, OneLineErrors, fail, in_one_line, reported
 from canon_bridge.cli.images import as_seen, bounds, open_image, to_input
 from canon_bridge.cli.loading import DEFAULT_SIZE, Loaded, load
 from canon_bridge.cli.names import file_names
@@ -96,6 +96,14 @@ def plan(
         bool,
         typer.Option("--strict", help="Exit status 1 if a BatchNorm or an operation without a rule would stay."),
     ] = False,
+    drawing: Annotated[
+        Path | None,
+        typer.Option("--draw", metavar="FILE", show_default=False, help="Draw it, too, as PNG, SVG or PDF."),
+    ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", show_default=False, help="Draw each BatchNorm in this module: layer1."),
+    ] = None,
 ) -> None:
     """Show what becomes of each BatchNorm, and which operations have no rule. Weights may be random, as by default."""
     console, notes = Console(highlight=False), Console(stderr=True)
@@ -110,6 +118,8 @@ def plan(
         if inputs is None and isinstance(error.__cause__, canon_bridge.TracingError):
             raise CommandError(f"{error} On this command line: --input-shape 1,3,224,224") from error
         raise
+    if drawing is not None:
+        _draw(found, only, drawing)
     if as_json:
         typer.echo(plan_json(found))
     else:
@@ -159,7 +169,7 @@ def explain(
             table.add_row(*map(Text, cells))
             progress.advance(task)
     caption = (
-        f"In {out}: .npy, _heatmap.png and _overlay.png of each. Colours end at the {pictures.PERCENTILE}th percentile "
+        f"In {out}: .npy, _heatmap.png and _overlay.png of each. Colours end at the {heatmaps.PERCENTILE}th percentile "
         "of |relevance|."
     )
     _print(console, iter([table, Text(), Text(caption, style="dim", overflow="fold")]))
@@ -260,14 +270,23 @@ def _choose(loaded: Loaded, inputs: Tensor, target: int | None) -> tuple[int, fl
     return index, float(scores[0, index])
 
 
+def _draw(found: canon_bridge.Plan, only: str | None, file: Path) -> None:
+    try:
+        found.draw(only).savefig(file, dpi=150)
+    except ValueError as error:  # no such module, or no such format
+        raise CommandError(str(error)) from error
+    except OSError as error:
+        raise CommandError(f"{file} cannot be written: {in_one_line(error)}") from error
+
+
 def _write(out: Path, name: str, image: _Read, relevance: Tensor) -> float:
     """Write the files of one image, and return where the colours end."""
     out.mkdir(parents=True, exist_ok=True)
     np.save(out / f"{name}.npy", relevance.cpu().numpy())
     shown = relevance.sum(0)
-    limit = pictures.colour_limit(shown)
-    pictures.heat_map(shown, limit).save(out / f"{name}_heatmap.png")
-    pictures.overlay(as_seen(image.inputs, image.low, image.high), shown, limit).save(out / f"{name}_overlay.png")
+    limit = heatmaps.colour_limit(shown)
+    heatmaps.heatmap(shown, limit).save(out / f"{name}_heatmap.png")
+    heatmaps.overlay(as_seen(image.inputs, image.low, image.high), shown, limit).save(out / f"{name}_overlay.png")
     return limit
 
 

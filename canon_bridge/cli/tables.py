@@ -1,6 +1,5 @@
 """Plans and audits as tables that fit the terminal; what has no room is in ``--json``."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from rich import box
@@ -55,8 +54,7 @@ def plan_tables(plan: Plan) -> Iterator[RenderableType]:
 
 def _ways(plan: Plan) -> dict[tuple[str, ...], str]:
     """Return a letter for each thing that happens to BatchNorms, the most frequent first."""
-    counts = Counter(entry.group for entry in plan.entries)
-    return {group: _letter(index) for index, (group, _) in enumerate(counts.most_common())}
+    return {group: _letter(index) for index, (group, _) in enumerate(plan.ways())}
 
 
 def _letter(index: int) -> str:
@@ -65,7 +63,7 @@ def _letter(index: int) -> str:
 
 
 def _way_table(plan: Plan, ways: dict[tuple[str, ...], str]) -> Table:
-    counts = Counter(entry.group for entry in plan.entries)
+    counts = {group: len(entries) for group, entries in plan.ways()}
     bad = {entry.group for entry in plan.refusals}
     table = new_table("way", "count", "what happens", "through, or why", right=("count",))
     for group, letter in ways.items():

@@ -36,9 +36,10 @@ from canon_bridge.core.layers.linear import LINEAR, is_linear, register_layer
 from canon_bridge.core.norms import check_norm, is_norm, normalized, register_norm, width
 from canon_bridge.core.operations import Kind, operation_of_module, register_operation
 from canon_bridge.core.options import Backend, Clipped, ExampleInputs, LeftoverOption, Options, Prefer, Scope
-from canon_bridge.core.plan import Chain, Leftover, Merge, Plan, Refusal, Step, Uncovered, Untangled, align
+from canon_bridge.core.plan import Chain, Leftover, Merge, Plan, Refusal, Step, Uncovered, Untangled
 from canon_bridge.core.precision import tensors_in
 from canon_bridge.core.restore import Edits
+from canon_bridge.core.tables import align, folded, html_table
 from canon_bridge.core.trace.flow import TracingError, fits_defaults
 from canon_bridge.core.uncovered import kind_for_rules, warn_uncovered
 
@@ -87,6 +88,8 @@ __all__ = [
     "check_module",
     "check_norm",
     "fits_defaults",
+    "folded",
+    "html_table",
     "is_linear",
     "is_norm",
     "is_relu",

@@ -1,27 +1,14 @@
 """What would be done to a model and what not, and why: chains, what becomes of each norm, and the plan in print."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from html import escape
+from typing import Any
 
 from canon_bridge.core.options import Options
 from canon_bridge.core.rewrite import Rewrite
-
-
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield the lines of a table with left-aligned columns, a rule under the header and no trailing spaces."""
-    rule = ["-" * max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    yield from align((header, rule, *rows))
-
-
-def align(rows: Sequence[Sequence[str]], left: int | None = None) -> Iterator[str]:
-    """Yield lines of aligned columns, the first ``left`` of them (by default all) to the left, others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    to_left = len(widths) if left is None else left
-    for row in rows:
-        cells = zip(row, widths, strict=True)
-        aligned = (cell.ljust(w) if column < to_left else cell.rjust(w) for column, (cell, w) in enumerate(cells))
-        yield "  ".join(aligned).rstrip()
+from canon_bridge.core.tables import folded, format_table, html_table, shortened
 
 
 class Words(str):
@@ -168,8 +155,7 @@ class Merge:
     @property
     def row(self) -> tuple[str, ...]:
         """One line of the table of details."""
-        into = ", ".join(self.chain.targets)
-        return self.chain.norm, self.chain.direction, into, ", ".join(self.chain.through) or "-"
+        return self.chain.norm, self.chain.direction, shortened(self.targets), shortened(self.chain.through, 3) or "-"
 
 
 @dataclass(frozen=True)
@@ -214,7 +200,7 @@ class Untangled:
     def row(self) -> tuple[str, ...]:
         """One line of the table of details."""
         rest = f" and a per-channel linear layer ({len(self.rest)} channels)" if self.rest else ""
-        return self.norm, "copies", ", ".join(self.targets) + rest, ", ".join(self.through) or "-"
+        return self.norm, "copies", shortened(self.targets) + rest, shortened(self.through, 3) or "-"
 
 
 @dataclass(frozen=True)
@@ -268,6 +254,9 @@ class Refusal:
         """One line of the table of details."""
         return self.norm, "-", "nothing", self.reason
 
+
+_WAYS = ("count", "what happens", "through, or why", "first")
+_DETAILS = ("order", "BatchNorm", "direction", "merged into", "through, or why")
 
 Entry = Merge | Untangled | Leftover | Refusal
 
@@ -358,6 +347,57 @@ class Plan:
         """The BatchNorms that stay, with the reason."""
         return tuple(entry for entry in self.entries if isinstance(entry, Refusal))
 
+    def ways(self) -> list[tuple[tuple[str, ...], list[Entry]]]:
+        """Return the BatchNorms by what happens to them (``entry.group``), the most frequent first."""
+        found: dict[tuple[str, ...], list[Entry]] = {}
+        for entry in self.entries:
+            found.setdefault(entry.group, []).append(entry)
+        return sorted(found.items(), key=lambda way: -len(way[1]))
+
+    def draw(self, only: str | None = None) -> Any:
+        """Draw what becomes of the BatchNorms, as written on the left and canonical on the right; needs matplotlib.
+
+        Parameters
+        ----------
+        only : str, optional
+            The path of a module: each BatchNorm in it has a row, in the order of the data flow. By default each way
+            that BatchNorms go has one, with its first example and how many there are.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            Save it with ``.savefig(path)``.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        ValueError
+            If no BatchNorm is in that module.
+        """
+        from canon_bridge.drawing import draw
+
+        return draw(self, only)
+
+    def _repr_html_(self) -> str:
+        """Return the plan for a notebook: totals, ways, and what has no rule; the rest on a click."""
+        parts = [f"<p><b>{escape(next(self._lines()))}</b><br>{escape(self.total())}</p>"]
+        if self.entries:
+            parts.append(html_table(_WAYS, self._way_rows()))
+            stays = [(entry.norm, entry.reason) for entry in self.refusals]
+            if stays:
+                parts.append(folded(f"{len(stays)} left as they are", html_table(("BatchNorm", "why"), stays), True))
+            parts.append(
+                folded(f"each of the {len(self.entries)}, in order", html_table(_DETAILS, self._detail_rows()))
+            )
+        if self.uncovered:
+            rows = [
+                (entry.what, entry.path or "the model itself", entry.place, entry.reason) for entry in self.uncovered
+            ]
+            table = html_table(("operation", "in", "place", "why, and what to do"), rows)
+            parts.append(folded(f"{len(rows)} operations without a rule", table, True))
+        return f'<div style="max-width:60em">{"".join(parts)}</div>'
+
     def __str__(self) -> str:
         return "\n".join(self._lines())
 
@@ -385,14 +425,16 @@ class Plan:
 
     def _groups(self) -> Iterator[str]:
         """Yield a table of how many BatchNorms go which way, the most frequent first."""
-        counts = Counter(entry.group for entry in self.entries)
-        examples = {entry.group: entry.norm for entry in reversed(self.entries)}
-        rows = [(str(count), *group, examples[group]) for group, count in counts.most_common()]
-        return format_table(("count", "what happens", "through, or why", "first"), rows)
+        return format_table(_WAYS, self._way_rows())
+
+    def _way_rows(self) -> list[tuple[str, ...]]:
+        return [(str(len(entries)), *group, entries[0].norm) for group, entries in self.ways()]
 
     def _details(self) -> Iterator[str]:
-        rows = [(str(number), *entry.row) for number, entry in enumerate(self.entries, 1)]
-        return format_table(("order", "BatchNorm", "direction", "merged into", "through, or why"), rows)
+        return format_table(_DETAILS, self._detail_rows())
+
+    def _detail_rows(self) -> list[tuple[str, ...]]:
+        return [(str(number), *entry.row) for number, entry in enumerate(self.entries, 1)]
 
     def _explicit(self) -> Iterator[str]:
         """Yield what else is changed, and which functional operations stay."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from canon_bridge.captum import LRP, presets
 from canon_bridge.cli.app import PresetName
-from canon_bridge.cli.pictures import colour_limit, heat_map, overlay
+from canon_bridge.heatmaps import colour_limit, heatmap, overlay
 
 
 def model_of(folder):
@@ -107,7 +107,7 @@ def test_operations_without_a_rule_are_a_note_of_one_line(run, tmp_path):
 
 def test_colours_are_symmetric_and_white_at_zero():
     values = torch.tensor([[-2.0, -1.0, 0.0, 1.0, 2.0, 9.0]])
-    colours = np.asarray(heat_map(values, 2.0))[0].astype(int)
+    colours = np.asarray(heatmap(values, 2.0))[0].astype(int)
     assert colours[2].tolist() == [255, 255, 255]
     assert colours[0, 2] > colours[0, 0] == colours[0, 1]
     assert colours[4, 0] > colours[4, 1] == colours[4, 2]
@@ -117,7 +117,7 @@ def test_colours_are_symmetric_and_white_at_zero():
 
 def test_the_limit_of_colours():
     assert colour_limit(torch.zeros(3, 3)) == 1.0
-    assert colour_limit(torch.tensor([-4.0, 4.0])) == 4.0
+    assert colour_limit(torch.tensor([[-4.0, 4.0]])) == 4.0
     lonely = torch.zeros(100, 100)
     lonely[3, 4] = -5.0
     assert colour_limit(lonely) == 5.0
@@ -127,7 +127,7 @@ def test_an_overlay_shows_the_picture_where_there_is_no_relevance():
     picture = Image.new("RGB", (2, 1), (0, 0, 0))
     found = np.asarray(overlay(picture, torch.tensor([[0.0, 1.0]]), 1.0))
     assert len(set(found[0, 0].tolist())) == 1
-    assert found[0, 1].tolist() == np.asarray(heat_map(torch.tensor([[1.0]]), 1.0))[0, 0].tolist()
+    assert found[0, 1].tolist() == np.asarray(heatmap(torch.tensor([[1.0]]), 1.0))[0, 0].tolist()
 
 
 @pytest.mark.parametrize("framework", ["captum", "zennit"])

@@ -12,7 +12,7 @@ def lines(text: str) -> list[str]:
     return text.splitlines()
 
 
-@pytest.mark.parametrize("prefer", ["left", "right"])
+@pytest.mark.parametrize("prefer", ["left", "right", "untangled"])
 def test_the_plan_of_a_densenet_fits_80_columns_and_names_every_batch_norm(run, prefer):
     result = run("plan", "torchvision:densenet121", "--prefer", prefer)
     assert max(map(len, lines(result.stdout))) <= 80
@@ -117,3 +117,18 @@ def test_a_model_of_timm(run):
     assert "49 BatchNorms" in out
     assert max(map(len, lines(out))) <= 80
     assert ".0.downsample.conv, .0.conv1" in out
+
+
+def test_a_drawing(run, tmp_path):
+    file = tmp_path / "plan.png"
+    run("plan", "torchvision:resnet18", "--draw", str(file), "--only", "layer1")
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("name", "only", "says"), [("plan.png", "fc", "no BatchNorm in 'fc'"), ("plan.xyz", "layer1", "xyz")]
+)
+def test_a_drawing_that_cannot_be(run, tmp_path, name, only, says):
+    result = run("plan", "torchvision:resnet18", "--draw", str(tmp_path / name), "--only", only, status=2)
+    assert says in result.stderr
+    assert len(lines(result.stderr)) == 1

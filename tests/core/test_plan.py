@@ -4,6 +4,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from canon_bridge import Leftover, Merge, Refusal, canonize, plan
 from canon_bridge.core.plan import kind_of
+from canon_bridge.core.tables import html_table
 from tests.support.errors import relative_error
+from tests.support.models import small_densenet
 from tests.support.pieces import BOTH, NETWORKS, Written, conv, image, norm
 from tests.support.snapshot import Snapshot
 from tests.support.statistics import randomize
@@ -234,3 +237,39 @@ def test_a_refusal_is_printed_with_its_reason() -> None:
     made = plan(nn.Sequential(conv(), layer).eval())
     assert made.refusals == (Refusal("1", "it is the identity already"),)
     assert cells(str(made))[-1] == ["1", "1", "-", "nothing", "it is the identity already"]
+
+
+def test_lines_are_not_wider_than_a_reader_can_follow():
+    model = small_densenet()
+    for prefer in ("left", "right", "untangled"):
+        made = plan(model, prefer=prefer)
+        lines = [line for line in str(made).splitlines() if not line.startswith(("total", "BatchNorms are"))]
+        assert max(map(len, lines)) <= 170
+    assert all(entry.norm in str(made) for entry in made.entries)
+
+
+def test_a_notebook_shows_totals_what_stays_and_what_has_no_rule():
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.gru = nn.BatchNorm1d(4), nn.GRU(5, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.gru(self.norm(x) * x)[0]
+
+    made = plan(Model().eval(), leftover="keep")
+    html = made._repr_html_()
+    assert made.total() in html
+    assert "1 left as they are" in html
+    assert "operations without a rule" in html
+    assert "<td" in html
+    parsed = ElementTree.fromstring(
+        html.replace("<wbr>", "").replace("<br>", "").replace("<details open>", "<details>")
+    )
+    cells = ["".join(cell.itertext()) for cell in parsed.iter("td")]
+    assert {"norm", "GRU", made.refusals[0].reason} <= set(cells)
+    assert all(entry.norm in cells for entry in made.entries)
+
+
+def test_what_a_notebook_shows_is_escaped():
+    assert "<script" not in html_table(("a",), [("<script>alert(1)</script>",)])
