@@ -35,7 +35,7 @@ Compares = Callable[[nn.Module], bool]
 
 def compares_with_baselines(module: nn.Module) -> bool:
     """Return whether a forward hook on the module is a method of an object whose ``attribute`` takes ``baselines``."""
-    owners = [getattr(hook, "__self__", None) for hook in vars(module)["_forward_hooks"].values()]
+    owners = [getattr(hook, "__self__", None) for hook in module._forward_hooks.values()]
     return any(_takes_baselines(type(owner)) for owner in owners if owner is not None)
 
 
@@ -211,7 +211,7 @@ def stop_at_clipped(compares: Compares, module: nn.Module, args: tuple[Tensor, .
 
 def _compared(module: nn.Module, input: Tensor) -> Tensor:
     """Return what is compared with the threshold: the input, times the scale in channels where that is tiny."""
-    factor = vars(module)["_buffers"].get("thr_factor")
+    factor = module._buffers.get("thr_factor")
     return input if factor is None else input * _per_channel(factor, input)
 
 
@@ -220,7 +220,7 @@ def _bounds(module: nn.Module, input: Tensor) -> tuple[Tensor, Tensor | None]:
 
     None for the upper bounds where all scales are above 0.
     """
-    buffers = vars(module)["_buffers"]
+    buffers: dict[str, Any] = module._buffers
     sign, threshold = buffers.get("thr_sign"), _per_channel(buffers["thr_value"], input)
     if sign is None:
         return threshold, None
@@ -304,7 +304,7 @@ def _general_activation(module: nn.Module, input: Tensor) -> Tensor:
     wide = _as_own_gradient(input).to(working_dtype(input.dtype))
     value = _activated(module, _before(module, wide))
     general = (value - _buffer(module, "offset", wide)) / _buffer(module, "factor", wide)
-    is_live = "act_live" in vars(module)["_buffers"]
+    is_live = "act_live" in module._buffers
     return (general * _buffer(module, "live", wide) if is_live else general).to(input.dtype)
 
 
@@ -323,7 +323,8 @@ def _before(module: nn.Module, input: Tensor) -> Tensor:
 
 
 def _buffer(module: nn.Module, name: str, input: Tensor) -> Tensor:
-    return _per_channel(vars(module)["_buffers"][f"act_{name}"], input)
+    buffers: dict[str, Any] = module._buffers
+    return _per_channel(buffers[f"act_{name}"], input)
 
 
 # A rule replaces the gradient between a module's output and its input, and the share is for what a rule hands down.
@@ -495,7 +496,7 @@ def pool_sign(module: nn.Module, value: Tensor) -> Tensor | None:
     value : Tensor
         Its input or output; the sign broadcasts against it.
     """
-    sign = vars(module)["_buffers"].get("pool_sign")
+    sign = module._buffers.get("pool_sign")
     return None if sign is None else _per_channel(sign, value)
 
 

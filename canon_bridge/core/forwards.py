@@ -52,8 +52,8 @@ def bound_function(module: nn.Module) -> tuple[Callable[..., Any], tuple[Any, ..
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return the parameters of a module by name; in a replica they are plain attributes."""
-    parameters = {name: value for name, value in vars(module)["_parameters"].items() if value is not None}
-    if "_is_replica" in vars(module):
+    parameters: dict[str, Tensor] = {name: value for name, value in module._parameters.items() if value is not None}
+    if "_is_replica" in module.__dict__:
         parameters |= {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
     return parameters
 

@@ -104,4 +104,6 @@ def _compiled(source: str, names: dict[str, Any], path: str) -> Callable[..., An
     namespace = {name: value.found if isinstance(value, Portable) else value for name, value in names.items()}
     namespace["__name__"] = __name__
     exec(compile(source, f"<canon_bridge: forward of {path or 'the model'}>", "exec"), namespace)
+    # What it is called belongs to the function by now; in its globals dynamo takes it for the module that holds them.
+    del namespace["__name__"]
     return namespace["forward"]

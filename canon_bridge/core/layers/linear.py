@@ -264,6 +264,9 @@ def _is_large(module: Any, input: Tensor, spatial: int) -> bool:
     return module.out_channels * math.prod(input.shape[-spatial:]) >= SMALLEST_MAP * math.prod(module.stride)
 
 
+_CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)  # a union of them is not for every dynamo
+
+
 def _apply(
     module: nn.Module, layer: Layer, input: Tensor, bias: Tensor | None, output_size: list[int] | None
 ) -> Tensor:
@@ -273,7 +276,7 @@ def _apply(
         return F.linear(input, weight, bias)
     if entry.transposed:
         return _apply_transposed(module, entry.spatial, input, bias, output_size)
-    if entry.looks_at_padding_mode() and isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    if entry.looks_at_padding_mode() and isinstance(module, _CONVOLUTIONS):
         return module._conv_forward(input, weight, bias)  # knows every padding mode
     padding, padded = module.padding, input
     if entry.pads_by_size(module) or entry.ends is not None:
