@@ -1,7 +1,5 @@
 """``torch.compile``: of the canonical model, of the copy, and of a model that becomes canonical afterwards."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,16 +19,10 @@ PREFER = pytest.mark.parametrize("prefer", [pytest.param("left", marks=pytest.ma
 SLOWER = [pytest.param(backend, marks=pytest.mark.slow) for backend in ("eager", "inductor")]
 BACKENDS = pytest.mark.parametrize("backend", ["aot_eager", *SLOWER])
 pytestmark = [
+    pytest.mark.usefixtures("nothing_compiled"),
     # Inside torch: dynamo instantiates autograd functions, inductor uses what torch itself has deprecated.
     pytest.mark.filterwarnings("ignore:.*should not be instantiated.*:DeprecationWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 def larger(x: Tensor) -> Tensor:
