@@ -298,7 +298,7 @@ def _per_channel_linear(layer: nn.Module, input: Tensor) -> Tensor:
         return input * weight.view(shape) + bias.view(shape)
     flat = input.reshape(*input.shape[:2], math.prod(input.shape[2:]), 1)
     # A norm takes half precision with statistics in float32, and so does what stands in for it.
-    wide = flat.to(torch.promote_types(flat.dtype, weight.dtype))
+    wide = flat if flat.dtype == weight.dtype else flat.to(torch.promote_types(flat.dtype, weight.dtype))
     output = F.conv2d(wide, weight, bias, groups=weight.shape[0]).view(input.shape)
     return output if wide.dtype == input.dtype else output.to(input.dtype)
 

@@ -299,9 +299,22 @@ CALLED = [name for name in OPERATIONS if name not in WITHOUT_SAMPLE]
 quiet = pytest.mark.filterwarnings("ignore")
 
 
+def skip_what_older_versions_lack(name: str) -> None:
+    """Skip what torch 2.6 lacks of operations that later versions have, if this torch does: asked of torch itself."""
+    if name == "sym_is_contiguous" and function_of(name) is None:
+        pytest.skip("this torch has no such operation")
+    if name in ("narrow_copy", "asarray", "aminmax"):
+        x = data(name).requires_grad_()
+        try:
+            torch.autograd.grad(tensors(run(name, x))[0].sum(), x)
+        except RuntimeError as error:
+            pytest.skip(f"this torch has no gradient of it: {error}")
+
+
 @quiet
 @pytest.mark.parametrize("name", CALLED)
 def test_an_operation_is_what_its_entry_claims(name: str) -> None:
+    skip_what_older_versions_lack(name)
     CHECKS[OPERATIONS[name].kind](name)
 
 
@@ -350,6 +363,7 @@ def shares_memory(name: str) -> bool:
 @quiet
 @pytest.mark.parametrize("name", CALLED)
 def test_what_returns_memory_that_it_got_is_claimed_to(name: str) -> None:
+    skip_what_older_versions_lack(name)
     assert may_share(OPERATIONS[name], node_of(function_of(name) or operator.getitem)) or not shares_memory(name)
 
 

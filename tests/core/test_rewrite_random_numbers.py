@@ -36,3 +36,20 @@ def test_they_are_drawn_at_each_call(name: str) -> None:
     assert not torch.allclose(found[0], found[1])
     for value, right in zip(found, expected, strict=True):
         assert torch.allclose(value, right, rtol=1e-10)
+
+
+def test_they_are_drawn_from_the_generator_that_forward_names() -> None:
+    generator = torch.Generator()
+
+    def draw() -> Tensor:
+        return torch.randn(1, 4, 1, 1, dtype=torch.float64, generator=generator)
+
+    model, x = randomize(Noisy(draw).double()), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    generator.manual_seed(3)
+    expected = model(x), model(x)
+    with canonize(model):
+        generator.manual_seed(3)
+        found = model(x), model(x)
+    assert not torch.allclose(found[0], found[1])
+    for value, right in zip(found, expected, strict=True):
+        assert torch.allclose(value, right, rtol=1e-10)

@@ -382,7 +382,9 @@ class SymbolicTracer(fx.Tracer):
             name = next((n for n, t in constants.items() if t is a), f"_tensor_constant{len(constants)}")
             constants[name] = a
             return self.create_node("get_attr", name, (), {})
-        if isinstance(a, numbers.Number):  # also those of other packages
+        if isinstance(
+            a, numbers.Number | torch.Generator
+        ):  # also other packages'; fx of 2.6 has no place for a generator
             return a
         if type(a) is OrderedDict:  # fx would write a plain dictionary
             pairs = [(key, self.create_arg(value)) for key, value in a.items()]
