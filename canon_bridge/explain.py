@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.core import Prefer
+from canon_bridge.core import Clipped, Prefer
 from canon_bridge.frameworks import Framework, make_attribute, make_rules
 
 Columns = dict[str, np.ndarray[Any, Any]]
@@ -34,6 +34,11 @@ class Explainer:
         Which one computes the maps.
     prefer : {"left", "right", "untangled"}, default "left"
         See :func:`canon_bridge.canonize`.
+    clipped : {"absorb", "pass"}, default "absorb"
+        See :func:`canon_bridge.canonize`.
+    example_input : Tensor, optional
+        An input of the model, ``(N, C, H, W)``, for one that can be traced with values alone, which Captum takes from
+        the first batch by itself; on entry the function is compared on it.
     target : int or str, optional
         The class to explain: a number, the column that holds it for each image, or by default the predicted one.
     transform : callable, default ``images / 255``
@@ -59,6 +64,8 @@ class Explainer:
         preset: str = "epsilon_plus",
         framework: Framework = "captum",
         prefer: Prefer = "left",
+        clipped: Clipped = "absorb",
+        example_input: Tensor | None = None,
         target: int | str | None = None,
         transform: Callable[[Tensor], Tensor] = unit_range,
     ) -> None:
@@ -66,6 +73,8 @@ class Explainer:
             "preset": preset,
             "framework": framework,
             "prefer": prefer,
+            "clipped": clipped,
+            "example_input": example_input,
             "target": target,
             "transform": transform,
         }
@@ -73,7 +82,8 @@ class Explainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = make_model().eval().to(self.device)
         self._identity = {"model": type(self.model).__name__, "weights": _digest(self.model)}
-        rules = make_rules(framework, self.model, preset, prefer=prefer)
+        example = None if example_input is None else example_input.to(self.device)
+        rules = make_rules(framework, self.model, preset, prefer=prefer, clipped=clipped, example_inputs=example)
         self._attribute = make_attribute(framework, self.model, rules)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -110,13 +120,19 @@ class Explainer:
 
     def identity(self) -> dict[str, str]:
         """Return what maps depend on besides the images: model, weights, settings and versions."""
-        settings = {name: str(getattr(value, "__name__", value)) for name, value in self._arguments.items()}
+        settings = {name: _name(value) for name, value in self._arguments.items()}
         packages = "torch", "canon-bridge", str(self._arguments["framework"])
         return self._identity | settings | {name: version(name) for name in packages}
 
 
 def _rebuild(make_model: Callable[[], nn.Module], arguments: Mapping[str, Any]) -> Explainer:
     return Explainer(make_model, **arguments)
+
+
+def _name(setting: Any) -> str:
+    if isinstance(setting, Tensor):
+        return f"{setting.dtype} {tuple(setting.shape)}"
+    return str(getattr(setting, "__name__", setting))
 
 
 def _digest(model: nn.Module) -> str:

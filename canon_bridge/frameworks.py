@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.core import Clipped, Prefer
+from canon_bridge.core import Clipped, ExampleInputs, Prefer
 
 Framework = Literal["captum", "zennit"]
 Attribute = Callable[[Tensor, Tensor], Tensor]
@@ -20,6 +20,7 @@ def make_rules(
     *,
     prefer: Prefer = "left",
     clipped: Clipped = "absorb",
+    example_inputs: ExampleInputs | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Any:
     """Return what canonizes the model and has the rules of a preset; :func:`canon_bridge.audit` takes it as well.
@@ -32,7 +33,7 @@ def make_rules(
         In evaluation mode.
     preset : str
         The name of a preset in :mod:`canon_bridge.captum.presets`.
-    prefer, clipped
+    prefer, clipped, example_inputs
         See :func:`canon_bridge.canonize`.
     settings : mapping, optional
         Keywords of the preset, for example ``low`` and ``high``.
@@ -44,17 +45,18 @@ def make_rules(
         built from its rules.
     """
     keywords = dict(settings or {})
+    options: Any = {"prefer": prefer, "clipped": clipped, "example_inputs": example_inputs}
     if framework == "captum":
         from canon_bridge.captum import LRP, presets
 
-        return LRP(model, getattr(presets, preset)(**keywords), prefer=prefer, clipped=clipped)
+        return LRP(model, getattr(presets, preset)(**keywords), **options)
     import zennit.composites
 
     from canon_bridge.zennit import ModelCanonizer
 
     name = preset.title().replace("_", "")
     make: Any = _epsilon_in_zennit if preset == "epsilon" else getattr(zennit.composites, name)
-    return make(canonizers=[ModelCanonizer(prefer=prefer, clipped=clipped)], **keywords)
+    return make(canonizers=[ModelCanonizer(**options)], **keywords)
 
 
 def make_attribute(framework: Framework, model: nn.Module, rules: Any) -> Attribute:

@@ -5,8 +5,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from canon_bridge import TracingError
 from canon_bridge.captum import LRP, presets
 from canon_bridge.explain import Explainer
 from tests.support.statistics import randomize
@@ -69,5 +70,27 @@ def test_the_identity_tells_models_and_settings_apart():
     assert identity == Explainer(make_model).identity()
     assert identity["model"] == "Sequential"
     others = (Explainer(other_model), Explainer(make_model, prefer="right"), Explainer(make_model, target=1))
+    others += (Explainer(make_model, clipped="pass"), Explainer(make_model, example_input=torch.zeros(1, 3, 8, 8)))
     others += (Explainer(make_model, framework="zennit"), Explainer(make_model, preset="epsilon_plus_flat"))
     assert all(identity != other.identity() for other in others)
+
+
+class ByValues(nn.Module):
+    """A course that depends on values: traced with an example alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = make_model()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x) if x.sum() < 1e9 else self.network(-x)
+
+
+def test_a_model_that_is_traced_with_values(batch):
+    expected = Explainer(make_model)(batch)["relevance"]
+    example = torch.zeros(1, 3, *batch["image"].shape[1:3])
+    for framework in ("captum", "zennit"):
+        found = Explainer(ByValues, framework=framework, example_input=example)(batch)["relevance"]
+        assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+    with pytest.raises(TracingError):
+        Explainer(ByValues, framework="zennit")

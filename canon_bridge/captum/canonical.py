@@ -110,6 +110,7 @@ class OnCanonicalModel:
     def _run(
         self, leaves: tuple[Tensor, ...], arguments: Values, target: Any, verbose: bool, taps: list[Tap] | None
     ) -> tuple[tuple[Tensor, ...], Tensor]:
+        _check_no_other_rules(self.model)
         canonization = self.canonical(arguments)
         for tap in taps or ():
             tap.begin(canonization.plan)
@@ -138,6 +139,18 @@ class OnCanonicalModel:
         relevance = [found.get(leaf) for leaf in leaves]
         pairs = zip(leaves, relevance, strict=True)
         return tuple(torch.zeros_like(leaf) if r is None else r.detach() for leaf, r in pairs), score.detach()
+
+
+def _check_no_other_rules(model: nn.Module) -> None:
+    """Raise ``RuntimeError`` where rules of another framework are on the model: both would act on one map."""
+    for path, module in model.named_modules():
+        for table in (module._forward_pre_hooks, module._forward_hooks):
+            names = {str(getattr(hook, "__module__", "")).partition(".")[0] for hook in table.values()}
+            if "zennit" in names:
+                raise RuntimeError(
+                    f"{path or 'the model'} has a rule of zennit on it: both would act on one map. Leave the context "
+                    "of the composite first (an Explainer keeps one open), or explain a copy of the model."
+                )
 
 
 def _score(output: Any, target: Any) -> Tensor:

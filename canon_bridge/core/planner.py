@@ -181,7 +181,7 @@ class _Planner:
             right = find_right(network, norm, into_norms=into_norms)
             if isinstance(right, Chain) and not right.absorbers:
                 return Merge(right)
-            what = f"{right.absorbers[0]} would have to be changed" if isinstance(right, Chain) else right.reason
+            what = right.reason if isinstance(right, Obstacle) else _changed(right)
             obstacles = [words("left: {}", left.reason), words("copies: {}", copies.reason), words("right: {}", what)]
         return self._rest(norm.path, words("; ".join("{}" for _ in obstacles), *obstacles))
 
@@ -193,3 +193,8 @@ class _Planner:
         """Return what becomes of a layer that nothing takes."""
         is_linear_wanted = self.options.leftover == "linear" and self.scope.kinds is None
         return (Leftover if is_linear_wanted else Refusal)(path, reason)
+
+
+def _changed(chain: Chain) -> Words:
+    """Return why a merge to the right is none that leaves activations as they are."""
+    return words("{} would have to be changed", Words(chain.absorbers[0], "an activation"))

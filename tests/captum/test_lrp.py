@@ -5,8 +5,10 @@ import torch
 import torchvision
 from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, EpsilonRule, IdentityRule
 from torch import nn
+from zennit.composites import EpsilonPlus
 
 from canon_bridge.captum import LRP, LayerLRP, presets, rules
+from canon_bridge.zennit import ModelCanonizer
 from tests.support.errors import relative_error
 from tests.support.models import TARGET, images, small_densenet
 from tests.support.snapshot import Snapshot
@@ -271,3 +273,14 @@ def test_resnet_of_torchvision_with_bottlenecks():
     x = images(1, 32).requires_grad_()
     expected = x * torch.autograd.grad(model(x)[:, TARGET].sum(), x)[0]
     assert relative_error(LRP(model, presets.epsilon(1e-30)).attribute(x, target=TARGET), expected) < TOLERANCE
+
+
+@pytest.mark.zennit
+def test_a_model_with_rules_of_zennit_on_it_is_refused():
+    model, x = small_densenet(), images()
+    with (
+        EpsilonPlus(canonizers=[ModelCanonizer()]).context(model),
+        pytest.raises(RuntimeError, match="has a rule of zennit on it: both would act on one map"),
+    ):
+        LRP(model, presets.epsilon_plus()).attribute(x, target=1)
+    assert LRP(model, presets.epsilon_plus()).attribute(x, target=1).abs().sum() > 0

@@ -298,3 +298,21 @@ def test_gradients_reach_the_parameters_of_the_model():
     gradient = named["conv1.weight"].grad[1, 0, 1, 1].item()
     difference = (loss(1e-5) - loss(-1e-5)) / 2e-5
     assert abs(gradient - difference) < 1e-5 * abs(difference)
+
+
+def test_what_is_alike_is_one_way_whatever_it_is_called():
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.act, self.conv = norm(3), nn.ReLU(), conv(3, 3)
+            self.second, self.other, self.last = norm(3), nn.ReLU(), conv(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(self.act(self.first(x))) + x
+            return self.last(self.other(self.second(y)))
+
+    found = plan(randomize(Pair()), prefer="untangled")
+    reasons = [entry.reason for entry in found.leftovers]
+    assert "act would have to be changed" in reasons[0]
+    assert "other would have to be changed" in reasons[1]
+    assert all("an activation would have to be changed" in entry.group[1] for entry in found.leftovers)
