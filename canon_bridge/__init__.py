@@ -28,7 +28,7 @@ from canon_bridge.core import (
 )
 from canon_bridge.core.canonize import canonize, canonized_copy, plan
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Affine",
