@@ -170,7 +170,9 @@ def _addition(module: nn.Module) -> nn.Module:
 
 
 def _is_of_captum(hook: object) -> bool:
-    return str(getattr(hook, "__module__", "")).startswith("captum.")
+    """Return whether Captum has put a hook on a module: one of its own, or of a rule of ours."""
+    of_rule = isinstance(getattr(hook, "__self__", None), PropagationRule)
+    return of_rule or str(getattr(hook, "__module__", "")).startswith("captum.")
 
 
 # What our own LRP needs, and what Captum's classes need besides; they leave these attributes on modules.

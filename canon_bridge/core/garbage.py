@@ -1,17 +1,15 @@
-"""Look for no garbage where many new objects are made that are all alive: the search takes longer than the work."""
+"""Look for no garbage where many new objects are made that are all alike: the search takes longer than the work."""
 
 import gc
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 
 @contextmanager
 def without_collection() -> Generator[None]:
     """Have the interpreter look for no cyclic garbage in the block, or in the function that this decorates."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
+    with ExitStack() as stack:  # which an interrupt between two lines of ours does not pass by
+        if gc.isenabled():
+            stack.callback(gc.enable)
+            gc.disable()
         yield
-    finally:
-        if was_enabled:
-            gc.enable()

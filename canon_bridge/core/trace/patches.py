@@ -47,13 +47,14 @@ def patched(tracer: Any, root: nn.Module) -> Generator[None]:
     is_random(patched)
     is_tensor_method_or_property(patched)
     parsed = _parsed()
+    formers: list[tuple[Any, str, Any]] = []
     with ExitStack() as stack:
+        for _ in range(2):  # what an interrupt cuts short in one is done by the other
+            stack.callback(_restore, formers)
         for holder, name, replacement in (*parsed, *_replacements(), *_checkpoints(tracer.note_course)):
-            stack.callback(_restore, holder, name, vars(holder).get(name, _ABSENT))
+            formers.append((holder, name, vars(holder).get(name, _ABSENT)))
             setattr(holder, name, replacement)
         imported = {id(replacement.stands_in_for): replacement for _, _, replacement in parsed}
-        formers: list[tuple[dict[str, Any], str, Any]] = []
-        stack.callback(_restore_globals, formers)
         for namespace in _namespaces(root):
             names = {n: imported[id(f)] for n, f in list(namespace.items()) if id(f) in imported} if imported else {}
             for name, replacement in {**names, "isinstance": _is_instance, "type": _Type}.items():
@@ -86,19 +87,18 @@ def _parsed() -> list[tuple[Any, str, Any]]:
     ]
 
 
-def _restore(holder: Any, name: str, former: Any) -> None:
-    if former is _ABSENT:
-        delattr(holder, name)
-    else:
-        setattr(holder, name, former)
-
-
-def _restore_globals(formers: list[tuple[dict[str, Any], str, Any]]) -> None:
-    for namespace, name, former in reversed(formers):
-        if former is _ABSENT:
-            namespace.pop(name, None)
-        else:
-            namespace[name] = former
+def _restore(formers: list[tuple[Any, str, Any]]) -> None:
+    """Put back what names stood for before, in classes, packages and the globals of packages; a repeat does no harm."""
+    for holder, name, former in reversed(formers):
+        if isinstance(holder, dict):
+            if former is _ABSENT:
+                holder.pop(name, None)
+            else:
+                holder[name] = former
+        elif former is not _ABSENT:
+            setattr(holder, name, former)
+        elif name in vars(holder):
+            delattr(holder, name)
 
 
 class _Recording(TorchFunctionMode):

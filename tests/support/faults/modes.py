@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -77,6 +78,7 @@ def _world() -> tuple[object, ...]:
     patched = (torch.zeros, torch.tensor, builtins.isinstance, nn.Module.__call__, nn.Module.__getattr__)
     checkpoints = tuple(v for k, v in sorted(vars(checkpoint).items()) if "heckpoint" in k)
     modes = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"))
+    modes += (gc.isenabled(),)
     return (*patched, vars(torch.autograd.Function)["apply"], *checkpoints, *modes)
 
 

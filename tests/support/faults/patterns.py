@@ -87,6 +87,8 @@ def _writing_on_itself() -> nn.Module:
 
 IMAGE, ROW = (2, 4, 6, 6), (3, 4)
 Pattern = tuple[Callable[[], nn.Module], tuple[int, ...]]
+COPIES = "copies"  # of a layer, which one order makes
+
 PATTERNS: dict[str, Pattern] = {
     "left": (lambda: nn.Sequential(conv(bias=False), norm()), IMAGE),
     "left, transposed": (lambda: nn.Sequential(nn.ConvTranspose2d(4, 4, 3, 2, groups=2), norm()), IMAGE),
@@ -100,6 +102,15 @@ PATTERNS: dict[str, Pattern] = {
             norm=norm(),
             first=conv(),
             last=nn.Conv2d(8, 4, 1),
+        ),
+        IMAGE,
+    ),
+    COPIES: (
+        lambda: Forward(
+            lambda m, x: m.first(y := m.conv(x)).relu() + m.second(torch.cat([y, x], 1)).relu()[:, :4],
+            conv=conv(),
+            first=norm(),
+            second=nn.BatchNorm2d(8),
         ),
         IMAGE,
     ),
