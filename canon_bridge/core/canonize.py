@@ -388,12 +388,13 @@ def canonize(
 
     Notes
     -----
-    Module objects, names and types stay (with "untangled", a BatchNorm that selects its copy is another module inside,
-    and a layer that is copied puts out all copies, side by side in its channels). Inside the block ``state_dict`` holds the merged values, and merged layers
-    without bias have one. Parameters of merged layers are new objects; a change to them is lost on exit, with a
-    ``LostChangeWarning`` that names them. Gradients are those of the function, whatever hooks look on; ``clipped``
-    holds for what a rule hands down, that is, puts in the place of an activation's gradient. The model is canonical
-    for all threads, and another thread cannot enter a block on it meanwhile.
+    Module objects, names and types stay (with "untangled", a BatchNorm that selects its copy is another module
+    inside, and a layer that is copied puts out all copies, side by side in its channels). Inside the block
+    ``state_dict`` holds the merged values, and merged layers without bias have one. Parameters of merged layers are
+    new objects; a change to them is lost on exit, with a ``LostChangeWarning`` that names them. Gradients are those
+    of the function, whatever hooks look on; ``clipped`` holds for what a rule hands down, that is, puts in the place
+    of an activation's gradient. The model is canonical for all threads, and another thread cannot enter a block on it
+    meanwhile.
 
     References
     ----------
