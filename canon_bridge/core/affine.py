@@ -76,4 +76,4 @@ def is_transformed() -> bool:
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the precision to compute a merge in: the layer's own, and never less than float32."""
     # No function of torch, which an exported program would record: torch 2.6 cannot load one with a type for an output.
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    return dtype if dtype.itemsize >= 4 else torch.float32

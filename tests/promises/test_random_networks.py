@@ -43,7 +43,7 @@ pytestmark = [
 
 @ORDERS
 @given(network=networks(), keywords=KEYWORDS)
-@settings(COMMON, max_examples=120)
+@settings(COMMON, max_examples=80)
 def test_function_form_plan_and_restoration(prefer, network, keywords):
     _check(network, prefer=prefer, **keywords)
 
@@ -68,7 +68,7 @@ def _check_oracle(network, prefer, *frameworks):
 
 @ORDERS
 @given(network=networks(plain=True))
-@settings(COMMON, max_examples=60)
+@settings(COMMON, max_examples=40)
 def test_oracle_in_captum(prefer, network):
     _check_oracle(network, prefer, by_captum)
 
@@ -76,7 +76,7 @@ def test_oracle_in_captum(prefer, network):
 @pytest.mark.zennit
 @ORDERS
 @given(network=networks(plain=True))
-@settings(COMMON, max_examples=30)
+@settings(COMMON, max_examples=20)
 def test_oracle_in_zennit(prefer, network):
     _check_oracle(network, prefer, by_zennit)
 

