@@ -240,6 +240,11 @@ def test_a_layer_that_is_read_in_another_way_is_not_copied(function):
     check(model, image(), a="linear", b="linear")
 
 
+def test_a_channel_that_comes_to_several_of_the_norm_is_not_copied():
+    model = Written(lambda m, x: m.norm(torch.cat([m.layer(x)] * 2, 1)).relu(), layer=conv(), norm=norm(8))
+    check(model, image(), norm="linear")
+
+
 def test_each_call_of_a_layer_is_a_layer():
     model = Written(called_twice, layer=conv(), a=norm(), b=norm())
     check(model, image(), a="copies layer", b="copies layer")
