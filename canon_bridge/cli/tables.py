@@ -47,8 +47,7 @@ def plan_tables(plan: Plan) -> Iterator[RenderableType]:
         yield Text()
         yield Text("Operations without a rule; in their place the map has a gradient:", style=BAD)
         for found in plan.uncovered:
-            place = f" ({found.place})" if found.place else ""
-            yield Text(f"- {found.what} in {found.path or 'the model itself'}{place}", overflow="fold")
+            yield Text(f"- {found.where}", overflow="fold")
             yield Padding(Text(found.reason), (0, 0, 0, 2))
 
 

@@ -222,11 +222,7 @@ def select_copy(edits: Edits, model: nn.Module, norm: nn.Module, entry: Untangle
         What becomes of it; its channels that come from no copy get a per-channel linear layer.
     """
     rest = per_channel_linear(norm, entry.rest) if entry.rest else None
-    layer: nn.Module = Selected(entry.index, entry.rest, entry.ranks, rest).eval()
-    if children_after(norm):
-        layer = sequence_after(norm, ("selected", layer))
-    share_hooks(norm, layer)
-    replace_child(edits, model, norm, layer)
+    _put_in_place(edits, model, norm, "selected", Selected(entry.index, entry.rest, entry.ranks, rest).eval())
 
 
 def make_linear(edits: Edits, model: nn.Module, norm: nn.Module) -> None:
@@ -234,9 +230,13 @@ def make_linear(edits: Edits, model: nn.Module, norm: nn.Module) -> None:
 
     Everywhere in the model where the norm is registered.
     """
-    layer = per_channel_linear(norm)
+    _put_in_place(edits, model, norm, "linear", per_channel_linear(norm))
+
+
+def _put_in_place(edits: Edits, model: nn.Module, norm: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put a layer in the place of a norm, with its hooks, before what the norm calls after itself."""
     if children_after(norm):
-        layer = sequence_after(norm, ("linear", layer))
+        layer = sequence_after(norm, (name, layer))
     share_hooks(norm, layer)
     replace_child(edits, model, norm, layer)
 

@@ -479,9 +479,10 @@ def as_convolution(norm: nn.Module, of: tuple[int, ...] | None = None) -> tuple[
     They are parameters in the norm's own precision, and require gradients where one of its parameters does; ``of`` says
     for which channels, by default for all.
     """
-    with gradients():
-        affine = norm_type(norm).read(norm)
-        affine = affine if of is None else affine.select(of)
+    affine = norm_map(norm)
+    if of is not None:
+        with gradients():
+            affine = affine.select(of)
     own = (*vars(norm)["_parameters"].values(), *vars(norm)["_buffers"].values())
     floating = [value for value in own if isinstance(value, Tensor) and value.is_floating_point()]
     dtype = min((value.dtype for value in floating), key=lambda dtype: torch.finfo(dtype).eps)

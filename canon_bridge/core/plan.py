@@ -282,9 +282,14 @@ class Uncovered:
     place: str
     reason: str
 
-    def __str__(self) -> str:
+    @property
+    def where(self) -> str:
+        """The operation and where it stands, in words."""
         place = f" ({self.place})" if self.place else ""
-        return f"{self.what} in {self.path or 'the model itself'}{place}: {self.reason}"
+        return f"{self.what} in {self.path or 'the model itself'}{place}"
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -269,10 +269,8 @@ class Search:
                 waiting += node.all_input_nodes
         for node in sorted(before, key=self.network.order.__getitem__):
             sources = [self.labels[name] for name in node.all_input_nodes if name in self.labels]
-            entry, kept = (
-                entry_of(node),
-                self.labels[node].kept(sources) if sources and self.network.is_passable(node) else 1,
-            )
+            entry, was_passed = entry_of(node), bool(sources) and self.network.is_passable(node)
+            kept = self.labels[node].kept(sources) if was_passed else 1
             if kept < 1 and entry is not None:
                 is_pool = entry.name.startswith("avg_pool")
                 why = _MIXES if entry.kind is not Kind.MOVEMENT else _PUTS_IN

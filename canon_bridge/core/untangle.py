@@ -259,7 +259,7 @@ class _Selection(Search):
         for node in self.before.between:
             (before, *more) = [name for name in node.all_input_nodes if has_data(name)]
             is_alone = not more and before in started
-            positions = self._alone(node, before, started[before], worlds) if is_alone else None
+            positions = self._alone(node, before, started[before]) if is_alone else None
             if positions is not None:
                 # What is joined with it elsewhere has the same sizes, whatever a pool made of those here.
                 numbers = [started[before].channels[number] for number in positions.channels]
@@ -277,7 +277,7 @@ class _Selection(Search):
             raise Blocked("a channel of {} comes to several of its own", self.network.name(self.before.layers[0]))
         return found
 
-    def _alone(self, node: fx.Node, before: fx.Node, labels: Labels, worlds: tuple[int, ...]) -> Positions | None:
+    def _alone(self, node: fx.Node, before: fx.Node, labels: Labels) -> Positions | None:
         """Return where an operation on one value moves its channels, or None where that is not told by one axis."""
         key = node, len(labels.channels), self.rank
         if key not in self.known:
