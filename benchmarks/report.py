@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
 from collections import Counter
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
+from benchmarks.versions import commit, versions
 from tests.support.row import Row
 
 HEADER = ("model", "prefer", "BatchNorms", "left", "right", "leftover", "alive", "error", "restored", "entry", "status")
@@ -163,22 +161,9 @@ def _sum(rows: Sequence[Row], name: str) -> int:
 
 
 def _versions() -> str:
-    found: list[str] = []
-    for package in ("torch", "torchvision", "timm"):
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            continue
-    return ", ".join([*_commit(), f"Python {platform.python_version()}", *found])
-
-
-def _commit() -> list[str]:
-    """Return the commit that is measured, if it is known."""
-    command = ("git", "describe", "--always", "--dirty", "--exclude=*")
-    try:
-        return [f"commit {subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()}"]
-    except (OSError, subprocess.CalledProcessError):
-        return []
+    measured = commit()
+    found = versions(("torch", "torchvision", "timm"))
+    return found if measured is None else f"commit {measured}, {found}"
 
 
 def shorten(text: str, length: int) -> str:

@@ -7,14 +7,11 @@ was cut goes on where it was, one with more seeds or orders adds to what is ther
 from __future__ import annotations
 
 import argparse
-import platform
 import shlex
-import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from benchmarks.quality.page import markdown
 from benchmarks.quality.plot import draw
 from benchmarks.quality.results import Record, Results
 from benchmarks.quality.ways import WAYS
+from benchmarks.versions import commit, versions
 
 QUICK = Extent(images=4, disturbed=2, noises=1, stages=2)
 QUICK_EPOCHS = 1
@@ -101,13 +99,7 @@ def _training(options: argparse.Namespace, architecture: str, seed: int) -> Smal
 
 
 def _versions() -> str:
-    command = ("git", "describe", "--always", "--dirty", "--exclude=*")
-    try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    return f"commit {commit}, Python {platform.python_version()}, {versions}"
+    return f"commit {commit() or 'unknown'}, {versions(PACKAGES)}"
 
 
 def _measure(options: argparse.Namespace, results: Results, path: Path) -> None:

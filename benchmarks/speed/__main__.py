@@ -13,12 +13,10 @@ import json
 import math
 import platform
 import shlex
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from os.path import relpath
 from pathlib import Path
 
@@ -34,6 +32,7 @@ from benchmarks.speed.page import Document
 from benchmarks.speed.parts import parts
 from benchmarks.speed.plot import draw
 from benchmarks.speed.timing import Clock, Rounds, interleave
+from benchmarks.versions import commit, versions
 from tests.support import zoo
 
 _DESCRIPTION = "Time what canonization costs, in units of the model's own forward."
@@ -216,15 +215,9 @@ def growth(document: Document) -> list[Figure]:
 
 def setting(clock: Clock) -> str:
     """Return what was measured and on what, in words."""
-    command = ("git", "describe", "--always", "--dirty", "--exclude=*")
-    try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     threads = f"{clock.threads} thread" + "s" * (clock.threads > 1)
     device = platform.machine() if clock.device == "cpu" else torch.cuda.get_device_name()
-    return f"commit {commit}, Python {platform.python_version()}, {versions}; {device}, {threads}, {clock.name}"
+    return f"commit {commit() or 'unknown'}, {versions(PACKAGES)}; {device}, {threads}, {clock.name}"
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
