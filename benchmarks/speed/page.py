@@ -107,9 +107,11 @@ def markdown(document: Document, before: Document | None, plot: str | None) -> s
             "",
             "## What they are made of",
             "",
-            "By torch's profiler, which makes each operation longer, in one run.",
+            "By torch's profiler, which makes each operation longer, in one run; where the Python is, by `cProfile` in",
+            "another run: in modules of `canon_bridge` and in other packages.",
         ]
-        lines += ["", _line(("what", "model", "prefer", "shares of its time")), _line(("---",) * 4)]
+        head = ("what", "model", "prefer", "shares of its time", "where its Python is")
+        lines += ["", _line(head), _line(("---",) * len(head))]
         lines += [_line(_shares(found)) for found in document.parts]
     return "\n".join([*lines, "", *_NOTES])
 
@@ -145,8 +147,9 @@ def _cells(figure: Figure, former: Figure | None, figures: Sequence[Figure]) -> 
 
 
 def _shares(found: Parts) -> tuple[str, ...]:
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in found.shares.items() if share >= 0.01)
-    return ROWS[found.row][1], found.model, found.prefer, shares
+    columns = (found.shares, found.python)
+    texts = (", ".join(f"{name} {share:.0%}" for name, share in one.items() if share >= 0.01) for one in columns)
+    return ROWS[found.row][1], found.model, found.prefer, *texts
 
 
 def _images(figure: Figure) -> str:

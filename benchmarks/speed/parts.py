@@ -1,24 +1,32 @@
-"""What a time is made of: the operations of torch in it, and what is left for Python, by torch's own profiler."""
+"""What a time is made of: the operations of torch in it, what is left for Python, and where that Python is."""
 
 from __future__ import annotations
 
+import copy
+import cProfile
+import pstats
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from zennit.composites import EpsilonPlus
 
-from benchmarks.speed.probes import PREFERS, run_forward
-from canon_bridge import canonize
+from benchmarks.speed.probes import PREFERS, explain, run_forward
+from canon_bridge import canonize, canonized_copy
 from canon_bridge.captum import LRP
 from canon_bridge.core import Prefer
+from canon_bridge.zennit import ModelCanonizer
 from tests.support.in_zennit import TARGET
 
 _SHOWN = 7
+_WHERE = 5
+_CALLS = 3  # of each thing
 # Kernels that are one thing to a reader, by what their names begin with.
 _GROUPS = {
     "convolution backward": (
@@ -54,12 +62,15 @@ class Parts:
         Of which figure.
     shares : dict of str to float
         What it is made of, largest first; they sum up to 1.
+    python : dict of str to float
+        In which modules and packages its Python is, the largest, as shares of all Python.
     """
 
     row: str
     model: str
     prefer: str
     shares: dict[str, float]
+    python: dict[str, float]
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
@@ -67,12 +78,18 @@ class Parts:
 
 
 def parts(model: nn.Module, name: str, x: Tensor) -> Iterator[Parts]:
-    """Yield what the next entry, a forward inside and an attribution by Captum's LRP are made of."""
-    for prefer in PREFERS:
-        for row, call in _calls(model, x, prefer):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                yield Parts(row, name, prefer, shares(call))
+    """Yield what planning, the next entry, forward passes and attributions are made of: all that has a goal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with EpsilonPlus().context(model) as plain:
+            yield _parts("plain_open", name, "", lambda: explain(plain, x))
+        for prefer in PREFERS:
+            for row, call in _calls(model, x, prefer):
+                yield _parts(row, name, prefer, call)
+
+
+def _parts(row: str, name: str, prefer: str, call: Callable[[], object]) -> Parts:
+    return Parts(row, name, prefer, shares(call), places(call))
 
 
 def _calls(model: nn.Module, x: Tensor, prefer: Prefer) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -82,9 +99,15 @@ def _calls(model: nn.Module, x: Tensor, prefer: Prefer) -> Iterator[tuple[str, C
         with block:
             pass
 
+    fresh = [copy.deepcopy(model) for _ in range(_CALLS)]  # for a plan is kept
+    yield "plan", lambda: canonize(fresh.pop(), prefer=prefer)
     yield "again", enter
     with block:
         yield "forward", lambda: run_forward(model, x)
+    twin = canonized_copy(model, prefer=prefer)
+    yield "copy", lambda: run_forward(twin, x)
+    with EpsilonPlus(canonizers=[ModelCanonizer(prefer)]).context(model) as modified:
+        yield "ours_open", lambda: explain(modified, x)
     lrp = LRP(model, prefer=prefer)
     yield "lrp", lambda: lrp.attribute(x, target=TARGET)
 
@@ -107,6 +130,35 @@ def shares(call: Callable[[], object]) -> dict[str, float]:
     largest = dict(found.most_common(_SHOWN))
     others = found.total() - sum(largest.values())
     return {name: value / found.total() for name, value in {**largest, "other operations": others}.items()}
+
+
+def places(call: Callable[[], object]) -> dict[str, float]:
+    """Return which share of a call's Python is in which module of ours, or in which package.
+
+    By `cProfile`; what is written in C counts for the Python that calls it, but for torch's own functions, which are
+    among the operations.
+    """
+    profiled = cProfile.Profile()
+    profiled.runcall(call)
+    found: dict[str, float] = {}
+    for (file, _, function), (_, _, own, _, callers) in pstats.Stats(profiled).stats.items():  # pyright: ignore[reportAttributeAccessIssue]
+        if file != "~":
+            spent = [(file, own)]
+        else:
+            spent = [] if "torch" in function else [(caller, each[2]) for (caller, *_), each in callers.items()]
+        for where, seconds in spent:
+            found[_place(where)] = found.get(_place(where), 0.0) + seconds
+    largest = sorted(found.items(), key=lambda item: item[1], reverse=True)[:_WHERE]
+    return {place: seconds / sum(found.values()) for place, seconds in largest}
+
+
+def _place(file: str) -> str:
+    parts = Path(file).with_suffix("").parts
+    for package, depth in (("canon_bridge", None), ("torch", 2), ("zennit", 1), ("captum", 1)):
+        if package in parts:
+            named = parts[len(parts) - parts[::-1].index(package) - 1 :]
+            return ".".join(named[1:] if depth is None else named[:depth])
+    return "the standard library"
 
 
 def _group(key: str) -> str:

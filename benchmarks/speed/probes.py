@@ -95,7 +95,8 @@ def forward_of_fused(model: nn.Module, x: Tensor) -> Probe:
     return Probe("", ("fuse",), run)
 
 
-def _explain(model: nn.Module, x: Tensor) -> Tensor:
+def explain(model: nn.Module, x: Tensor) -> Tensor:
+    """Return the relevance of one class, in a context that the caller has opened."""
     x = x.detach().clone().requires_grad_()
     return torch.autograd.grad(model(x)[:, TARGET].sum(), x)[0]
 
@@ -113,10 +114,10 @@ def by_zennit(model: nn.Module, x: Tensor, name: str, prefer: str, canonizers: S
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with composite.context(model) as modified:
-                _explain(modified, x)
+                explain(modified, x)
                 first = clock.now() - start
                 gc.collect()  # what entering and others have left is not searched for in the second
-                second = clock.seconds(lambda: _explain(modified, x))
+                second = clock.seconds(lambda: explain(modified, x))
                 start = clock.now()
             end = clock.now() - start
         return {f"{name}_open": second, f"{name}_more": first + end - second}

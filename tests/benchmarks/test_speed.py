@@ -1,6 +1,7 @@
 """That the benchmark of speed fills every row of its table, and writes what was asked for; never how long it takes."""
 
 import json
+from itertools import product
 
 import pytest
 import torch
@@ -50,8 +51,12 @@ def test_every_row_is_there(quick):
     for found in document.parts:
         assert sum(found.shares.values()) == pytest.approx(1)
     assert {(found.row, found.prefer) for found in document.parts} == {
-        (row, prefer) for row in ("again", "forward", "lrp") for prefer in ("left", "right")
+        ("plain_open", ""),
+        *product(("plan", "again", "forward", "copy", "ours_open", "lrp"), ("left", "right")),
     }
+    for found in document.parts:
+        assert found.python
+        assert sum(found.python.values()) <= 1 + 1e-9
     parts = sum(document.named(row)[0].value for row in ("plan", "apply", "undo"))
     assert parts == pytest.approx(document.named("first")[0].value, rel=0.5)  # medians of the parts and of the whole
 
