@@ -528,6 +528,24 @@ def transposed_convolution(module: MakeModule) -> MakeModule:
     return build
 
 
+def any_convolution(
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+) -> nn.Module:
+    """Return a convolution of as many dimensions as its weight has, transposed or not."""
+    spatial = weight.dim() - 2
+    if transposed:
+        make = transposed_convolution(getattr(nn, f"ConvTranspose{spatial}d"))
+        return make(weight, bias, stride, padding, output_padding, groups, dilation)
+    return convolution(getattr(nn, f"Conv{spatial}d"))(weight, bias, stride, padding, dilation, groups)
+
+
 def _with_tensors(module: nn.Module, **tensors: Tensor | None) -> nn.Module:
     """Put tensors of the model, or what it computes from them, into a new layer; parameters as they are."""
     for name, value in tensors.items():

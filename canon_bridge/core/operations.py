@@ -282,6 +282,7 @@ _MAKERS: Final[Mapping[str, MakeModule]] = {
 
 _LAYER_MAKERS: Final[Mapping[str, MakeModule]] = {
     "linear": explicit.linear,
+    "convolution": explicit.any_convolution,
     **{f"conv{dim}d": explicit.convolution(getattr(nn, f"Conv{dim}d")) for dim in (1, 2, 3)},
     **{
         f"conv_transpose{dim}d": explicit.transposed_convolution(getattr(nn, f"ConvTranspose{dim}d"))
@@ -361,14 +362,64 @@ _PAIRS: Final = ("adaptive_max_pool2d", "adaptive_max_pool3d", "fractional_max_p
 _NN: Final[Any] = getattr(torch._C, "_nn")  # noqa: B009 - the type checker does not know it
 
 # Functions by themselves: arguments in another order than their namesake's, and what users have taught.
+_RAW_BATCH_NORM: Final = Operation("batch_norm", Kind.NORM, explicit.raw_batch_norm, _TENSORS)
 _BY_FUNCTION: Final[dict[Any, Operation]] = {
-    torch.batch_norm: Operation("batch_norm", Kind.NORM, explicit.raw_batch_norm, _TENSORS),
+    torch.batch_norm: _RAW_BATCH_NORM,
+    torch.ops.aten.batch_norm: _RAW_BATCH_NORM,
     setitem_: OPERATIONS["setitem"],
     OrderedDict: OPERATIONS["identity"],  # a dictionary of values
     torch.adaptive_max_pool1d: OPERATIONS["adaptive_max_pool1d_with_indices"],
     **{getattr(_NN, name): OPERATIONS[f"{name}_with_indices"] for name in _PAIRS},
     **{getattr(torch.ops.aten, name): OPERATIONS[f"{name}_with_indices"] for name in ("adaptive_max_pool1d", *_PAIRS)},
 }
+
+
+class _NotRecorded:
+    """What an operator puts out beside its result: a forward that reads it cannot be traced."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise TypeError("it reads the statistics that a norm puts out beside its result")
+
+    def __fx_create_arg__(self, tracer: fx.Tracer) -> Any:
+        return self.node
+
+
+def _first_of_batch_norm(
+    input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool, momentum: float, eps: float
+) -> tuple[Any, ...]:
+    result = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return result, _NotRecorded(), _NotRecorded()
+
+
+def _first_of_batch_norm_by_running_statistics(
+    input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: float, eps: float
+) -> tuple[Any, ...]:
+    return _first_of_batch_norm(input, weight, bias, running_mean, running_var, False, momentum, eps)
+
+
+def _first_of_layer_norm(input: Any, normalized_shape: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, ...]:
+    return F.layer_norm(input, normalized_shape, weight, bias, eps), _NotRecorded(), _NotRecorded()
+
+
+def _first_of_group_norm(
+    input: Any, weight: Any, bias: Any, batch: Any, channels: Any, positions: Any, group: int, eps: float
+) -> tuple[Any, ...]:
+    return F.group_norm(input, group, weight, bias, eps), _NotRecorded(), _NotRecorded()
+
+
+# Operators that put out statistics, too, as programs have that `torch.export` has decomposed: what is recorded instead.
+_WITH_STATISTICS: Final[dict[Any, Callable[..., tuple[Any, ...]]]] = {
+    torch.ops.aten._native_batch_norm_legit_no_training: _first_of_batch_norm_by_running_statistics,
+    **dict.fromkeys((torch.native_batch_norm, torch.ops.aten.native_batch_norm), _first_of_batch_norm),
+    torch.ops.aten._native_batch_norm_legit: _first_of_batch_norm,
+    **dict.fromkeys((torch.native_layer_norm, torch.ops.aten.native_layer_norm), _first_of_layer_norm),
+    **dict.fromkeys((torch.native_group_norm, torch.ops.aten.native_group_norm), _first_of_group_norm),
+}
+
+
+def recorded_instead(function: Any) -> Callable[..., tuple[Any, ...]] | None:
+    """Return what computes the outputs of an operator by functions of one output each, or None for any other."""
+    return _WITH_STATISTICS.get(_itself(function))
 
 
 # Modules without tensors that are one operation; layers, norms, activations and pools have tables of their own.
