@@ -38,10 +38,20 @@ _DATA: Final[Mapping[str, tuple[int, ...]]] = {
     **dict.fromkeys(("max_unpool1d", "max_unpool2d", "max_unpool3d"), (0,)),
     "embedding": (1,),
 }
-_SOFTMAX = (
-    "the model ends in it: relevance of a probability is that of all classes at once, and nearly all of it is gone; "
-    "explain the logit before it (take the softmax out of the model, or wrap the part up to the logits)"
-)
+# What a model had better not end in, and why.
+_LOGITS = "explain the logit before it (take it out of the model, or wrap the part up to the logits)"
+_ENDS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(
+        ("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin"),
+        "the model ends in it: relevance of a probability is that of all classes at once, and nearly all of it is "
+        f"gone; {_LOGITS}",
+    ),
+    **dict.fromkeys(
+        ("sigmoid", "hardsigmoid", "expit", "logsigmoid", "log_sigmoid"),
+        "the model ends in it: it does not have the sign of its logit, so that the signs of a whole map are turned "
+        f"where the two differ, as below a probability of one half; {_LOGITS}",
+    ),
+}
 
 
 def find_uncovered(explicit: ExplicitFlow, staying: Mapping[str, str]) -> tuple[Uncovered, ...]:
@@ -56,7 +66,7 @@ def find_uncovered(explicit: ExplicitFlow, staying: Mapping[str, str]) -> tuple[
     """
     reasons = ((node, _why_it_stays(explicit, node, staying) or _why(explicit, node)) for node in _on_the_way(explicit))
     found = dict.fromkeys(_describe(explicit, node, reason) for node, reason in reasons if reason)
-    ends = dict.fromkeys(_describe(explicit, node, _SOFTMAX) for node in _softmax_at_the_end(explicit.flow.graph))
+    ends = dict.fromkeys(_describe(explicit, node, reason) for node, reason in _ends(explicit.flow.graph))
     return (*found, *ends)
 
 
@@ -169,16 +179,16 @@ def _keeps_tensors(module: nn.Module) -> bool:
     return isinstance(module, Explicit) or any(True for _ in module.parameters())
 
 
-def _softmax_at_the_end(graph: fx.Graph) -> list[fx.Node]:
-    """Return the calls of softmax whose result, at most moved, is what the model returns."""
-    found: list[fx.Node] = []
+def _ends(graph: fx.Graph) -> list[tuple[fx.Node, str]]:
+    """Return the calls of ``_ENDS`` whose result, at most moved, is what the model returns, and what that means."""
+    found: list[tuple[fx.Node, str]] = []
     (output,) = [node for node in graph.nodes if node.op == "output"]
     waiting = list(output.all_input_nodes)
     while waiting:
         node = waiting.pop()
         entry = entry_of(node)
-        if entry is not None and entry.name in ("softmax", "log_softmax", "_softmax", "_log_softmax", "softmin"):
-            found.append(node)
+        if entry is not None and entry.name in _ENDS:
+            found.append((node, _ENDS[entry.name]))
         elif entry is not None and entry.kind is Kind.MOVEMENT:
             waiting += node.all_input_nodes
     return found

@@ -45,7 +45,7 @@ MODEL = """
         return nn.Sequential(*_start(), Branches(), nn.Flatten(), nn.Linear(96, 5))
 
     def unmerged():
-        return nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), nn.Sigmoid())
+        return nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3), nn.Softsign())
 
     def of_maps():
         return nn.Sequential(*_start())

@@ -88,6 +88,12 @@ PROBABILITIES = {
     "log_softmax": lambda: Ends(lambda scores: F.log_softmax(scores, 1)),
     "nn.Softmax": lambda: Ends(None, nn.Softmax(dim=1)),
     "nn.LogSoftmax": lambda: Ends(None, nn.LogSoftmax(dim=1)),
+    "sigmoid": lambda: Ends(lambda scores: scores.sigmoid()),
+    "sigmoid, moved": lambda: Ends(lambda scores: torch.special.expit(scores)[:, None].squeeze(1)),
+    "F.logsigmoid": lambda: Ends(F.logsigmoid),
+    "nn.Sigmoid": lambda: Ends(None, nn.Sigmoid()),
+    "nn.Hardsigmoid": lambda: Ends(None, nn.Hardsigmoid()),
+    "nn.LogSigmoid": lambda: Ends(None, nn.LogSigmoid()),
 }
 
 
@@ -161,9 +167,24 @@ def test_probabilities_are_named_and_the_logit_is_advised(name, framework):
         FRAMEWORKS[framework](model, x)
 
 
+def test_a_sigmoid_at_the_end_turns_the_map_where_the_logit_is_negative():
+    model, x = finish(lambda: Ends(lambda scores: scores)), image()
+    with torch.no_grad():
+        model.head.bias -= 1 + model(x)[0, TARGET]  # the logit of the first image is -1
+    assert plan(model).uncovered == ()
+    of_logit = LRP(model, presets.epsilon(1e-30)).attribute(x[:1], target=TARGET)
+    model.end = torch.sigmoid
+    with pytest.warns(canon_bridge.UncoveredOperationWarning, match="sign of its logit"):
+        of_probability = LRP(model, presets.epsilon(1e-30)).attribute(x[:1], target=TARGET)
+    assert relative_error(of_probability, -torch.sigmoid(torch.tensor(-1.0, dtype=torch.float64)) * of_logit) < 1e-9
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_a_softmax_that_is_a_gate_is_not_named(framework):
-    model, x = finish(lambda: BehindReLU(lambda h: h * h.flatten(2).softmax(-1).view_as(h))), image()
+@pytest.mark.parametrize(
+    "gate", [lambda h: h.flatten(2).softmax(-1).view_as(h), torch.sigmoid], ids=["softmax", "sigmoid"]
+)
+def test_a_softmax_or_sigmoid_that_is_a_gate_is_not_named(gate, framework):
+    model, x = finish(lambda: BehindReLU(lambda h: h * gate(h))), image()
     assert plan(model).uncovered == ()
     FRAMEWORKS[framework](model, x)  # a warning would be an error
 

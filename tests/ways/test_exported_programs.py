@@ -114,6 +114,25 @@ def test_norms_that_put_out_statistics_have_their_rules() -> None:
         }
 
 
+def test_an_operator_that_is_called_by_name_has_its_arguments_in_their_places() -> None:
+    class ByName(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = conv(), norm()
+
+        def forward(self, x: Tensor) -> Tensor:
+            n, operator = self.norm, torch.ops.aten.batch_norm.default
+            statistics = {"running_mean": n.running_mean, "running_var": n.running_var}
+            tensors = {"input": self.conv(x), "weight": n.weight, "bias": n.bias, **statistics}
+            return operator(**tensors, training=False, momentum=0.1, eps=n.eps, cudnn_enabled=False)
+
+    network, x = randomize(ByName().double()), torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    expected = network(x)
+    assert [merge.chain.direction for merge in plan(network).merges] == ["left"]
+    with canonize(network):
+        assert relative_error(network(x), expected) < 64 * EPS
+
+
 def test_a_forward_that_reads_the_statistics_is_refused() -> None:
     with pytest.raises(TracingError, match="it reads the statistics that a norm puts out beside its result"):
         plan(Statistics(1).double().eval())

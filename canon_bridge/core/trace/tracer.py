@@ -692,15 +692,21 @@ def _by_position(
     """Return the arguments of a call with the first one by position, if it was passed by name and need not be."""
     if args or not kwargs:
         return args, kwargs
-    try:
-        first = next(iter(inspect.signature(function).parameters.values()))
-    except (ValueError, TypeError, StopIteration):  # built in, without a signature: functions of torch have `input`
-        name = None if function in _OTHERWISE else "input"
-    else:
-        name = first.name if first.kind is first.POSITIONAL_OR_KEYWORD else None
+    name = _name_of_first(function)
     if name is None or name not in kwargs:
         return args, kwargs
     return (kwargs[name],), {key: value for key, value in kwargs.items() if key != name}
+
+
+def _name_of_first(function: Callable[..., Any]) -> str | None:
+    schema = getattr(function, "_schema", None)  # of an operator of torch.ops
+    if schema is not None:
+        return schema.arguments[0].name
+    try:
+        first = next(iter(inspect.signature(function).parameters.values()))
+    except (ValueError, TypeError, StopIteration):  # built in, without a signature: functions of torch have `input`
+        return None if function in _OTHERWISE else "input"
+    return first.name if first.kind is first.POSITIONAL_OR_KEYWORD else None
 
 
 def _is_method_in_place(kind: str, target: Any) -> bool:
