@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
-from torch.utils._pytree import tree_leaves
 
 from canon_bridge.core import explicit
 from canon_bridge.core.explicit import MakeModule, Slot
@@ -501,11 +500,15 @@ def _occurrences(node: fx.Node) -> list[fx.Node]:
 
 def nodes_in(structure: Any) -> list[fx.Node]:
     """Return the nodes in nested arguments, in order; of proxies those that they stand for."""
-    found: list[fx.Node] = []
-    if isinstance(structure, tuple) and any(map(is_proxy, tree_leaves(structure))):
-        return [leaf.node for leaf in tree_leaves(structure) if is_proxy(leaf)]
-    map_arg(structure, found.append)
-    return found
+    if isinstance(structure, fx.Node):
+        return [structure]
+    if is_proxy(structure):
+        return [structure.node]
+    if isinstance(structure, slice):
+        structure = (structure.start, structure.stop, structure.step)
+    elif isinstance(structure, dict):
+        structure = tuple(structure.values())
+    return [node for part in structure for node in nodes_in(part)] if isinstance(structure, tuple | list) else []
 
 
 def _template(node: fx.Node, flags: tuple[bool, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
