@@ -7,7 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -85,7 +85,9 @@ def load(spec: str, weights: str | None = None, size: int | None = None) -> Load
                 "torchvision:densenet121"
             )
         loaded = _from_file(Path(source), name, weights, size or DEFAULT_SIZE)
-    loaded.model.eval().cpu()
+    with suppress(NotImplementedError):  # a program that torch.export wrote has no modes
+        loaded.model.eval()
+    loaded.model.cpu()
     return loaded
 
 

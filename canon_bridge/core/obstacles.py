@@ -36,12 +36,19 @@ def check_wrappers(model: nn.Module) -> None:
 
 
 def check_values(model: nn.Module) -> None:
-    """Raise ``ValueError`` if a tensor of the model is on the meta device."""
+    """Raise ``ValueError`` if a tensor of the model is on the meta device, or has no size yet."""
     for module, path in paths(model).items():
         for name, tensor in (*vars(module)["_parameters"].items(), *vars(module)["_buffers"].items()):
-            if tensor is None or not tensor.is_meta:
+            if tensor is None:
                 continue
             place = f"{path}.{name}".removeprefix(".")
+            if nn.parameter.is_lazy(tensor):
+                raise ValueError(
+                    f"{place} of a {type(module).__name__} has no size yet; call the model on one input first, as for "
+                    "training."
+                )
+            if not tensor.is_meta:
+                continue
             raise ValueError(
                 f"{place} is on the meta device and has no values that could be merged; load the weights first "
                 "(model.to_empty(device=...), then model.load_state_dict(...))."

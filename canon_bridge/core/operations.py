@@ -143,7 +143,8 @@ _KINDS: Final[Mapping[Kind, str]] = {
     Kind.SIZE: """size shape dim ndim ndimension numel nelement element_size stride storage_offset dtype device layout
         itemsize nbytes is_contiguous is_floating_point is_complex is_tensor is_cuda is_quantized is_signed is_leaf
         get_device len requires_grad_flag result_type same_size isinstance sym_size sym_stride sym_numel
-        sym_storage_offset sym_is_contiguous grad_fn names is_nonzero_size broadcast_shapes""",
+        sym_storage_offset sym_is_contiguous grad_fn names is_nonzero_size broadcast_shapes _assert _assert_scalar
+        _assert_async _check""",
     Kind.CREATION: """zeros ones empty eye zeros_like ones_like empty_like full_like new_zeros new_ones new_empty
         empty_strided new_empty_strided tril_indices triu_indices hann_window hamming_window""",
     Kind.RANDOM: """rand randn randint randperm rand_like randn_like randint_like bernoulli multinomial normal uniform
@@ -425,6 +426,7 @@ def recorded_instead(function: Any) -> Callable[..., tuple[Any, ...]] | None:
 # Modules without tensors that are one operation; layers, norms, activations and pools have tables of their own.
 _MODULES: Final[Mapping[str, Iterable[TypeKey]]] = {
     "identity": (nn.Identity, nn.Unflatten),
+    "_assert": ("torch.export._unlift.GuardsFn",),  # what an exported program asks of its inputs
     "dropout": (
         *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
         *("timm.layers.drop.DropPath", "torchvision.ops.stochastic_depth.StochasticDepth"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch.export import ExportedProgram
 
 from canon_bridge import TracingError, canonize, plan
 from canon_bridge.captum import LRP, presets
+from canon_bridge.explain import Explainer
 from canon_bridge.zennit import ModelCanonizer
 from tests.support.errors import relative_error
 from tests.support.in_zennit import attribute, epsilon_composite
@@ -81,6 +83,29 @@ def test_its_map_is_that_of_the_model_in_both_frameworks(form: str, prefer: str)
     expected = gradient_times_input(original, x)
     assert relative_error(in_captum, expected) < 1e-7
     assert relative_error(in_zennit, in_captum) < 64 * EPS
+
+
+@PREFER
+@FORM
+def test_a_program_for_every_size_is_canonical_for_every_size(form: str, prefer: str) -> None:
+    original, x = model(), torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    auto = torch.export.Dim.AUTO
+    exported = torch.export.export(original, (x,), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
+    program = FORMS[form](exported).module()
+    with canonize(program, prefer=prefer):
+        for value in (x, x[:1], torch.randn(3, 4, 10, 12, dtype=torch.float64)):
+            assert relative_error(program(value), original(value)) < 64 * EPS
+
+
+def test_a_program_is_explained_in_columns() -> None:
+    original, program, _ = written("exported")
+    images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 4))
+    columns = {"id": np.arange(2), "image": images}
+    found, expected = (
+        Explainer(lambda of=of: of, preset="epsilon", transform=lambda x: x.double())(columns)
+        for of in (program, original)
+    )
+    np.testing.assert_allclose(found["relevance"], expected["relevance"], rtol=1e-6)
 
 
 class Statistics(nn.Module):

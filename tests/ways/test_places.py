@@ -28,6 +28,15 @@ def test_tensors_without_values_are_refused_by_name(where: str) -> None:
     assert [id(tensor) for tensor in (*model.parameters(), *model.buffers())] == before
 
 
+def test_layers_without_a_size_are_refused_by_name() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.LazyConv2d(2, 3)).eval()
+    for function in (canonize, canonized_copy, plan):
+        with pytest.raises(ValueError, match=r"^1\.weight of a LazyBatchNorm2d has no size yet; call the model"):
+            function(model)
+    model(torch.randn(1, 3, 8, 8))
+    assert len(plan(model).merges) == 1
+
+
 def test_a_model_that_lost_its_values_after_the_plan_is_refused_on_entry() -> None:
     model = everything()
     canonization = canonize(model)

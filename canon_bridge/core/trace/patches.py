@@ -72,6 +72,7 @@ def _replacements() -> list[tuple[Any, str, Any]]:
         (torch.autograd.Function, "apply", _Apply()),
         (torch.jit.ScriptFunction, "__call__", _call_scripted),
         (torch, "is_tensor", _is_tensor),
+        (torch, "_check", _checked(torch._check)),
         (VariableMeta, "__call__", _make_variable),
     ]
 
@@ -133,6 +134,17 @@ class _Apply:
 
 def _call_scripted(self: Any, *args: Any, **kwargs: Any) -> Any:
     return _recorded(named(self, self.name))(*args, **kwargs)
+
+
+@functools.cache
+def _checked(check: Callable[..., None]) -> Callable[..., None]:
+    def call(cond: Any, message: Any = None) -> None:
+        if is_proxy(cond):  # without the message, which may be a function
+            cond.tracer.create_proxy("call_function", check, (cond,), {})
+        else:
+            check(cond, message)
+
+    return call
 
 
 def _make_variable(self: Any, data: Any = None, *args: Any, **kwargs: Any) -> Any:
