@@ -6,12 +6,10 @@ import io
 import pickle
 import threading
 import weakref
-from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from canon_bridge import canonize, canonized_copy, plan
@@ -186,69 +184,6 @@ def test_a_copy_that_is_stored_comes_back_with_its_function(how: str, prefer: st
     assert {name: tuple(value.shape) for name, value in again.state_dict().items()} == {
         name: tuple(value.shape) for name, value in twin.state_dict().items()
     }
-
-
-class Calls(nn.Module):
-    """Functions that pickle finds by no name: a pool of two forms, an autograd function, an operator of ATen."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
-
-    def forward(self, x: Tensor, *, scale: float = 2.0) -> Tensor:
-        h = torch.ops.aten.relu.default(self.norm(self.conv(x)))
-        h = F.max_pool2d(Doubled.apply(h), h.size()[-1] // 2)
-        return F.softplus(h + torch.fft.fft(h).real) * scale
-
-
-class Doubled(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return 2 * x
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return 2 * grad
-
-
-@pytest.mark.parametrize("how", HOW)
-def test_functions_that_have_no_name_are_stored(how: str) -> None:
-    model, x = randomize(Calls().double()).eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    again = HOW[how](canonized_copy(model))
-    assert relative_error(again(x), model(x)) < 1e-12
-    assert relative_error(again(x, scale=3.0), model(x, scale=3.0)) < 1e-12
-    assert relative_error(again(x, scale=3.0), model(x)) > 1e-2
-
-
-def _other_process(twin: nn.Module, x: Tensor, results: Any) -> None:
-    results.put(twin(x).detach().numpy())
-
-
-def test_a_copy_goes_to_a_process_that_is_spawned() -> None:
-    model, x = randomize(Calls().double()).eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    context = torch.multiprocessing.get_context("spawn")
-    results = context.Queue()
-    process = context.Process(target=_other_process, args=(canonized_copy(model), x, results))
-    process.start()
-    found = torch.from_numpy(results.get(timeout=120))
-    process.join()
-    assert relative_error(found, model(x)) < 1e-12
-
-
-class CallsLocal(nn.Sequential):
-    def forward(self, x: Tensor) -> Tensor:
-        class Local(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx: Any, x: Tensor) -> Tensor:
-                return x.relu()
-
-        return Local.apply(super().forward(x))
-
-
-def test_a_function_that_cannot_be_found_again_is_named() -> None:
-    twin = canonized_copy(CallsLocal(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval())
-    with pytest.raises((pickle.PicklingError, AttributeError), match="Local"):
-        pickle.dumps(twin)
 
 
 def test_a_copy_can_be_exported() -> None:
