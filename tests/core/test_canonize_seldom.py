@@ -1,6 +1,5 @@
 """What models and users seldom do: refusals that stand in nobody's way, and branches that few calls take."""
 
-from collections import namedtuple
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,6 @@ from canon_bridge.captum import LRP, presets, rules
 from canon_bridge.core.explicit import Add, OfRank, adaptive_max_pool, max_pool
 from canon_bridge.core.layers.weights import make_tensors_plain
 from canon_bridge.core.restore import Edits
-from canon_bridge.core.trace.flow import DATA, fits, unpack
 from tests.support.errors import relative_error
 from tests.support.pieces import Written, conv, image, norm
 from tests.support.snapshot import Snapshot
@@ -116,15 +114,6 @@ def test_a_layer_that_computes_nothing_stays_as_it_is() -> None:
     before = Snapshot(layer)
     make_tensors_plain(Edits(), layer)
     before.check()
-
-
-def test_arguments_with_names() -> None:
-    assert repr(DATA) == "data"
-    assert fits({"a": torch.ones(1), "b": 2}, {"a": DATA, "b": 2})
-    assert not fits({"a": torch.ones(1)}, {"a": DATA, "b": 2})
-    assert not fits(3, {"a": DATA})
-    pair = namedtuple("Pair", "left right")
-    assert unpack(pair(DATA, 2), pair(3, 4)) == pair(3, 2)
 
 
 class Parted(nn.Module):
