@@ -95,7 +95,7 @@ NORMS = mutants(
 
 MERGED = mutants(
     "core/norms.py",
-    "core/test_counts.py",
+    "core/test_norms_merged.py",
     ("a merged norm that was changed counts as the identity", "and torch.equal(present, value.to(present))", ""),
     ("a merged norm hands out its input", "return torch._lazy_clone(input)", "return input.view_as(input)"),
     ("a merged norm takes other numbers of channels", "or input.shape[1] != self.width", ""),
