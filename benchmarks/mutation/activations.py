@@ -190,7 +190,7 @@ ABSORB = mutants(
     "core/activations.py",
     "core/test_activations_general.py core/test_activations_general_modules.py "
     "core/test_activations_general_relevance.py core/test_activations_pools.py "
-    "core/test_activations_relu_relevance.py auditing/test_audit.py",
+    "core/test_activations_relu_relevance.py auditing/test_audit.py auditing/test_causes.py",
     ("what passes instead of what stops", "return relevance - handed_down", "return handed_down"),
     ("leaky ReLUs as any other", "is_linear_by_pieces=True)", "is_linear_by_pieces=False)"),
     ("pools with indices", 'getattr(module, "return_indices", False)', "False"),

@@ -2,7 +2,6 @@
 
 import copy
 
-import matplotlib.pyplot
 import pytest
 import torch
 from torch import nn
@@ -10,7 +9,6 @@ from zennit.composites import EpsilonPlus
 
 import canon_bridge.captum
 from canon_bridge import Audit, TracingError, audit
-from canon_bridge.auditing.target import select
 from canon_bridge.captum import LRP, LayerLRP, presets
 from canon_bridge.zennit import ModelCanonizer
 from tests.support.models import TARGET, PreActivation, images, small_densenet
@@ -18,30 +16,6 @@ from tests.support.snapshot import Snapshot
 from tests.support.statistics import randomize
 
 pytestmark = pytest.mark.zennit
-OUTPUT = torch.arange(24.0).reshape(2, 3, 4)
-
-
-@pytest.mark.parametrize(
-    ("target", "values"),
-    [
-        ((1, 2), [6, 18]),
-        ([(0, 1), (2, 3)], [1, 23]),
-        (torch.tensor([[0, 1], [2, 3]]), [1, 23]),
-    ],
-)
-def test_targets_of_outputs_with_more_dimensions(target, values):
-    assert select(OUTPUT, target).tolist() == values
-
-
-@pytest.mark.parametrize("target", [2, torch.tensor(2), torch.tensor([2]), (2,), [2, 2], torch.tensor([2, 2])])
-def test_targets_of_vectors(target):
-    assert select(OUTPUT[:, 0], target).tolist() == [2, 14]
-
-
-@pytest.mark.parametrize("target", [None, 1, 9, (0, 9), (0, 1, 2), [0, 1, 2], "cat", [(0, 1)]])
-def test_a_target_that_selects_no_single_value(target):
-    with pytest.raises(ValueError, match=r"does not select one value for each example.*\(2, 3, 4\)"):
-        select(OUTPUT, target)
 
 
 class Counting(nn.Module):
@@ -64,11 +38,6 @@ def test_a_model_that_only_values_trace():
     assert before.defect < 1e-9
     assert lrp.attribute(x, target=TARGET).equal(LRP(model).attribute(x, target=TARGET))
     assert str(audit(model, x, TARGET, lrp)) == str(before)
-
-
-def test_one_value_an_example_needs_no_target():
-    assert select(OUTPUT[:, :1, 0], None).tolist() == [0, 12]
-    assert select(OUTPUT[:, 0, 0], None).tolist() == [0, 12]
 
 
 class TwoInputs(nn.Module):
@@ -142,40 +111,6 @@ def test_rules_of_another_kind_are_refused():
         audit(model, x, TARGET, LRP(randomize(PreActivation())))
 
 
-def test_what_is_printed():
-    model, x = small_densenet(), images()
-    text = str(audit(model, x, TARGET, LRP(model)))
-    for line in ("at the input", "biases", "stabilisers", "clipped constants", "gates", "elsewhere", "defect: "):
-        assert line in text
-    assert "where most was absorbed" in text
-    assert max(map(len, text.splitlines())) < 150
-    raw = str(audit(model, x, TARGET, presets.epsilon_plus()))
-    assert "relevance is lost at" in raw
-    assert "features.norm5" in raw
-    assert "(own forward)" in raw
-
-
-def test_a_score_of_zero_divides_nothing():
-    model = nn.Sequential(nn.Linear(3, 2, bias=False)).double()
-    nn.init.zeros_(model[0].weight)
-    report = audit(model, torch.ones(1, 3, dtype=torch.float64), 0, presets.epsilon())
-    assert (report.score, report.defect, report.defect_of_flow) == (0, 0, 0)
-    assert "f(x) = 0" in str(report)
-    report.bars()
-
-
-def test_the_chart_shows_the_numbers(tmp_path):
-    model, x = small_densenet(), images()
-    report = audit(model, x, TARGET, presets.epsilon_plus())
-    figure = report.bars(5)
-    left, right = figure.axes
-    shown = [bar.get_width() for bar in left.patches]
-    assert shown == pytest.approx([value / report.score for _, value in report.totals()])
-    assert [label.get_text() for label in right.get_yticklabels()] == [entry.path for entry in report.largest(5)]
-    figure.savefig(tmp_path / "audit.png")
-    assert matplotlib.pyplot.get_fignums() == []
-
-
 def test_the_report_is_data():
     model, x = small_densenet(), images()
     report = audit(model, x, TARGET, LRP(model))
@@ -212,11 +147,6 @@ def test_rounding_in_float32_is_no_loss(framework):
     raw = audit(model, x, TARGET, EpsilonPlus() if framework == "zennit" else presets.epsilon_plus())
     assert len(raw.worst(1000)) > 10
     assert raw.defect > 0.1
-
-
-def test_a_model_that_returns_several_things():
-    with pytest.raises(TypeError, match=r"returns a tuple.*wrap the model"):
-        select((OUTPUT, OUTPUT), 1)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
