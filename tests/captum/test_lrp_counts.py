@@ -118,61 +118,6 @@ def test_what_is_left_out_is_zero(prefer, dtype):
         small_densenet.cache_clear()
 
 
-@pytest.mark.parametrize(
-    "rule", [rules.ZPlus(), rules.AlphaBeta(), rules.Gamma()], ids=lambda rule: type(rule).__name__
-)
-@pytest.mark.parametrize("values", ["positive", "negative", "zero", "NaN", "none"])
-def test_inputs_of_one_sign(rule, values):
-    layer = nn.Conv2d(3, 4, 3, padding=1).double()
-    x = torch.rand(0 if values == "none" else 2, 3, 5, 5, dtype=torch.float64)
-    x = {"positive": x, "negative": -x, "zero": x * 0, "none": x}.get(values, x)
-    if values == "NaN":
-        x[0, 0, 0, 0] = torch.nan
-    call = rules.base.Call(layer, (x,))
-    relevance = torch.randn_like(layer(x))
-    (found,) = rule.propagate(call, (x,), relevance)
-    (both,) = rule.propagate(rules.base.Call(layer, (twice(x),)), (twice(x),), torch.cat([relevance, relevance]))
-    assert torch.allclose(found, both[: len(x)], rtol=1e-12, atol=0, equal_nan=True)
-
-
-def twice(x):
-    """Return the examples, and then their negatives, so that both signs occur."""
-    return torch.cat([x, -x])
-
-
-def test_a_hook_of_the_user_sees_a_graph():
-    model, x = small_densenet(), images()
-    expected = LRP(model).attribute(x, target=TARGET)
-    seen = []
-    handle = model.features.conv0.register_forward_hook(lambda module, args, output: seen.append(output.requires_grad))
-    try:
-        assert LRP(model).attribute(x, target=TARGET).equal(expected)
-    finally:
-        handle.remove()
-    assert True in seen
-
-
-@pytest.mark.parametrize("preset", [presets.epsilon(), presets.epsilon_plus()], ids=lambda preset: preset.name)
-def test_an_exception_in_a_forward_leaves_gradients_recorded(preset):
-    class Fails(nn.ReLU):
-        def forward(self, input):
-            if self.fails:
-                raise KeyError("in a forward")
-            return super().forward(input)
-
-    model, x = network(Fails), images(2, 8)
-    for module in model.modules():
-        module.fails = False
-    lrp = LRP(model, preset)
-    expected = lrp.attribute(x, target=TARGET)
-    model[5].fails = True
-    with pytest.raises(KeyError, match="in a forward"):
-        lrp.attribute(x, target=TARGET)
-    assert torch.is_grad_enabled()
-    model[5].fails = False
-    assert lrp.attribute(x, target=TARGET).equal(expected)
-
-
 def test_relevance_of_a_layer_within_one_forward():
     model, x = network(), torch.rand(2, 3, 8, 8, dtype=torch.float64)
     whole = LRP(model).attribute(x, target=TARGET)

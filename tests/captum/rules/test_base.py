@@ -1,0 +1,118 @@
+"""What a rule is: how it is attached, what it is handed, what it divides by, and what it leaves."""
+
+import pytest
+import torch
+from torch import nn
+
+from canon_bridge.captum import LRP, presets, rules
+from canon_bridge.captum.rules.base import Call, are_data, modified
+from canon_bridge.core import ElementWise
+from canon_bridge.core.explicit import Slot
+from tests.captum.test_lrp_counts import network
+from tests.support.models import TARGET, images, small_densenet
+
+
+class Thirds(rules.Rule):
+    """A third of the output's relevance for each input, and what it was called with."""
+
+    def propagate(self, call, inputs, relevance):
+        self.called = call.forward(*(10 * value for value in inputs)), inputs
+        return tuple(relevance.sum(-1, keepdim=True).expand_as(value) / 3 for value in inputs)
+
+
+@pytest.mark.parametrize("is_container", [False, True])
+def test_a_rule_takes_the_place_of_the_module_until_its_handles_are_removed(is_container):
+    module = nn.Bilinear(1, 2, 2, bias=False).double().requires_grad_(False)
+    module.add_module("inside", nn.Identity() if is_container else None)
+    a = torch.tensor([[2.0]], dtype=torch.float64, requires_grad=True)
+    b = torch.tensor([[3.0, 5.0]], dtype=torch.float64, requires_grad=True)
+    relevance = torch.tensor([[1.0, 5.0]], dtype=torch.float64)
+    expected = torch.autograd.grad(module(a, b), (a, b), relevance)
+    rule = Thirds()
+    handles = rule.attach(module)
+    output = module(a, b)
+    assert torch.is_grad_enabled()
+    assert [found.tolist() for found in torch.autograd.grad(output, (a, b), relevance)] == [[[2]], [[2, 2]]]
+    with_others, inputs = rule.called
+    assert torch.allclose(with_others, 100 * output, rtol=1e-14, atol=0)
+    assert all(map(torch.equal, inputs, (a, b)))
+    for handle in handles:
+        handle.remove()
+    assert all(map(torch.equal, torch.autograd.grad(module(a, b), (a, b), relevance), expected))
+
+
+def test_data_are_no_integers_and_nothing_besides_the_data_of_an_explicit_module():
+    x, index = torch.ones(2), torch.ones(2, dtype=torch.int64)
+    assert are_data(nn.Bilinear(1, 1, 1), (x, index, 3.0, x)) == (True, False, False, True)
+    assert are_data(ElementWise(torch.pow, (Slot(0), Slot(1)), {}, 1), (x, x)) == (True, False)
+    power = Call(ElementWise(torch.pow, (Slot(0), Slot(1)), {}, 1), (x, 3 * x))
+    assert power.forward(2 * x).tolist() == [8, 8]
+
+
+def test_what_is_divided_by_is_moved_away_from_zero():
+    denominator = torch.tensor([2.0, -2.0, 0.0], dtype=torch.float64)
+    ones = torch.ones_like(denominator)
+    assert rules.ZPlus(0.5).divide(ones, denominator).tolist() == [1 / 2.5, 1 / -2.5, 1 / 0.5]
+    assert rules.ZPlus(lambda z: z + 3).divide(ones, denominator).tolist() == [1 / 5, 1, 1 / 3]
+
+
+def test_parameters_are_changed_or_zero_and_themselves_again_after_an_exception():
+    layer = nn.Linear(1, 1)
+    weight, bias = layer.weight, layer.bias
+    seen = []
+
+    def fail():
+        with modified(layer, lambda value: -2 * value, ("bias",)):
+            seen.extend((layer.weight, layer.bias))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert seen == [-2 * weight, 0]
+    assert layer.weight is weight
+    assert layer.bias is bias
+
+
+@pytest.mark.parametrize(
+    ("stabilizer", "error", "message"),
+    [
+        ("small", TypeError, "the stabilizer is 'small'; it must be a number or a function of the denominator"),
+        (-1e-6, ValueError, "the stabilizer is -1e-06; it must not be negative"),
+    ],
+)
+def test_a_wrong_stabilizer_is_explained(stabilizer, error, message):
+    with pytest.raises(error, match=message):
+        rules.ZPlus(stabilizer)
+
+
+def test_a_hook_of_the_user_sees_a_graph():
+    model, x = small_densenet(), images()
+    expected = LRP(model).attribute(x, target=TARGET)
+    seen = []
+    handle = model.features.conv0.register_forward_hook(lambda module, args, output: seen.append(output.requires_grad))
+    try:
+        assert LRP(model).attribute(x, target=TARGET).equal(expected)
+    finally:
+        handle.remove()
+    assert True in seen
+
+
+@pytest.mark.parametrize("preset", [presets.epsilon(), presets.epsilon_plus()], ids=lambda preset: preset.name)
+def test_an_exception_in_a_forward_leaves_gradients_recorded(preset):
+    class Fails(nn.ReLU):
+        def forward(self, input):
+            if self.fails:
+                raise KeyError("in a forward")
+            return super().forward(input)
+
+    model, x = network(Fails), images(2, 8)
+    for module in model.modules():
+        module.fails = False
+    lrp = LRP(model, preset)
+    expected = lrp.attribute(x, target=TARGET)
+    model[5].fails = True
+    with pytest.raises(KeyError, match="in a forward"):
+        lrp.attribute(x, target=TARGET)
+    assert torch.is_grad_enabled()
+    model[5].fails = False
+    assert lrp.attribute(x, target=TARGET).equal(expected)
