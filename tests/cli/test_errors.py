@@ -7,12 +7,10 @@ import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from canon_bridge.cli import images, main
+from canon_bridge.cli import main
 
 
 @pytest.mark.parametrize(
@@ -86,12 +84,6 @@ def test_a_framework_that_is_not_installed(error, monkeypatch, framework):
     monkeypatch.setattr("canon_bridge.cli.app.find_spec", lambda name: None)
     says = error("explain", "net.py:make_model", "y.jpg", "--framework", framework)
     assert f"pip install 'canon-bridge[{framework}]'" in says
-
-
-def test_bounds_of_a_transform_that_turns_values_around():
-    image = Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8))
-    low, high = images.bounds(lambda image: 1 - 3 * images.to_square(2)(image), image)
-    assert (low.flatten().tolist(), high.flatten().tolist()) == ([-2, -2, -2], [1, 1, 1])
 
 
 def process(*arguments, code=None):

@@ -1,10 +1,8 @@
 """Models, weights and preprocessing by name and from files; nothing here asks the network."""
 
-import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
 from torch import nn
 from torchvision.models import ResNet18_Weights
 
@@ -164,11 +162,3 @@ def test_a_file_may_have_dataclasses(tmp_path):
         "@dataclass\nclass Width:\n    width: int = 3\ndef make():\n    return nn.Linear(Width().width, 1)\n"
     )
     assert load(f"{tmp_path}/data.py:make").model.in_features == 3
-
-
-def test_a_camera_that_was_turned(tmp_path):
-    image = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(2, 4, 3))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image.save(tmp_path / "turned.png", exif=exif)
-    assert open_image(tmp_path / "turned.png").size == (2, 4)
