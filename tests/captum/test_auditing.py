@@ -16,9 +16,9 @@ from tests.support.statistics import randomize
 
 def layer():
     """Return a layer of two outputs, which are 2 and -7 for 3 and -1."""
-    module = nn.Linear(2, 2).double().requires_grad_(False)
-    module.weight.copy_(torch.tensor([[1.0, 2.0], [-2.0, -3.0]]))
-    module.bias.copy_(torch.tensor([1.0, -4.0]))
+    module = nn.Linear(2, 2).double()
+    module.weight.data.copy_(torch.tensor([[1.0, 2.0], [-2.0, -3.0]]))
+    module.bias.data.copy_(torch.tensor([1.0, -4.0]))
     return module
 
 

@@ -20,9 +20,9 @@ pytestmark = pytest.mark.zennit
 def evaluations(rule, module=None):
     """Return factors, outputs and constants of a rule, with 6 and 14 as the relevance of the outputs."""
     if module is None:  # for 3 and -1 its outputs are 2 and -7
-        module = nn.Linear(2, 2).double().requires_grad_(False)
-        module.weight.copy_(torch.tensor([[1.0, 2.0], [-2.0, -3.0]]))
-        module.bias.copy_(torch.tensor([1.0, -4.0]))
+        module = nn.Linear(2, 2).double()
+        module.weight.data.copy_(torch.tensor([[1.0, 2.0], [-2.0, -3.0]]))
+        module.bias.data.copy_(torch.tensor([1.0, -4.0]))
     arguments = (torch.tensor([[3.0, -1.0]], dtype=torch.float64),)
     rule_set = CompositeRules(module, LayerMapComposite([(type(module), rule)]))
     assert rule_set.name == "LayerMapComposite (zennit)"
@@ -33,6 +33,7 @@ def evaluations(rule, module=None):
         found = rule_set.evaluations(Visit("", module, arguments, (True,)), relevance)
         before.check()
     assert rule_set.rule_of(module) == ""
+    assert found is None or not any(term.output.requires_grad for term in found)
     return found and [[value[0].tolist() for value in (f.factor, f.output, f.constant)] for f in found]
 
 
