@@ -1,4 +1,4 @@
-"""The audit: what became of the relevance, against hand calculation, and with faults that it must find."""
+"""The audit on whole networks: what became of the relevance, in both frameworks, and faults that it must find."""
 
 import pytest
 import zennit.composites

@@ -1,4 +1,4 @@
-"""The audit as its user meets it: targets, inputs, errors, what is printed and drawn, and nothing left behind."""
+"""The audit as its user meets it: inputs, rules, errors, what it returns, and nothing left behind."""
 
 import copy
 

@@ -48,7 +48,7 @@ class Sum(nn.Module):
     """Of the tensors of a list; it returns the list, too."""
 
     def forward(self, values, integers=None):
-        return values[0] * 2 + values[1], values
+        return values[0] * 3 + values[1], values
 
 
 class Lists(nn.Module):
@@ -58,7 +58,7 @@ class Lists(nn.Module):
 
     def forward(self, x):
         total, values = self.sum([x, x.square()], torch.arange(2))
-        return self.last(total) + self.last(values[1])
+        return self.last(total) + self.last(values[1]) * 5
 
 
 def read(path, at_input, x):
@@ -76,11 +76,11 @@ def read(path, at_input, x):
 def test_each_tensor_of_a_list_has_its_relevance(requires_grad):
     x = torch.tensor([1.0, 3.0], dtype=torch.float64, requires_grad=requires_grad)
     at_input = read("sum", True, x)
-    assert [value.tolist() for value in at_input.relevance()] == [[2, 2], [2, 2]]
+    assert [value.tolist() for value in at_input.relevance()] == [[3, 3], [6, 6]]
     # What comes from no input begins at the module.
     assert [value.tolist() for value in at_input.values] == [[1, 3], [1, 9]]
     at_output = read("sum", False, x)
-    assert [value.tolist() for value in at_output.relevance()] == [[1, 1], [1, 1]]
+    assert [value.tolist() for value in at_output.relevance()] == [[1, 1], [5, 5]]
 
 
 @pytest.mark.parametrize(("path", "calls"), [("last", 2), ("unused", 0)])

@@ -52,7 +52,7 @@ def test_what_the_model_saw_is_the_picture_brought_back_from_between_the_bounds(
 
 
 def test_one_channel_is_grey_and_what_is_out_of_bounds_is_black_or_white():
-    inputs = torch.tensor([[[[-3.0, 0.2, 7.0]]]])
+    inputs = torch.tensor([[[[-3.0, 0.199, 7.0]]]])
     seen = np.asarray(as_seen(inputs, torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)))
     assert seen.tolist() == [[[0, 0, 0], [51, 51, 51], [255, 255, 255]]]
     same = torch.ones(1, 1, 1, 1)

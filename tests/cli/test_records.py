@@ -72,5 +72,5 @@ def test_numbers_that_json_has_not_are_null():
         "gates": 3,
         "elsewhere": 0,
     }
-    assert (record["model"], record["lost"], record["totals"]["gates"]) == ("Net", 3, 3)
+    assert (record["model"], record["lost"], record["defect_of_flow"], record["totals"]["gates"]) == ("Net", 3, 3, 3)
     assert record["entries"][0]["path"] == "conv"

@@ -101,6 +101,14 @@ def test_shapes_broadcast_and_an_operand_may_be_a_number():
     assert torch.equal(SignalTimesGate(operator.truediv, None)(2.0, a), 2 / a)
 
 
+def test_relevance_of_a_signal_that_was_broadcast_is_summed():
+    signal, gate, relevance = random(3, 1).requires_grad_(), random(2, 3, 4), random(2, 3, 4)
+    gated = SignalTimesGate(operator.mul, 0)
+    with EpsilonPlus().context(gated):
+        (found,) = torch.autograd.grad(gated(signal, gate), signal, relevance)
+    assert torch.allclose(found, relevance.sum((0, 2))[:, None], rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize(
     ("module", "kind"), [(nn.LayerNorm(3), Activation), (nn.GroupNorm(1, 3), Activation), (nn.Upsample(2), Sum)]
 )

@@ -23,7 +23,8 @@ class Thirds(rules.Rule):
 @pytest.mark.parametrize("is_container", [False, True])
 def test_a_rule_takes_the_place_of_the_module_until_its_handles_are_removed(is_container):
     module = nn.Bilinear(1, 2, 2, bias=False).double().requires_grad_(False)
-    module.add_module("inside", nn.Identity() if is_container else None)
+    if is_container:
+        module.inside = nn.Identity()
     a = torch.tensor([[2.0]], dtype=torch.float64, requires_grad=True)
     b = torch.tensor([[3.0, 5.0]], dtype=torch.float64, requires_grad=True)
     relevance = torch.tensor([[1.0, 5.0]], dtype=torch.float64)
@@ -39,6 +40,24 @@ def test_a_rule_takes_the_place_of_the_module_until_its_handles_are_removed(is_c
     for handle in handles:
         handle.remove()
     assert all(map(torch.equal, torch.autograd.grad(module(a, b), (a, b), relevance), expected))
+
+
+def test_gradients_are_recorded_again_after_an_exception_in_a_module():
+    layer = nn.Linear(2, 2)
+    rules.ZPlus().attach(layer)
+    with pytest.raises(RuntimeError, match="shapes"):
+        layer(torch.ones(1, 3))
+    assert torch.is_grad_enabled()
+
+
+def test_rules_inside_a_module_with_a_rule_stand_back():
+    model, x = nn.Sequential(nn.Linear(2, 2, bias=False)).double(), torch.rand(1, 2, dtype=torch.float64) + 1
+    leaf, relevance = x.clone().requires_grad_(), torch.ones(1, 2, dtype=torch.float64)
+    for rule, module in ((rules.Pass(), model[0]), (rules.Epsilon(1e-30), model)):
+        rule.attach(module)
+    (found,) = torch.autograd.grad(model(leaf), leaf, relevance)
+    weight = model[0].weight.detach()
+    assert torch.allclose(found, x * (relevance / (x @ weight.T) @ weight), rtol=1e-12, atol=0)
 
 
 def test_data_are_no_integers_and_nothing_besides_the_data_of_an_explicit_module():
