@@ -35,6 +35,11 @@ PASSES = {
 ABSORBS = "absorbs it"
 
 
+def release() -> str:
+    """Return which torch this is, in its first two numbers."""
+    return ".".join(torch.__version__.split(".")[:2])
+
+
 def count_of_core() -> tuple[int, int]:
     """Return how many operators torch tags as core, by their base names, and how many of them have an entry."""
     packets: dict[str, bool] = {}
@@ -66,8 +71,8 @@ def lines() -> Iterator[str]:
     known, covered = count_of_core()
     by_kind = {kind: [entry for entry in OPERATIONS.values() if entry.kind is kind] for kind in Kind}
     yield INTRODUCTION
-    yield f"{len(OPERATIONS)} entries. Of {known} operators that torch tags as core, {covered} have one; the others are"
-    yield "backward operators and internals, listed with their reasons in `tests/core/test_operations.py`.\n"
+    yield f"{len(OPERATIONS)} entries. Of {known} operators that torch {release()} tags as core, {covered} have one; the"
+    yield "others are backward operators and internals, listed with their reasons in `tests/core/test_operations.py`.\n"
     for kind, entries in by_kind.items():
         yield f"## {kind.value.capitalize()}\n"
         yield f"Rule: {RULES[kind]}.\n"

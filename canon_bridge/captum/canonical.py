@@ -19,6 +19,7 @@ from canon_bridge.core import (
     Canonization,
     FunctionChangedError,
     Options,
+    OtherCourseError,
     TracingError,
     fits_defaults,
     tensors_in,
@@ -103,7 +104,7 @@ class OnCanonicalModel:
             return self._run(leaves, arguments, target, verbose, taps)
         try:
             return self._run(leaves, arguments, target, verbose, taps)
-        except FunctionChangedError:
+        except (FunctionChangedError, OtherCourseError):
             self._plan(arguments)  # these values take another course than those it was traced with
             return self._run(leaves, arguments, target, verbose, taps)
 

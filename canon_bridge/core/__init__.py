@@ -40,7 +40,7 @@ from canon_bridge.core.plan import Chain, Leftover, Merge, Plan, Refusal, Step, 
 from canon_bridge.core.precision import tensors_in
 from canon_bridge.core.restore import Edits
 from canon_bridge.core.tables import align, folded, html_table
-from canon_bridge.core.trace.flow import TracingError, fits_defaults
+from canon_bridge.core.trace.flow import OtherCourseError, TracingError, fits_defaults
 from canon_bridge.core.uncovered import kind_for_rules, warn_uncovered
 
 __all__ = [
@@ -70,6 +70,7 @@ __all__ = [
     "OfRank",
     "Operand",
     "Options",
+    "OtherCourseError",
     "Plan",
     "PrecisionWarning",
     "Prefer",

@@ -1,11 +1,12 @@
 """The warnings and errors of the package, by category, and where warnings point to."""
 
+import os
 import sys
 import warnings
 from pathlib import Path
 from typing import Final
 
-_PACKAGE: Final = str(Path(__file__).resolve().parents[1])
+_PACKAGE: Final = str(Path(__file__).resolve().parents[1]) + os.sep
 
 
 class LostChangeWarning(UserWarning):

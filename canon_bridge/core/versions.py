@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 # Where functions stand whose arguments C++ reads; some stand in several places.
 _HOMES: Final = (torch, F, torch.linalg, torch.fft, torch.special)
@@ -35,6 +35,18 @@ def takes_proxies_everywhere() -> bool:
         return all(result is _Anything for result in results)
     except TypeError:
         return False
+
+
+@cache
+def buffers_take_proxies() -> bool:
+    """Return whether a proxy can be assigned to a buffer, as ``self.count += 1`` does in a trace; 2.6 refuses it."""
+    module = nn.Module()
+    module.register_buffer("value", None)
+    try:
+        setattr(module, "value", _Anything())  # noqa: B010 - which the type checker refuses, too
+    except TypeError:
+        return False
+    return True
 
 
 def parsed_functions() -> Iterator[tuple[Any, str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from canon_bridge.core.portable import Portable, portable
-from canon_bridge.core.trace.flow import fits
+from canon_bridge.core.trace.flow import OtherCourseError, fits
 
 
 class Written:
@@ -51,6 +51,7 @@ class Written:
         expected: Mapping[str, Any] | None = None,
         mode: bool | None = None,
     ) -> None:
+        body = body.found if isinstance(body, Portable) else body  # as it comes from a file
         self.body, self.names, self.path = body, dict(names), path
         self.signature, self.written, self.expected, self.mode = signature, written, dict(expected or {}), mode
         self.__wrapped__ = _compiled(body, self.names, path) if isinstance(body, str) else body
@@ -82,7 +83,7 @@ class Written:
         bound.apply_defaults()
         for name, wanted in self.expected.items():
             if not fits(bound.arguments[name], wanted):
-                raise ValueError(
+                raise OtherCourseError(
                     f"{self.path or 'the model'} was called with another {name} than it was canonized for "
                     f"({wanted!r}); pass example_inputs with all the arguments that you will use."
                 )

@@ -123,3 +123,27 @@ def test_inputs_of_integers_and_outputs_that_are_no_tensor_are_refused():
 
     with pytest.raises(TypeError, match=r"the model returns a tuple; .*return self\.model\(x\)\[0\]"):
         LRP(Pair().eval()).attribute(torch.ones(1, 2), target=0)
+
+
+@pytest.mark.parametrize(
+    "factor",
+    [lambda x: 2 if x.sum() > 0 else -3, lambda x: float(x.detach().sum())],
+    ids=["a branch", "a number"],
+)
+def test_inputs_that_take_another_course_are_traced_anew(factor):
+    class Course(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.layer(x) * factor(x)
+
+    model = Course().double().eval()
+    lrp = LRP(model, presets.epsilon(1e-30))
+    x = torch.rand(2, 4, dtype=torch.float64)
+    for value in (x, -x, x, x + 1):
+        found = lrp.attribute(value, target=1)
+        leaf = value.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)
+        torch.testing.assert_close(found, gradient * value)

@@ -53,6 +53,12 @@ def test_it_points_past_every_frame_of_the_package_and_no_further() -> None:
         assert (warning.filename, warning.lineno) == ("/elsewhere/user.py", call.__code__.co_firstlineno + 1)
 
 
+def test_a_folder_whose_name_begins_like_that_of_the_package_is_not_the_package() -> None:
+    file = f"{PACKAGE}_experiments/user.py"
+    function = types.MethodType(moved(call, file), moved(warn, PACKAGE / "a.py"))
+    assert caught(function).filename == file
+
+
 def test_a_stack_that_is_all_inside_the_package_ends_at_its_outermost_frame() -> None:
     done, file = threading.Event(), str(PACKAGE / "a.py")
 

@@ -30,6 +30,9 @@ def own(self: nn.Module, x: Tensor, flag: bool = False) -> Tensor:
     return x + 1
 
 
+LAMBDA = lambda self, x, flag=False: x + 1  # noqa: E731 - pickle does not find it
+
+
 class Holder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +77,10 @@ def test_a_function_may_stand_in_the_place_of_a_source() -> None:
     assert written.__code__ is own.__code__
     again = pickle.loads(pickle.dumps(written))
     assert again.body is own
-    for forward in (written, again):
+    without_name = Written(LAMBDA, {}, "", of(original), expected={"flag": False})
+    found = pickle.loads(pickle.dumps(without_name))
+    assert found.body is LAMBDA
+    for forward in (written, again, without_name, found):
         assert torch.equal(forward(module, x), x + 1)
         with pytest.raises(
             ValueError, match=r"^the model was called with another flag than .*\(False\); pass example_in"

@@ -53,6 +53,14 @@ def test_all_is_covered(name):
     assert not uncovered or name in MAY_BE_UNCOVERED
 
 
+def skip_without_gradient(model, x):
+    """Skip an operation that torch 2.6 has no gradient of, asked of torch itself."""
+    try:
+        gradient_times_input(model, x)
+    except RuntimeError as error:
+        pytest.skip(f"this torch has no gradient of it: {error}")
+
+
 @pytest.mark.parametrize(
     ("name", "prefer", "framework"),
     cases([name for name in NETWORKS if name not in MAY_BE_UNCOVERED], ("left", "right"), each=list(FRAMEWORKS)),
@@ -60,6 +68,8 @@ def test_all_is_covered(name):
 def test_relevance_is_gradient_times_input(name, prefer, framework):
     # A warning is an error here: what is covered warns of nothing.
     model, x = build(name), image()
+    if name.startswith("aminmax"):
+        skip_without_gradient(model, x)
     expected = gradient_times_input(model, x)
     assert expected.abs().max() > 1e-6
     snapshot = Snapshot(model)

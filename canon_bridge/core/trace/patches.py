@@ -27,6 +27,7 @@ from canon_bridge.core.trace.flow import is_proxy
 # They want numbers, or a type; other functions that make tensors record themselves, and so do other methods.
 _FACTORIES: Final = ("zeros", "ones", "empty", "rand", "randn", "tensor", "as_tensor", "asarray", "finfo", "iinfo")
 _METHODS: Final = ("expand", "view", "reshape", "repeat", "tile", "new_zeros", "new_ones", "new_empty", "narrow")
+_SET_ATTRIBUTE: Final = nn.Module.__setattr__
 _ABSENT: Final = object()
 _OWN: Final = frozenset({"torch", "builtins", "canon_bridge"})
 _GENERATORS: Final = ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")
@@ -73,6 +74,7 @@ def _replacements() -> list[tuple[Any, str, Any]]:
         (torch.jit.ScriptFunction, "__call__", _call_scripted),
         (torch, "is_tensor", _is_tensor),
         (torch, "_check", _checked(torch._check)),
+        *(() if versions.buffers_take_proxies() else [(nn.Module, "__setattr__", _set_attribute)]),
         (VariableMeta, "__call__", _make_variable),
     ]
 
@@ -145,6 +147,13 @@ def _checked(check: Callable[..., None]) -> Callable[..., None]:
             check(cond, message)
 
     return call
+
+
+def _set_attribute(self: nn.Module, name: str, value: Any) -> None:
+    if is_proxy(value) and name in self._buffers:
+        self._buffers[name] = value
+    else:
+        _SET_ATTRIBUTE(self, name, value)
 
 
 def _make_variable(self: Any, data: Any = None, *args: Any, **kwargs: Any) -> Any:

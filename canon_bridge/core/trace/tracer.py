@@ -28,7 +28,19 @@ from canon_bridge.core.facts import UNKNOWN, Facts, entry_of, is_tensor, note_da
 from canon_bridge.core.norms import children_after, normalized
 from canon_bridge.core.operations import Kind, operation_of_module, overwritten, recorded_instead, setitem_
 from canon_bridge.core.restore import finder
-from canon_bridge.core.trace.flow import DATA, Flow, Frame, Inputs, Site, is_proxy, is_same, kept, pattern, unpack
+from canon_bridge.core.trace.flow import (
+    DATA,
+    Flow,
+    Frame,
+    Inputs,
+    OtherCourseError,
+    Site,
+    is_proxy,
+    is_same,
+    kept,
+    pattern,
+    unpack,
+)
 
 # Classes of torch.nn that have no forward of their own to know.
 _CONTAINERS: Final = frozenset(
@@ -659,28 +671,28 @@ def copied(structure: Any) -> Any:
 
 
 def same_truth(value: Any, expected: bool, path: str) -> None:
-    """Raise ``ValueError`` unless the condition is what it was on the example inputs."""
+    """Raise ``OtherCourseError`` unless the condition is what it was on the example inputs."""
     _same(bool(value), expected, path)
 
 
 def same_number(value: Any, expected: float, path: str) -> None:
-    """Raise ``ValueError`` unless the number is what it was on the example inputs (equal, for it may be a size)."""
+    """Raise ``OtherCourseError`` unless the number is what it was on the example inputs (it may be a size)."""
     _same(type(expected)(value), expected, path)
 
 
 def same_type(value: Any, expected: torch.dtype, path: str) -> None:
-    """Raise ``ValueError`` unless the elements have the type that they had on the example inputs."""
+    """Raise ``OtherCourseError`` unless the elements have the type that they had on the example inputs."""
     _same(value, expected, path)
 
 
 def same_length(value: Any, expected: int, path: str) -> None:
-    """Raise ``ValueError`` unless the length is what it was on the example inputs."""
+    """Raise ``OtherCourseError`` unless the length is what it was on the example inputs."""
     _same(len(value), expected, path)
 
 
 def _same(now: object, expected: object, path: str) -> None:
     if now != expected:
-        raise ValueError(
+        raise OtherCourseError(
             f"the course of {path or 'the model'} depends on its input: here on a value that is {now!r} and was "
             f"{expected!r} for the example_inputs; canonize with example_inputs that are like this input."
         )

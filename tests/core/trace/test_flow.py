@@ -6,6 +6,7 @@ from collections import Counter, OrderedDict, namedtuple
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import fx
@@ -61,6 +62,8 @@ def test_a_pattern_has_the_structure_and_the_constants_and_data_for_the_rest() -
         ((1, DATA), Pair(1, 2), (2, 2)),
         (None, None, torch.ones(1)),
         (1, 1, torch.ones(())),
+        (None, None, np.zeros(3)),
+        (0.5, np.float64(0.5), np.full(2, 0.5)),
         ("a", "a", "b"),
         (0.5, float("0.5"), 0.25),
         (DATA, None, ...),
@@ -74,6 +77,9 @@ def test_what_fits(expected: Any, right: Any, wrong: Any) -> None:
 def test_the_constant_nan_fits_itself() -> None:
     nan = float("nan")
     assert fits(nan, pattern(nan))
+    assert fits(float("nan"), pickle.loads(pickle.dumps(pattern(nan))))
+    assert not fits(1.0, nan)
+    assert not fits(nan, 1.0)
 
 
 def test_optional_arguments_that_are_given_must_fit_their_defaults() -> None:
@@ -148,4 +154,8 @@ def test_a_structure_that_is_kept_does_not_follow_changes_and_they_are_told() ->
         assert not is_same(now, before)
         assert is_same(now, kept(now))
     assert not is_same([x], [y])
+    for other in (None, x, (x,), {"a": x}):
+        assert not is_same([x], other)
+        assert not is_same({"b": [x]}, {"b": other})
+    assert not is_same({"a": x}, None)
     assert not is_same({"a": x, "b": x}, {"b": x, "a": x})
