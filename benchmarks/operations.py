@@ -72,7 +72,8 @@ def lines() -> Iterator[str]:
     by_kind = {kind: [entry for entry in OPERATIONS.values() if entry.kind is kind] for kind in Kind}
     yield INTRODUCTION
     yield f"{len(OPERATIONS)} entries. Of {known} operators that torch {release()} tags as core, {covered} have one;"
-    yield "the others are backward operators and internals, listed with their reasons in `tests/core/test_operations.py`.\n"
+    yield "the others are backward operators and internals, listed with their reasons in"
+    yield "`tests/core/test_operations.py`.\n"
     for kind, entries in by_kind.items():
         yield f"## {kind.value.capitalize()}\n"
         yield f"Rule: {RULES[kind]}.\n"
