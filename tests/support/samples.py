@@ -341,6 +341,10 @@ OTHERS: dict[str, Sample] = {
     "result_type": like(),
     "broadcast_shapes": Sample(lambda f, x: f(x.shape, (5,))),
     "isinstance": Sample(lambda f, x: isinstance(x, Tensor)),
+    "_assert": Sample(lambda f, x: f(x.dim() > 0, "")),
+    "_check": Sample(lambda f, x: f(x.dim() > 0)),
+    "_assert_scalar": Sample(lambda f, x: f(x.dim(), "")),
+    "_assert_async": Sample(lambda f, x: f(torch.ones(x.dim()).all())),
     # New tensors.
     **{name: Sample(lambda f, x: f([x.size(0), 3])) for name in ("zeros", "ones", "empty")},
     "eye": Sample(lambda f, x: f(x.size(1))),
