@@ -11,6 +11,7 @@ from canon_bridge.captum import LRP, presets, rules
 from canon_bridge.zennit import ModelCanonizer
 from tests.support.in_zennit import epsilon_composite
 from tests.support.models import TARGET, PreActivation, images, network, small_densenet
+from tests.support.sampled import every_other
 from tests.support.snapshot import Snapshot
 from tests.support.statistics import randomize
 
@@ -34,9 +35,9 @@ def canonical_rules(framework, preset, model, **keywords):
     return EpsilonPlus(canonizers=canonizers) if preset == "epsilon_plus" else epsilon_composite(1e-9, canonizers)
 
 
-@pytest.mark.parametrize("framework", ["zennit", "captum"])
-@pytest.mark.parametrize("preset", ["epsilon_plus", "epsilon"])
-@pytest.mark.parametrize("prefer", ["left", "right"])
+@pytest.mark.parametrize(
+    ("framework", "preset", "prefer"), every_other(["zennit", "captum"], ["epsilon_plus", "epsilon"], ["left", "right"])
+)
 def test_nothing_is_lost_in_a_canonical_densenet(framework, preset, prefer):
     model, x = network("densenet121"), images()
     before = Snapshot(model)

@@ -2,6 +2,7 @@
 
 import ast
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -28,6 +29,12 @@ FEW = (
 )
 
 
+@cache
+def text_of(file: str) -> tuple[str, str]:
+    text = (ROOT / PACKAGE / file).read_text()
+    return text, ast.dump(ast.parse(text))
+
+
 def test_the_list_is_long_and_every_mutant_is_another_one() -> None:
     assert len(EVERY) > 200
     assert len(BY_NAME) == len({(mutant.file, mutant.right, mutant.wrong) for mutant in EVERY}) == len(EVERY)
@@ -35,8 +42,8 @@ def test_the_list_is_long_and_every_mutant_is_another_one() -> None:
 
 @pytest.mark.parametrize("mutant", EVERY, ids=lambda mutant: mutant.name)
 def test_what_a_mutant_replaces_is_there_once_and_what_it_writes_is_python(mutant: Mutant) -> None:
-    right = (ROOT / PACKAGE / mutant.file).read_text()
-    assert ast.dump(ast.parse(mutant.applied(right))) != ast.dump(ast.parse(right))
+    right, parsed = text_of(mutant.file)
+    assert ast.dump(ast.parse(mutant.applied(right))) != parsed
     assert all((ROOT / "tests" / name).is_file() for name in mutant.tests)
 
 

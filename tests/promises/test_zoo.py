@@ -13,6 +13,7 @@ from torchvision.models.optical_flow import raft_large
 from canon_bridge import canonize, plan
 from tests.support import zoo
 from tests.support.measure import TOLERANCE, measure
+from tests.support.sampled import every_other
 from tests.support.statistics import randomize_called
 
 FAST = (
@@ -56,12 +57,12 @@ def _check(name, prefer):
     assert row.batch_norms > 0
 
 
-@both
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize(("name", "prefer"), every_other(FAST, ["left", "right"]))
 def test_no_batch_norm_is_alive_and_nothing_changes(name, prefer):
     _check(name, prefer)
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.parametrize("name", FAST_TIMM)
 def test_timm(name, prefer):

@@ -15,6 +15,7 @@ from canon_bridge.core.norms import is_norm
 from canon_bridge.zennit import ModelCanonizer
 from tests.support.in_zennit import attribute
 from tests.support.models import TARGET, images
+from tests.support.sampled import every_other
 from tests.support.snapshot import Snapshot
 from tests.support.statistics import randomize
 
@@ -57,9 +58,7 @@ COMPOSITES = {
 }
 
 
-@pytest.mark.parametrize("prefer", ["left", "right"])
-@pytest.mark.parametrize("composite", COMPOSITES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "composite", "prefer"), every_other(NAMES, [*COMPOSITES], ["left", "right"]))
 def test_nothing_is_lost_at_sums_and_gates(name, composite, prefer):
     model, x = build(name), images()
     before = Snapshot(model)
