@@ -1,6 +1,6 @@
 """The versions that are supported, each in a fresh environment: `nox -l` lists them, `nox -s 'tests(oldest)'` runs one.
 
-Without arguments a session runs the tests that are not marked slow; arguments after `--` go to pytest. An interpreter
+Without arguments a session runs all tests that are not marked slow; arguments after `--` go to pytest. An interpreter
 that a machine lacks is skipped, with a word.
 """
 
@@ -32,4 +32,4 @@ MATRIX = {
 def tests(session: nox.Session, versions: tuple[str, ...]) -> None:
     """Run the tests on one set of versions."""
     session.install(*versions, "-e", ".[test]")
-    session.run("python", "-m", "pytest", "-q", *(session.posargs or ("-n", "2")))
+    session.run("python", "-m", "pytest", "-q", *(session.posargs or ("-n", "2", "-m", "not slow")))

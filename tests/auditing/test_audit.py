@@ -35,6 +35,7 @@ def canonical_rules(framework, preset, model, **keywords):
     return EpsilonPlus(canonizers=canonizers) if preset == "epsilon_plus" else epsilon_composite(1e-9, canonizers)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(
     ("framework", "preset", "prefer"), every_other(["zennit", "captum"], ["epsilon_plus", "epsilon"], ["left", "right"])
 )

@@ -21,6 +21,7 @@ CELLS = [
 ]
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("pattern", "mode"), CELLS)
 def test_the_model_is_itself_again_after_a_fault(pattern: str, mode: str, record_property: Any) -> None:
     record_property("cases", run(pattern, mode, STRIDES.get(mode, 31)))

@@ -19,7 +19,7 @@ from tests.support.snapshot import Snapshot
 TOLERANCE = 1e-12
 LRP_0 = 1e-30
 
-pytestmark = pytest.mark.zennit
+pytestmark = [pytest.mark.zennit, pytest.mark.whole]
 
 
 @pytest.mark.parametrize("prefer", ["left", "right", "untangled"])

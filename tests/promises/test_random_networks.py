@@ -35,6 +35,7 @@ KEYWORDS = st.fixed_dictionaries(
 )
 
 pytestmark = [
+    pytest.mark.whole,
     pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning"),
     # Where all outputs are zero by chance any rounding is a large relative error; it is measured here, too.
     pytest.mark.filterwarnings("ignore:canonization changed the output:UserWarning"),

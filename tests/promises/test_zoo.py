@@ -57,6 +57,7 @@ def _check(name, prefer):
     assert row.batch_norms > 0
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("name", "prefer"), every_other(FAST, ["left", "right"]))
 def test_no_batch_norm_is_alive_and_nothing_changes(name, prefer):
     _check(name, prefer)

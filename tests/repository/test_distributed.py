@@ -156,6 +156,7 @@ def expected(tmp_path_factory, images):
     return found
 
 
+@pytest.mark.whole
 def test_a_loop_that_is_killed_goes_on(tmp_path, images, expected):
     process = start(tmp_path / "out", images)
     wait_for(lambda: parts(tmp_path / "out") >= 3, process)
@@ -207,6 +208,7 @@ def test_images_become_what_the_pretrained_network_takes(example, tmp_path):
     assert torch.allclose(x[0, :, 100, 100], expected, atol=1e-6)
 
 
+@pytest.mark.whole
 def test_a_job_with_other_options_is_refused(tmp_path, images):
     process = start(tmp_path / "out", images)
     wait_for(lambda: parts(tmp_path / "out") >= 1, process)

@@ -58,6 +58,7 @@ COMPOSITES = {
 }
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("name", "composite", "prefer"), every_other(NAMES, [*COMPOSITES], ["left", "right"]))
 def test_nothing_is_lost_at_sums_and_gates(name, composite, prefer):
     model, x = build(name), images()

@@ -22,7 +22,7 @@ class TracingError(RuntimeError):
 
 
 class OtherCourseError(ValueError):
-    """Raise when a forward that was traced with some values would take another course on others."""
+    """Raise when a canonical model is called with values on which its forward would take another course."""
 
 
 @dataclass(frozen=True)
