@@ -23,6 +23,7 @@ MATRIX = {
     "zennit 1.0": ("3.12", (*NEWEST, "zennit==1.0.0")),  # it asks for Python 3.11.11 or newer
     "python 3.12": ("3.12", NEWEST),
     "python 3.13": ("3.13", (*NEWEST, "zennit==1.0.0")),
+    "torch 2.15": ("3.14", ("torch==2.15.0", "torchvision==0.29.2", "zennit==1.0.0")),
     "python 3.14": ("3.14", (*NEWEST, "zennit==1.0.0")),
 }
 
