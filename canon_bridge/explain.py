@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from canon_bridge.core import Clipped, Prefer
-from canon_bridge.frameworks import Framework, make_attribute, make_rules
+from canon_bridge.frameworks import Framework, make_attribute, make_rules, to_evaluation
 
 Columns = dict[str, np.ndarray[Any, Any]]
 
@@ -81,9 +80,7 @@ class Explainer:
         }
         self._make_model, self._target, self._transform = make_model, target, transform
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = make_model().to(self.device)
-        with suppress(NotImplementedError):  # a program that torch.export wrote has no modes
-            self.model.eval()
+        self.model = to_evaluation(make_model()).to(self.device)
         self._identity = {"model": type(self.model).__name__, "weights": _digest(self.model)}
         example = None if example_input is None else example_input.to(self.device)
         rules = make_rules(framework, self.model, preset, prefer=prefer, clipped=clipped, example_inputs=example)

@@ -1,7 +1,7 @@
 """The rules of a preset by name, and the maps they make, in Captum or in zennit."""
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,13 @@ from canon_bridge.core import Clipped, ExampleInputs, Prefer
 
 Framework = Literal["captum", "zennit"]
 Attribute = Callable[[Tensor, Tensor], Tensor]
+
+
+def to_evaluation(model: nn.Module) -> nn.Module:
+    """Return the model, in evaluation mode; a program that ``torch.export`` wrote has no modes and stays as it is."""
+    with suppress(NotImplementedError):
+        model.eval()
+    return model
 
 
 def make_rules(

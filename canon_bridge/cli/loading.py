@@ -7,7 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +18,7 @@ from torch import nn
 from canon_bridge.cli.errors import CommandError, in_one_line, needed
 from canon_bridge.cli.images import Transform, to_square
 from canon_bridge.cli.weights import build_with_state, is_file, load_state, read_state
+from canon_bridge.frameworks import to_evaluation
 
 DEFAULT_SIZE = 224
 
@@ -85,9 +86,7 @@ def load(spec: str, weights: str | None = None, size: int | None = None) -> Load
                 "torchvision:densenet121"
             )
         loaded = _from_file(Path(source), name, weights, size or DEFAULT_SIZE)
-    with suppress(NotImplementedError):  # a program that torch.export wrote has no modes
-        loaded.model.eval()
-    loaded.model.cpu()
+    to_evaluation(loaded.model).cpu()
     return loaded
 
 

@@ -385,41 +385,40 @@ class _NotRecorded:
         return self.node
 
 
-def _first_of_batch_norm(
+NOT_RECORDED: Final = _NotRecorded()
+
+
+def _batch_norm(
     input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool, momentum: float, eps: float
-) -> tuple[Any, ...]:
-    result = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    return result, _NotRecorded(), _NotRecorded()
+) -> Any:
+    return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
-def _first_of_batch_norm_by_running_statistics(
+def _batch_norm_by_running_statistics(
     input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: float, eps: float
-) -> tuple[Any, ...]:
-    return _first_of_batch_norm(input, weight, bias, running_mean, running_var, False, momentum, eps)
+) -> Any:
+    return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
 
 
-def _first_of_layer_norm(input: Any, normalized_shape: Any, weight: Any, bias: Any, eps: float) -> tuple[Any, ...]:
-    return F.layer_norm(input, normalized_shape, weight, bias, eps), _NotRecorded(), _NotRecorded()
-
-
-def _first_of_group_norm(
+def _group_norm(
     input: Any, weight: Any, bias: Any, batch: Any, channels: Any, positions: Any, group: int, eps: float
-) -> tuple[Any, ...]:
-    return F.group_norm(input, group, weight, bias, eps), _NotRecorded(), _NotRecorded()
+) -> Any:
+    return F.group_norm(input, group, weight, bias, eps)
 
 
-# Operators that put out statistics, too, as programs have that `torch.export` has decomposed: what is recorded instead.
-_WITH_STATISTICS: Final[dict[Any, Callable[..., tuple[Any, ...]]]] = {
-    torch.ops.aten._native_batch_norm_legit_no_training: _first_of_batch_norm_by_running_statistics,
-    **dict.fromkeys((torch.native_batch_norm, torch.ops.aten.native_batch_norm), _first_of_batch_norm),
-    torch.ops.aten._native_batch_norm_legit: _first_of_batch_norm,
-    **dict.fromkeys((torch.native_layer_norm, torch.ops.aten.native_layer_norm), _first_of_layer_norm),
-    **dict.fromkeys((torch.native_group_norm, torch.ops.aten.native_group_norm), _first_of_group_norm),
+# Operators that put out two statistics besides, as programs have that `torch.export` has decomposed: what computes the
+# result alone.
+_WITH_STATISTICS: Final[dict[Any, Callable[..., Any]]] = {
+    torch.ops.aten._native_batch_norm_legit_no_training: _batch_norm_by_running_statistics,
+    torch.ops.aten._native_batch_norm_legit: _batch_norm,
+    **dict.fromkeys((torch.native_batch_norm, torch.ops.aten.native_batch_norm), _batch_norm),
+    **dict.fromkeys((torch.native_layer_norm, torch.ops.aten.native_layer_norm), F.layer_norm),
+    **dict.fromkeys((torch.native_group_norm, torch.ops.aten.native_group_norm), _group_norm),
 }
 
 
-def recorded_instead(function: Any) -> Callable[..., tuple[Any, ...]] | None:
-    """Return what computes the outputs of an operator by functions of one output each, or None for any other."""
+def result_alone(function: Any) -> Callable[..., Any] | None:
+    """Return what computes the result of an operator that puts out two statistics besides, or None for any other."""
     return _WITH_STATISTICS.get(_itself(function))
 
 

@@ -27,6 +27,7 @@ from canon_bridge.core.trace.flow import is_proxy
 # They want numbers, or a type; other functions that make tensors record themselves, and so do other methods.
 _FACTORIES: Final = ("zeros", "ones", "empty", "rand", "randn", "tensor", "as_tensor", "asarray", "finfo", "iinfo")
 _METHODS: Final = ("expand", "view", "reshape", "repeat", "tile", "new_zeros", "new_ones", "new_empty", "narrow")
+_CHECK: Final = torch._check
 _SET_ATTRIBUTE: Final = nn.Module.__setattr__
 _ABSENT: Final = object()
 _OWN: Final = frozenset({"torch", "builtins", "canon_bridge"})
@@ -73,7 +74,7 @@ def _replacements() -> list[tuple[Any, str, Any]]:
         (torch.autograd.Function, "apply", _Apply()),
         (torch.jit.ScriptFunction, "__call__", _call_scripted),
         (torch, "is_tensor", _is_tensor),
-        (torch, "_check", _checked(torch._check)),
+        (torch, "_check", _check),
         *(() if versions.buffers_take_proxies() else [(nn.Module, "__setattr__", _set_attribute)]),
         (VariableMeta, "__call__", _make_variable),
     ]
@@ -138,15 +139,11 @@ def _call_scripted(self: Any, *args: Any, **kwargs: Any) -> Any:
     return _recorded(named(self, self.name))(*args, **kwargs)
 
 
-@functools.cache
-def _checked(check: Callable[..., None]) -> Callable[..., None]:
-    def call(cond: Any, message: Any = None) -> None:
-        if is_proxy(cond):  # without the message, which may be a function
-            cond.tracer.create_proxy("call_function", check, (cond,), {})
-        else:
-            check(cond, message)
-
-    return call
+def _check(cond: Any, message: Any = None) -> None:
+    if is_proxy(cond):  # without the message, which may be a function
+        cond.tracer.create_proxy("call_function", _CHECK, (cond,), {})
+    else:
+        _CHECK(cond, message)
 
 
 def _set_attribute(self: nn.Module, name: str, value: Any) -> None:

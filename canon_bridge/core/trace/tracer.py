@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_map_only
 
 from canon_bridge.core.facts import UNKNOWN, Facts, entry_of, is_tensor, note_data, returns_indices
 from canon_bridge.core.norms import children_after, normalized
-from canon_bridge.core.operations import Kind, operation_of_module, overwritten, recorded_instead, setitem_
+from canon_bridge.core.operations import NOT_RECORDED, Kind, operation_of_module, overwritten, result_alone, setitem_
 from canon_bridge.core.restore import finder
 from canon_bridge.core.trace.flow import (
     DATA,
@@ -377,9 +377,9 @@ class SymbolicTracer(fx.Tracer):
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **names: Any) -> Any:
         """Record an operation; a tensor that forward has made and writes data to is made anew in each forward."""
-        instead = recorded_instead(target) if kind == "call_function" else None
-        if instead is not None:
-            return instead(*args, **kwargs)
+        alone = result_alone(target) if kind == "call_function" else None
+        if alone is not None:
+            return alone(*args, **kwargs), NOT_RECORDED, NOT_RECORDED
         made = args[0] if (args and target is setitem_) or _is_method_in_place(kind, target) else None
         if isinstance(made, Tensor) and id(made) not in self._made and not self._is_attribute(made):
             self._made[id(made)] = made, self.create_node("call_method", "clone", (self.create_arg(made),), {})
