@@ -122,8 +122,8 @@ class DistributedOperation(OfOneInput, LinearMap):
     kind = Distributed
 
 
-class SumOfParts(LinearMap):
-    """A function that is linear in several inputs together: the sum of what it makes of each, the others zero.
+class JointOperation(LinearMap):
+    """A function that is linear in several inputs together, as one of all their elements in one vector.
 
     Parameters
     ----------
@@ -133,21 +133,18 @@ class SumOfParts(LinearMap):
 
     def __init__(self, module: LinearMap) -> None:
         super().__init__(module.function, module.args, module.kwargs, module.data_count)
-        self.parts = nn.ModuleList(
-            Distributed(partial(self._part, module, index)) for index in range(module.data_count)
-        )
-        self.sum = Sum(dim=-1)
+        self.inner = Distributed(partial(self._of_vector, module))
 
     @staticmethod
-    def _part(module: LinearMap, index: int, input: Tensor, *values: Any) -> Any:
-        zeros = (torch.zeros_like(value) for value in values[: module.data_count])
-        data = [input if place == index else zero for place, zero in enumerate(zeros)]
+    def _of_vector(module: LinearMap, input: Tensor, *values: Any) -> Any:
+        given = values[: module.data_count]
+        parts = input.split([value.numel() for value in given])
+        data = [part.view(value.shape).to(value.dtype) for part, value in zip(parts, given, strict=True)]
         return module.forward(*data, *values[module.data_count :])
 
     def forward(self, *values: Any) -> Any:
-        """Return the sum."""
-        results = [part.of(values[index], *values) for index, part in enumerate(self.parts)]  # pyright: ignore
-        return self.sum(_stacked(results))
+        """Return what the explicit module makes of the values."""
+        return self.inner.of(torch.cat([value.flatten() for value in values[: self.data_count]]), *values)
 
 
 class ProductOfMaps(Product):
@@ -249,7 +246,7 @@ _EXPLICIT: Final[Mapping[type[nn.Module], Callable[[Any], nn.Module]]] = {
     Divide: lambda divide: SignalTimesGate(operator.truediv, divide.signal),
     ElementWise: lambda module: PassedOperation(module),
     Normaliser: lambda module: PassedOperation(module),
-    LinearMap: lambda linear: DistributedOperation(linear) if linear.data_count == 1 else SumOfParts(linear),
+    LinearMap: lambda linear: DistributedOperation(linear) if linear.data_count == 1 else JointOperation(linear),
     Product: lambda module: ProductOfMaps(module),
 }
 _TYPES: Final[Mapping[Kind, tuple[Any, type[nn.Module]]]] = {

@@ -32,11 +32,6 @@ def of_two(function):
     return function, (Slot(0), Slot(1)), {}
 
 
-def handed(part, z, r):
-    """Return the relevance of one part of a sum over that part."""
-    return part * r / away(z) / away(part)
-
-
 def moved(a, b):
     return 2 * a - b.flip(-1)
 
@@ -57,8 +52,7 @@ CASES = {
     ),
     "a linear map of two": (
         LinearMap(*of_two(moved), 2),
-        # Each part is stabilized besides the sum.
-        lambda a, b, z, r: (2 * a * handed(2 * a, z, r), -b * handed(-b.flip(-1), z, r).flip(-1)),
+        lambda a, b, z, r: (2 * a * r / away(z), -b * (r / away(z)).flip(-1)),
     ),
     "a product and its signal": (
         Product(*of_two(torch.matmul), 2, 1),
