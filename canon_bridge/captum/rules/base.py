@@ -152,12 +152,14 @@ class Rule(PropagationRule):
             inputs = begun.inputs
         if output is None:  # the module has raised
             return None
+        _check_is_tensor(self, module, output)
         return _Propagation.apply(self, module, own, False, output.detach(), *inputs)
 
     def forward_hook(self, module: nn.Module, inputs: Any, outputs: Tensor) -> Tensor:
         """Put the rule in the place of the module in the autograd graph; the forward hook for Captum's own LRP."""
         if _evaluating.get():
             return outputs
+        _check_is_tensor(self, module, outputs)
         tensors = inputs if isinstance(inputs, tuple) else (inputs,)
         return cast(Tensor, _Propagation.apply(self, module, None, True, outputs.detach(), *tensors))
 
@@ -266,6 +268,14 @@ def modified(module: nn.Module, change: Callable[[Tensor], Tensor], zero_params:
     finally:
         slots.clear()
         slots.update(former)
+
+
+def _check_is_tensor(rule: Rule, module: nn.Module, output: Any) -> None:
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"the rule {type(rule).__name__} is on a {type(module).__name__} that puts out a {type(output).__name__}; "
+            "a rule is for a module that puts out one tensor. Set `rule` on the modules inside it instead."
+        )
 
 
 def _check_stabilizer(stabilizer: object) -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from canon_bridge.captum import LRP, presets, rules
+from canon_bridge.captum.attach import attached
 from canon_bridge.captum.rules.base import Call, are_data, modified
 from canon_bridge.core import ElementWise
 from canon_bridge.core.explicit import Slot
@@ -135,3 +136,19 @@ def test_an_exception_in_a_forward_leaves_gradients_recorded(preset):
     assert torch.is_grad_enabled()
     model[5].fails = False
     assert lrp.attribute(x, target=TARGET).equal(expected)
+
+
+@pytest.mark.parametrize("type_name", ["GRU", "a container"])
+def test_a_rule_on_a_module_that_puts_out_several_values_says_what_to_do(type_name):
+    class Two(nn.Sequential):
+        def forward(self, input):
+            return self[0](input), input
+
+    module = nn.GRU(3, 4) if type_name == "GRU" else Two(nn.Linear(3, 4))
+    module.rule = rules.Epsilon()
+    model = nn.Sequential(module)
+    message = r"Epsilon is on a \w+ that puts out a tuple"
+    with attached(model, presets.epsilon()), pytest.raises(TypeError, match=message):
+        model(torch.zeros(2, 3))
+    with pytest.raises(TypeError, match="Set `rule` on the modules inside it instead"):
+        rules.Epsilon().forward_hook(module, (torch.zeros(2, 3),), (torch.zeros(2), torch.zeros(2)))
