@@ -32,6 +32,7 @@ from canon_bridge.core.precision import (
     outputs,
     reference,
     rounding_inside,
+    sensitivity,
 )
 from canon_bridge.core.restore import TRANSIENT, Edits, other_writer, paths, writes_in_force
 from canon_bridge.core.trace.flow import CONSTANTS
@@ -165,7 +166,9 @@ class Canonization:
             "to its largest value"
         )
         if not is_rounding and not self.function_error <= self._allowed(before):
-            raise FunctionChangedError(measured)
+            if not self.function_error <= sensitivity(self.model, before):
+                raise FunctionChangedError(measured)
+            doubts = ["rounding of the inputs alone changes it as much: every map of this model is as uncertain."]
         if not is_rounding and not doubts:
             doubts = ["more than rounding accounts for; use model.double() for attribution."]
         return [measured, *doubts] if doubts else []
@@ -175,7 +178,8 @@ class Canonization:
 
     def _named(self, error: FunctionChangedError, before: Reference) -> FunctionChangedError:
         with _ONE_AT_A_TIME:
-            allowed = max(self._allowed(before), rounding_inside(self.model, before))
+            inside = rounding_inside(self.model, before), sensitivity(self.model, before)
+            allowed = max(self._allowed(before), *inside)
             step = first_change(self.model, self.plan, before, allowed)
         return FunctionChangedError(
             f"{error}, which precision does not account for. It differs first {step}. No map of this model would be "

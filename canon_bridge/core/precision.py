@@ -2,12 +2,13 @@
 
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from canon_bridge.core.norms import mean_ratio, width
 from canon_bridge.core.plan import Merge, Plan
@@ -25,6 +26,8 @@ _RATIO: Final = 1e3 * torch.finfo(torch.float32).eps
 _SMALLEST_RATIO: Final = 10.0
 _LOSS: Final = 3.0
 _LISTED: Final = 5
+# A change of the inputs by rounding is one change; a model rounds in each of its layers, in each of its sums.
+_ROUNDINGS: Final = 100.0
 
 
 @dataclass(frozen=True)
@@ -175,9 +178,42 @@ def rounding_inside(model: nn.Module, before: Reference) -> float:
 
     A forward may cast its input (``x.float()``), whatever the type of its parameters and of its output is.
     """
+    return max((TOLERANCES.get(dtype, 0.0) for dtype in _types_inside(model, before)), default=0.0)
+
+
+def _types_inside(model: nn.Module, before: Reference) -> set[torch.dtype]:
     with preserved(model), _Seen() as seen:
         outputs(model, before.arguments)
-    return max((TOLERANCES.get(dtype, 0.0) for dtype in seen.dtypes), default=0.0)
+    return seen.dtypes
+
+
+def sensitivity(model: nn.Module, before: Reference) -> float:
+    """Return how much of a deviation the model accounts for itself: it may be another function of rounded inputs.
+
+    That is a hundred times what its output changes by, relative to the largest value, where each input changes by the
+    machine epsilon of the coarsest type on the way.
+    """
+    epsilons = (torch.finfo(dtype).eps for dtype in _types_inside(model, before) if dtype in TOLERANCES)
+    epsilon = max(epsilons, default=0.0)
+    nudges = [partial(_nudged, epsilon, torch.Generator().manual_seed(seed)) for seed in range(3)]
+    found: list[list[Tensor]] = []
+    for change in (_as_it_is, _as_it_is, *nudges):
+        with preserved(model):
+            found.append(outputs(model, tree_map_only(Tensor, change, before.arguments)))
+    if function_error(found[0], found[1])[0] > 0:  # another function at every call
+        return 0.0
+    return _ROUNDINGS * max(function_error(found[0], nudged)[0] for nudged in found[2:])
+
+
+def _as_it_is(value: Tensor) -> Tensor:
+    return value
+
+
+def _nudged(epsilon: float, generator: torch.Generator, value: Tensor) -> Tensor:
+    if not value.is_floating_point():
+        return value
+    signs = torch.randint(2, value.shape, generator=generator).to(value) * 2 - 1
+    return value.detach() * (1 + max(epsilon, torch.finfo(value.dtype).eps) * signs)
 
 
 def outputs(model: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor]:

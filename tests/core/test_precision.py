@@ -153,3 +153,24 @@ def test_an_error_that_no_statistics_explain_is_an_error(dtype: torch.dtype) -> 
     model[2].register_forward_hook(lambda module, args, output: output * module.bias.sum())  # another one inside
     with pytest.raises(FunctionChangedError, match=r"does not account for.*first where 1 was merged right into 2\."):
         warnings_of(model, example_inputs=x)
+
+
+class Chaotic(nn.Sequential):
+    """The logistic map many times over, which doubles what its input changes by each time."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        value = super().forward(input).sigmoid()
+        for _ in range(25):
+            value = 4 * value * (1 - value)
+        return value
+
+
+def test_a_model_that_rounding_of_its_input_changes_as_much_is_warned_of() -> None:
+    torch.manual_seed(0)
+    model = Chaotic(*model_of("right", 2.0, torch.float64)[0]).eval()
+    x = torch.randn(8, 4, 8, 8, dtype=torch.float64)
+    (message,) = warnings_of(model, example_inputs=x)
+    assert "rounding of the inputs alone changes it as much" in message
+    model[2].register_forward_hook(lambda module, args, output: output + 1e-4 * module.bias.sum())
+    with pytest.raises(FunctionChangedError, match=r"first where 1 was merged right into 2\."):
+        warnings_of(model, example_inputs=x)
