@@ -36,6 +36,8 @@ def attached(model: nn.Module, preset: Preset, verbose: bool = False) -> Generat
         chosen = preset.assign(model)
         without: set[type[nn.Module]] = set()  # types that need none
         for name, module in model.named_modules():
+            if vars(module).get("inplace"):  # in a canonical model only what has to be, see Plan.uncovered
+                continue
             rule = vars(module).get("rule")
             rule = chosen.get(name) if rule is None else _own_rule(rule, name)
             if rule is None and type(module) not in without:
@@ -43,8 +45,6 @@ def attached(model: nn.Module, preset: Preset, verbose: bool = False) -> Generat
                 without.add(type(module))
             if rule is not None:
                 handles += rule.attach(module)
-                if vars(module).get("inplace"):  # not in a canonical model; rules need the input as it was
-                    edits.set(module, "__dict__", "inplace", False)
                 if verbose:
                     print(f"{type(rule).__name__} on {name} ({type(module).__name__})")  # noqa: T201 - what verbose asks for
         yield

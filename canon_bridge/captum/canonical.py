@@ -43,7 +43,13 @@ class OnCanonicalModel:
     _traced_with: Values | None  # what is like the arguments that the model was traced with, if it had to be
 
     def _set_up(self, preset: presets.Preset | None, options: Options) -> None:
-        self.preset = preset or presets.epsilon_plus()
+        self.preset = presets.epsilon_plus() if preset is None else preset
+        if not isinstance(self.preset, presets.Preset):  # pyright: ignore[reportUnnecessaryIsInstance]
+            found = getattr(preset, "__name__", repr(preset))
+            raise TypeError(
+                f"preset is {found} ({type(preset).__name__}); it must be a preset, for example presets.epsilon_plus() "
+                "(called, with parentheses) or presets.Preset(layer_map=[...])."
+            )
         self.options = options
         self._canonization = self._traced_with = None
         try:

@@ -1,12 +1,13 @@
 """The warnings and errors of the package, by category, and where warnings point to."""
 
+import contextlib
 import os
 import sys
 import warnings
 from pathlib import Path
 from typing import Final
 
-_PACKAGE: Final = str(Path(__file__).resolve().parents[1]) + os.sep
+_PASSED_BY: Final = (str(Path(__file__).resolve().parents[1]) + os.sep, contextlib.__file__)
 
 
 class LostChangeWarning(UserWarning):
@@ -28,6 +29,6 @@ class FunctionChangedError(RuntimeError):
 def alert(message: str, category: type[Warning]) -> None:
     """Warn at the line of the caller that is not in this package."""
     level = 1
-    while sys._getframe(level).f_code.co_filename.startswith(_PACKAGE) and sys._getframe(level).f_back is not None:
+    while sys._getframe(level).f_code.co_filename.startswith(_PASSED_BY) and sys._getframe(level).f_back is not None:
         level += 1
     warnings.warn(message, category, stacklevel=level + 1)

@@ -484,6 +484,35 @@ def raw_batch_norm(
     return batch_norm(running_mean, running_var, weight, bias, training, momentum, eps)
 
 
+def instance_norm(
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> nn.Module:
+    """Return the module of a normalization by running statistics, which is the same for batches and instances."""
+    if use_input_stats:
+        raise ValueError("instance_norm by the statistics of the input is not an affine map")
+    return batch_norm(running_mean, running_var, weight, bias, False, momentum, eps)
+
+
+def raw_instance_norm(
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool = True,
+) -> nn.Module:
+    """Return the module of the same, from the arguments of ``torch.instance_norm``."""
+    return instance_norm(running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+
+
 def linear(weight: Any, bias: Any = None) -> nn.Module:
     """Return the linear layer with the given tensors."""
     return _with_tensors(nn.Linear(weight.shape[1], weight.shape[0], device="meta"), weight=weight, bias=bias)

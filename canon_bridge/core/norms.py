@@ -49,6 +49,8 @@ class NormType:
     mean_ratio : callable or None
         By how many standard deviations the mean is from zero, a tensor of one number, see :func:`mean_ratio`; None
         where that is not known.
+    applies : callable
+        Whether a layer of the type is one; others are what else their type may be.
     determined : bool
         Whether a layer computes with nothing but the attributes that are written, so that where the identity is one to
         the bit in one layer it is in all of the type.
@@ -62,6 +64,7 @@ class NormType:
     width: Callable[[nn.Module], int] | None = None
     statistics: Callable[[nn.Module], bool] = _always
     mean_ratio: Callable[[nn.Module], Tensor] | None = None
+    applies: Callable[[nn.Module], bool] = _always
     determined: bool = False
 
 
@@ -114,7 +117,11 @@ def _largest(values: Tensor) -> Tensor:
     return torch.linalg.vector_norm(values, torch.inf)
 
 
-def _batch_norm(*ranks: int, then: tuple[str, ...] = (), frozen: bool = False) -> NormType:
+def _tracks(module: nn.Module) -> bool:
+    return getattr(module, "track_running_stats", False) is True
+
+
+def _batch_norm(*ranks: int, then: tuple[str, ...] = (), frozen: bool = False, applies: Any = _always) -> NormType:
     return NormType(
         *(_read_batch_norm, _write_batch_norm),
         ranks=ranks,
@@ -123,6 +130,7 @@ def _batch_norm(*ranks: int, then: tuple[str, ...] = (), frozen: bool = False) -
         width=_width_of_batch_norm,
         statistics=_has_statistics,
         mean_ratio=_mean_ratio_of_batch_norm,
+        applies=applies,
         determined=True,
     )
 
@@ -135,6 +143,10 @@ NORMS: Final = Registry[NormType](
         nn.BatchNorm2d: _batch_norm(4),
         nn.BatchNorm3d: _batch_norm(5),
         nn.SyncBatchNorm: _batch_norm(2, 3, 4, 5),
+        # By running statistics, where they keep any: as BatchNorms do. By those of the input they are no affine map.
+        nn.InstanceNorm1d: _batch_norm(3, applies=_tracks),
+        nn.InstanceNorm2d: _batch_norm(4, applies=_tracks),
+        nn.InstanceNorm3d: _batch_norm(5, applies=_tracks),
         "canon_bridge.core.explicit.BatchNorm": _batch_norm(2, 3, 4, 5, frozen=True),
         "torchvision.ops.misc.FrozenBatchNorm2d": _batch_norm(4, frozen=True),
         "detectron2.layers.batch_norm.FrozenBatchNorm2d": _batch_norm(4, frozen=True),
@@ -210,9 +222,15 @@ def register_norm(
     NORMS.add(type_or_name, NormType(read, write, ranks=tuple(ranks), then=tuple(then), frozen=frozen, width=width))
 
 
+def norm_entry(module: nn.Module) -> NormType | None:
+    """Return the entry of ``NORMS`` for a layer, whether or not its forward is that of its class, or None."""
+    entry = NORMS.find(module)
+    return entry if entry is not None and entry.applies(module) else None
+
+
 def norm_type(module: nn.Module) -> NormType:
     """Return the entry of ``NORMS`` for a layer for which :func:`is_norm` holds."""
-    entry = NORMS.find(module)
+    entry = norm_entry(module)
     if entry is None:
         raise TypeError(f"{type(module).__name__} is no normalization layer with an entry in NORMS.")
     return entry
@@ -220,13 +238,13 @@ def norm_type(module: nn.Module) -> NormType:
 
 def children_after(module: nn.Module) -> tuple[str, ...]:
     """Return the names of the children that the layer calls after the normalization, in order; none for most."""
-    entry = NORMS.find(module)
+    entry = norm_entry(module)
     return tuple(name for name in entry.then if name in vars(module)["_modules"]) if entry else ()
 
 
 def is_norm(module: nn.Module) -> bool:
     """Return whether the module is of a type in ``NORMS``, computes what that computes, and has tensors to be set."""
-    if NORMS.find(module) is None or computed_tensors(module):
+    if norm_entry(module) is None or computed_tensors(module):
         return False
     bound = bound_function(module)
     return "forward" not in vars(module) or (bound is not None and bound[0] is _merged)

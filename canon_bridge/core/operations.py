@@ -4,11 +4,12 @@ Tracing, making explicit, planning, both adapters and the audit read it. A new o
 :func:`register_operation`; a spelling that torch's own names do not tell is one entry of ``_ALIASES``.
 """
 
+import inspect
 import keyword
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
 from typing import Any, Final
@@ -22,7 +23,7 @@ from canon_bridge.core import explicit
 from canon_bridge.core.activations import ACTIVATIONS, MAX_POOLS
 from canon_bridge.core.explicit import MakeModule
 from canon_bridge.core.layers.linear import LINEAR
-from canon_bridge.core.norms import NORMS
+from canon_bridge.core.norms import norm_entry
 from canon_bridge.core.registry import Registry, TypeKey, find_entry
 
 
@@ -89,6 +90,9 @@ class Operation:
         Whether the result may be the same memory as an argument; None: torch's schema says it.
     note : str
         Why it has no rule, or what there is to know of the rule.
+    data : tuple of int
+        The arguments that relevance goes to, where not all that carry data do: no weights, gates and indices, provided
+        that the first of these does carry data.
     """
 
     name: str
@@ -97,6 +101,7 @@ class Operation:
     tensors: tuple[str, ...] = ()
     shares: bool | None = None
     note: str = ""
+    data: tuple[int, ...] = ()
 
 
 _KINDS: Final[Mapping[Kind, str]] = {
@@ -182,6 +187,26 @@ _WITHOUT_RULE: Final[Mapping[str, str]] = {
     "scatter_reduce index_reduce": "it may reduce by a product or a mean of what is there",
 }
 
+_DATA: Final[Mapping[str, tuple[int, ...]]] = {
+    "where": (1, 2),
+    "masked_fill gather index_select take take_along_dim getitem masked_select": (0,),
+    "index_put setitem masked_scatter": (0, 2),
+    "scatter scatter_add index_add index_copy index_fill": (0, 3),
+    "max_unpool1d max_unpool2d max_unpool3d": (0,),
+    "embedding": (1,),
+    "lerp": (0, 1),
+    "trapezoid cumulative_trapezoid": (0,),
+    "grid_sample grid_sampler grid_sampler_2d grid_sampler_3d": (0,),
+    "scaled_dot_product_attention": (2,),
+    _KINDS[Kind.LINEAR_LAYER]: (0, 2),  # a bias, too, may be computed from the input
+}
+
+# What an operation is where one of its arguments says so: the argument, and the kind by its value.
+_BY_ARGUMENT: Final[Mapping[str, tuple[str, Mapping[Any, Kind]]]] = {
+    "index_put": ("accumulate", {True: Kind.LINEAR}),
+    "scatter": ("reduce", {"add": Kind.LINEAR, "multiply": Kind.WITHOUT_RULE}),
+}
+
 # Names that mean the same operation; only those that torch's schemas do not tell.
 _ALIASES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("multiply", "imul"), "mul"),
@@ -241,6 +266,10 @@ _ALIASES: Final[Mapping[str, str]] = {
 }
 
 _POOL: Final = ("avg_pool", "max_pool", "adaptive_avg_pool", "adaptive_max_pool")
+_NORM_MAKERS: Final[Mapping[str, MakeModule]] = {
+    "batch_norm": explicit.batch_norm,
+    "instance_norm": explicit.instance_norm,
+}
 _TENSORS: Final = ("running_mean", "running_var", "weight", "bias")
 
 
@@ -333,6 +362,12 @@ _SHARING: Final = frozenset(
 
 
 def _entries() -> Iterator[Operation]:
+    data = {name: places for names, places in _DATA.items() for name in names.split()}
+    for entry in _entries_by_kind():
+        yield replace(entry, data=data.get(entry.name, ()))
+
+
+def _entries_by_kind() -> Iterator[Operation]:
     for kind, names in _KINDS.items():
         for name in names.split():
             shares = True if name in _SHARING else None
@@ -340,8 +375,8 @@ def _entries() -> Iterator[Operation]:
                 yield Operation(name, kind, _LAYER_MAKERS[name], ("weight", "bias"))
             elif name == "prelu":
                 yield Operation(name, kind, explicit.prelu, ("weight",))
-            elif name == "batch_norm":
-                yield Operation(name, kind, explicit.batch_norm, _TENSORS)
+            elif name in _NORM_MAKERS:
+                yield Operation(name, kind, _NORM_MAKERS[name], _TENSORS)
             else:
                 yield Operation(name, kind, _MAKERS.get(name), shares=shares)
     for names, note in _WITHOUT_RULE.items():
@@ -364,9 +399,11 @@ _NN: Final[Any] = getattr(torch._C, "_nn")  # noqa: B009 - the type checker does
 
 # Functions by themselves: arguments in another order than their namesake's, and what users have taught.
 _RAW_BATCH_NORM: Final = Operation("batch_norm", Kind.NORM, explicit.raw_batch_norm, _TENSORS)
+_RAW_INSTANCE_NORM: Final = Operation("instance_norm", Kind.NORMALISER, explicit.raw_instance_norm, _TENSORS)
 _BY_FUNCTION: Final[dict[Any, Operation]] = {
     torch.batch_norm: _RAW_BATCH_NORM,
     torch.ops.aten.batch_norm: _RAW_BATCH_NORM,
+    **dict.fromkeys((torch.instance_norm, torch.ops.aten.instance_norm), _RAW_INSTANCE_NORM),
     setitem_: OPERATIONS["setitem"],
     OrderedDict: OPERATIONS["identity"],  # a dictionary of values
     torch.adaptive_max_pool1d: OPERATIONS["adaptive_max_pool1d_with_indices"],
@@ -469,9 +506,11 @@ def operation_of_module(module: nn.Module) -> Operation | None:
     """Return what a module is, if it is one operation: by its type, whatever was set on the instance; else None."""
     name = getattr(type(module), "canonical_operation", None)  # explicit modules say it themselves
     entry = find_entry(MODULES, module) if name is None else OPERATIONS[name]
+    if norm_entry(module) is not None:  # an InstanceNorm may be one, or a normaliser
+        return OPERATIONS["batch_norm"]
     if entry is not None:
         return entry
-    for table, name in ((NORMS, "batch_norm"), (LINEAR, "linear"), (MAX_POOLS, "max_pool2d")):
+    for table, name in ((LINEAR, "linear"), (MAX_POOLS, "max_pool2d")):
         if table.find(module) is not None:
             return OPERATIONS[name]
     if ACTIVATIONS.find(module) is None:
@@ -483,12 +522,36 @@ def operation_of_module(module: nn.Module) -> Operation | None:
 def operation_of_call(node: fx.Node) -> Operation | None:
     """Return the entry for a call of a function or a tensor method, however it is spelled; None if it is not known."""
     if node.op == "call_method":
-        return _named(str(node.target))
+        return _as_called(node, _named(str(node.target)))
     if node.op != "call_function":
         return None
     if node.target is getattr:
         return _named(str(node.args[1]))
-    return operation_of_function(node.target) or _learned(node)
+    return _as_called(node, operation_of_function(node.target)) or _learned(node)
+
+
+def _as_called(node: fx.Node, entry: Operation | None) -> Operation | None:
+    """Return the entry of a call, of the kind that its arguments say."""
+    if entry is None or entry.name not in _BY_ARGUMENT:
+        return entry
+    name, kinds = _BY_ARGUMENT[entry.name]
+    place = places_of(entry.name)[name]
+    value = node.args[place] if place < len(node.args) else node.kwargs.get(name)
+    if isinstance(value, fx.Node) or value not in kinds:
+        return entry
+    return replace(entry, kind=kinds[value], note=f"{name}={value!r}: it mixes elements and is not linear")
+
+
+@cache
+def places_of(name: str) -> Mapping[str, int]:
+    """Return the place of each argument of an operation by its name, as torch's schemas and functions have it."""
+    packet, function = getattr(torch.ops.aten, name, None), getattr(F, name, None)
+    schemas = [] if packet is None else [getattr(packet, overload)._schema for overload in packet.overloads()]
+    lists = [[argument.name for argument in schema.arguments] for schema in schemas]
+    if inspect.isfunction(function):
+        lists.append([*inspect.signature(function).parameters])
+    places = {name: place for names in reversed(lists) for place, name in enumerate(names)}
+    return {"input": 0, **places}
 
 
 def _learned(node: fx.Node) -> Operation | None:

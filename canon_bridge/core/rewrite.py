@@ -3,10 +3,12 @@
 What gets a module, how it is made, and the forward that calls it. Nothing here writes to a model.
 """
 
+import dis
 import functools
 import inspect
 import numbers
 import operator
+import types
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -20,10 +22,10 @@ from canon_bridge.core import explicit
 from canon_bridge.core.explicit import MakeModule, Slot
 from canon_bridge.core.facts import Aliases, call, carries, entry_of, has_data, is_tensor, values_read
 from canon_bridge.core.norms import children_after
-from canon_bridge.core.operations import WANTS_MODULE, Kind, Operation, bound_of, out_of_place, setitem_
+from canon_bridge.core.operations import WANTS_MODULE, Kind, Operation, bound_of, out_of_place, places_of, setitem_
 from canon_bridge.core.restore import finder
 from canon_bridge.core.source import write_forward
-from canon_bridge.core.trace.flow import Flow, Site, TracingError, is_proxy
+from canon_bridge.core.trace.flow import CONSTANTS, Flow, Site, TracingError, is_proxy
 from canon_bridge.core.trace.trace import trace_locally
 from canon_bridge.core.written import Written
 
@@ -225,7 +227,19 @@ class _Survey:
 
     def is_written_for(self, node: fx.Node) -> bool:
         """Return whether a new forward hands the result of a call in place to all who read the overwritten tensor."""
-        return self.flow.reread[node] <= {self.flow.sites[node].owner} <= self.written
+        return self.flow.sites[node].owner in self.written and not self._read_elsewhere(node)
+
+    def _read_elsewhere(self, node: fx.Node) -> set[str]:
+        """Return the forwards, but the one of a call in place, that have the overwritten tensor from elsewhere.
+
+        What has been made in the same forward, others have from its hands: it gives them the result.
+        """
+        owner = self.flow.sites[node].owner
+        target = self.aliases.overwritten(node)
+        origins = frozenset[fx.Node]() if target is None else self.aliases.origins(target)
+        makers = {self.flow.sites[origin].owner if origin in self.flow.sites else "" for origin in origins}
+        is_own = all(not owner or maker == owner or maker.startswith(f"{owner}.") for maker in makers)
+        return set() if is_own else self.flow.reread.get(node, set()) - {owner}
 
     def overwritten_later(self, owner: str) -> list[Site]:
         """Return the calls of modules in one forward whose result something overwrites that has to stay in place.
@@ -317,13 +331,13 @@ class _Survey:
         It can if they are in the same forward and do not read it by the name of a part of it, or of what it is part of.
         """
         owner = self.flow.sites[node].owner
-        others = self.flow.reread.get(node, set()) - {owner}
         target = self.aliases.overwritten(node)
         memory = frozenset[fx.Node]() if target is None else self.aliases.origins(target)
         # A container that is traced alone does not know that two of its arguments are one tensor.
         if sum(bool(self.aliases.origins(name) & memory) for name in nodes_in(self.flow.inputs.get(owner, ()))) > 1:
             return False
-        return not others and all(_writes_back(reader, node, target) for reader, _ in self.aliases.read_after(node))
+        late = (reader for reader, _ in self.aliases.read_after(node))
+        return not self._read_elsewhere(node) and all(_writes_back(reader, node, target) for reader in late)
 
 
 def _becomes_module(node: fx.Node) -> bool:
@@ -368,7 +382,7 @@ def _make(node: fx.Node, entry: Operation, root: nn.Module, module_of: "ModuleOf
                 raise
     if entry.name in ("add", "sub", "rsub", "mul", "div"):
         return _arithmetic(node, entry, module_of)
-    flags = tuple(map(is_tensor, _occurrences(node)))
+    flags = _data_flags(node, entry)
     count = sum(flags)
     if any(carries(leaf) and not is_tensor(leaf) for leaf in _occurrences(node)):
         raise ValueError("an argument is several tensors")
@@ -465,8 +479,6 @@ def _gated(node: fx.Node) -> _Made:
     return _Made("glu", functools.partial(explicit.Gated, dim), lambda call: _operands(call, 1))
 
 
-# Which argument carries the signal, where the operation tells.
-_SIGNALS: Final = {"grid_sample": 0, "grid_sampler": 0, "scaled_dot_product_attention": 2, "linear": 0, "conv": 0}
 _WITH_TERM: Final = frozenset(["addmm", "addmv", "addbmm", "baddbmm", "addr", "addcmul", "addcdiv"])
 
 
@@ -480,12 +492,9 @@ def _product(
         if flags[1:3] == (True, True) or is_divisor:
             raise ValueError("it has several factors with data besides a term")
         return explicit.LinearMap, {}
-    if count == 1:
+    if count == 1 or entry.data:
         return explicit.LinearMap, {}
     leaves = [leaf for leaf, flag in zip(_occurrences(node), flags, strict=True) if flag]
-    known = next((place for name, place in _SIGNALS.items() if entry.name.startswith(name)), None)
-    if known is not None and known < len(flags) and flags[known]:
-        return explicit.Product, {"signal": sum(flags[:known])}
     certainties = [_certainty(leaf, module_of) for leaf in leaves]
     least = min(certainties)
     signal = certainties.index(least) if certainties.count(least) == 1 else None
@@ -496,6 +505,31 @@ def _occurrences(node: fx.Node) -> list[fx.Node]:
     """Return all nodes among the arguments of a call, in order, each as often as it is written."""
     keywords = {name: value for name, value in node.kwargs.items() if name not in ("out", "inplace")}
     return nodes_in((node.args, keywords))
+
+
+def _data_flags(node: fx.Node, entry: Operation) -> tuple[bool, ...]:
+    """Return of all nodes among the arguments of a call, in order, which are tensors that relevance goes to."""
+    leaves = _occurrences(node)
+    flags, places = tuple(map(is_tensor, leaves)), _places(node, entry)
+    if not any(flag and place == entry.data[0] for flag, place in zip(flags, places, strict=True) if entry.data):
+        return flags
+    return tuple(flag and place in entry.data for flag, place in zip(flags, places, strict=True))
+
+
+def data_of(node: fx.Node, entry: Operation) -> list[fx.Node]:
+    """Return the nodes that are those arguments of a call that relevance goes to, by the table of operations."""
+    pairs = zip(_occurrences(node), _places(node, entry), strict=True)
+    return [leaf for leaf, place in pairs if place in entry.data]
+
+
+def _places(node: fx.Node, entry: Operation) -> list[int]:
+    """Return for all nodes among the arguments of a call, in order, which argument they are in, -1 if unknown."""
+    names = places_of(entry.name)
+    keywords = {name: value for name, value in node.kwargs.items() if name not in ("out", "inplace")}
+    is_method = node.op == "call_method" and entry.name == "where"  # of the first of the two, not of the condition
+    order = (1, 0, 2) if is_method else range(len(node.args))
+    pairs = [*zip(order, node.args, strict=False), *((names.get(name, -1), value) for name, value in keywords.items())]
+    return [place for place, value in pairs for _ in nodes_in(value)]
 
 
 def nodes_in(structure: Any) -> list[fx.Node]:
@@ -659,7 +693,7 @@ def _write_forward(
         signature,
         tuple(local.written),
         local.expected,
-        container.training if _reads_mode(container) else None,
+        {name: value for name, value in _flags_read(container).items() if name not in local.written},
     )
     children = tuple((entry.name, entry.make) for entry in wanted)
     return Rewrite(path, flow.originals.get(path, path), function, children, dict(local.constants))
@@ -680,16 +714,34 @@ def _retarget(graph: fx.Graph, node: fx.Node, entry: _Wanted) -> fx.Node:
         return graph.call_module(entry.name, entry.arguments(node))
 
 
-def _reads_mode(container: nn.Module) -> bool:
-    """Return whether the forward of a container names ``training``, which a new forward holds as a constant."""
-    code = getattr(inspect.unwrap(container.forward), "__code__", None)
-    return code is not None and "training" in code.co_names
+def _flags_read(container: nn.Module) -> dict[str, Any]:
+    """Return the plain attributes that the forward of a container names, which a new forward holds as constants.
+
+    Its mode counts, and what is named by the methods that forward names, and by functions inside of these.
+    """
+    named, waiting = set[str](), [getattr(inspect.unwrap(container.forward), "__code__", None)]
+    while waiting:
+        code = waiting.pop()
+        for name in _names_read(code) - named if isinstance(code, types.CodeType) else ():
+            named.add(name)
+            waiting.append(getattr(getattr(type(container), name, None), "__code__", None))
+    flags = {name: value for name, value in vars(container).items() if name in named and type(value) in CONSTANTS}
+    return {name: value for name, value in flags.items() if value == value}  # but NaN
+
+
+@functools.lru_cache(maxsize=2048)
+def _names_read(code: types.CodeType) -> frozenset[str]:
+    """Return the names that a function reads, of attributes among others, and those that functions in it read."""
+    inner = (_names_read(value) for value in code.co_consts if isinstance(value, types.CodeType))
+    own = (step.argval for step in dis.get_instructions(code) if step.opname.startswith("LOAD_"))
+    return frozenset(name for name in own if isinstance(name, str)).union(*inner)
 
 
 def _free_name(owner: nn.Module, name: str, taken: set[str]) -> str:
     name = name.lstrip("_")
     candidate, number = name, 1
-    while hasattr(owner, candidate) or candidate in taken:
+    tables = vars(owner), *(vars(owner)[table] for table in ("_parameters", "_buffers", "_modules")), taken
+    while hasattr(type(owner), candidate) or any(candidate in table for table in tables):
         number += 1
         candidate = f"{name}_{number}"
     return candidate

@@ -27,7 +27,7 @@ from canon_bridge.core.layers.linear import (
 from canon_bridge.core.norms import is_norm, norm_type, width
 from canon_bridge.core.operations import Kind
 from canon_bridge.core.plan import Chain, Obstacle, Step, Words, words
-from canon_bridge.core.rewrite import ExplicitFlow, ModuleCall
+from canon_bridge.core.rewrite import ExplicitFlow, ModuleCall, data_of
 
 # What a map may pass, if running it on channel numbers shows that it does.
 _PASSABLE = frozenset({Kind.MOVEMENT, Kind.LINEAR})
@@ -235,6 +235,8 @@ class Search:
         sources = [name for name in node.all_input_nodes if name in self.labels]
         entry, operation = entry_of(node), self.network.operations.get(node)
         assert entry is not None
+        if node.op != "call_module" and entry.data and not set(sources) <= set(data_of(node, entry)):
+            raise Blocked("{}: a weight, a gate or an index of it has channels of the norm", self.network.name(node))
         module = operation.module if operation is not None and node.op == "call_module" else None
 
         def run(world: int) -> Any:

@@ -1,5 +1,6 @@
 """Which operations on the way from the input to the output have no rule, and what to say of them."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Final
 
@@ -10,7 +11,7 @@ from canon_bridge.core.explicit import Arithmetic, Explicit
 from canon_bridge.core.facts import carries, entry_of, has_data
 from canon_bridge.core.operations import STOPS, WANTS_MODULE, Kind, operation_of_module
 from canon_bridge.core.plan import Plan, Uncovered
-from canon_bridge.core.rewrite import ExplicitFlow, nodes_in
+from canon_bridge.core.rewrite import ExplicitFlow, data_of, nodes_in
 
 _MEANS = "relevance follows its gradient here, which is no rule"
 _TEACH = "Teach it with canon_bridge.register_operation, or write it with operations that have a rule"
@@ -27,17 +28,6 @@ _STEPS: Final = frozenset({"round", "sign", "sgn", "ceil", "floor", "trunc"})
 _INHERITED: Final = frozenset(
     {Kind.LINEAR_LAYER, Kind.NORM, Kind.ELEMENTWISE, Kind.LINEAR, Kind.SUM, Kind.PRODUCT, Kind.SELECTION}
 )
-# Where the data are among the arguments of operations that take indices or conditions besides.
-_DATA: Final[Mapping[str, tuple[int, ...]]] = {
-    "where": (1, 2),
-    **dict.fromkeys(
-        ("masked_fill", "gather", "index_select", "take", "take_along_dim", "getitem", "masked_select"), (0,)
-    ),
-    **dict.fromkeys(("index_put", "setitem", "masked_scatter"), (0, 2)),
-    **dict.fromkeys(("scatter", "scatter_add", "index_add", "index_copy", "index_fill"), (0, 3)),
-    **dict.fromkeys(("max_unpool1d", "max_unpool2d", "max_unpool3d"), (0,)),
-    "embedding": (1,),
-}
 # What a model had better not end in, and why.
 _LOGITS = "explain the logit before it (take it out of the model, or wrap the part up to the logits)"
 _ENDS: Final[Mapping[str, str]] = {
@@ -75,7 +65,8 @@ def kind_for_rules(module: nn.Module) -> Kind | None:
     if (entry := operation_of_module(module)) is not None:
         return entry.kind
     bases = type(module).__mro__[1 : type(module).__mro__.index(nn.Module)]
-    entries = (operation_of_module(object.__new__(base)) for base in bases if issubclass(base, nn.Module))
+    modules = (base for base in bases if issubclass(base, nn.Module) and not inspect.isabstract(base))
+    entries = (operation_of_module(object.__new__(base)) for base in modules)
     kinds = (entry.kind for entry in entries if entry is not None)
     return next((kind for kind in kinds if kind in _INHERITED), None)
 
@@ -125,10 +116,7 @@ def _sources(explicit: ExplicitFlow, node: fx.Node) -> list[fx.Node]:
         # Of an arithmetic operation its two operands are counted, of others the values with data.
         operands = list(node.args) if isinstance(call and call.module, Arithmetic) else carrying
         return nodes_in(operands[signal : signal + 1]) or carrying
-    places = (0, 2) if node.target == "where" else _DATA.get(entry.name)  # a method of the first of the two
-    if places is None:
-        return arguments
-    return nodes_in([node.args[place] for place in places if place < len(node.args)]) or carrying
+    return data_of(node, entry) or carrying if entry.data else arguments
 
 
 def _why_it_stays(explicit: ExplicitFlow, node: fx.Node, staying: Mapping[str, str]) -> str | None:
@@ -146,6 +134,11 @@ def _why(explicit: ExplicitFlow, node: fx.Node) -> str | None:
         return f"no relevance passes it: {_BEFORE}" if entry is None or entry.kind is Kind.NOT_DIFFERENTIABLE else None
     if entry is not None and entry.name in _STEPS:
         return f"it is constant but for its jumps, so that nothing before it explains its value: {_BEFORE}"
+    if _stays_in_place(explicit, node):
+        return (
+            "it overwrites a tensor that is read by another name, so that it has to stay in place, and no rule can "
+            f"stand on it; {_MEANS}. Write `inplace=False`, and read its result."
+        )
     if entry is None and call is not None and kind_for_rules(call.module) is not None:
         return None
     if entry is None:
@@ -165,6 +158,14 @@ def _why(explicit: ExplicitFlow, node: fx.Node) -> str | None:
             return f"it cannot be made a module, and {_MEANS}: {failure}"
         return f"it cannot be made a module ({failure or 'its arguments are not known'}); {_MEANS}. {_TEACH}."
     return None
+
+
+def _stays_in_place(explicit: ExplicitFlow, node: fx.Node) -> bool:
+    """Return whether a module works in place also in the canonical model; the gradient of a ReLU is its rule."""
+    call = explicit.operations.get(node)
+    if call is None or explicit.aliases.overwritten(node) is None or type(call.module) is nn.ReLU:
+        return False
+    return node in explicit.relied_on or bool(explicit.aliases.read_after(node))
 
 
 def _is_joined(node: fx.Node, failure: str | None) -> bool:

@@ -32,13 +32,13 @@ class Written:
         Attributes of the module that the source puts out after its result, to be set.
     expected : mapping
         For arguments that are not data alone, the pattern that they must have.
-    mode : bool, optional
-        Whether the module must be in training mode, or must not be, where that matters.
+    flags : mapping
+        What attributes of the module must be: the source holds them as constants.
 
     Raises
     ------
     ValueError
-        When it is called with other arguments, or in the other mode.
+        When it is called with other arguments, or in another mode or with other flags.
     """
 
     def __init__(
@@ -49,11 +49,12 @@ class Written:
         signature: inspect.Signature,
         written: tuple[str, ...] = (),
         expected: Mapping[str, Any] | None = None,
-        mode: bool | None = None,
+        flags: Mapping[str, Any] | None = None,
     ) -> None:
         body = body.found if isinstance(body, Portable) else body  # as it comes from a file
         self.body, self.names, self.path = body, dict(names), path
-        self.signature, self.written, self.expected, self.mode = signature, written, dict(expected or {}), mode
+        self.signature, self.written = signature, written
+        self.expected, self.flags = dict(expected or {}), dict(flags or {})
         self.__wrapped__ = _compiled(body, self.names, path) if isinstance(body, str) else body
         self.__name__ = "forward"
         self.__code__ = inspect.unwrap(self.__wrapped__).__code__  # which torch.export asks for
@@ -63,11 +64,10 @@ class Written:
 
     def __call__(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Compute the forward of a module."""
-        if self.mode is not None and module.training != self.mode:
-            raise ValueError(
-                f"{self.path or 'the model'} is in {'training' if module.training else 'evaluation'} mode now, and its "
-                "forward asks for that: it was canonized in the other one. Change the mode outside the block."
-            )
+        for name, wanted in self.flags.items():
+            found = getattr(module, name, None)
+            if type(found) is not type(wanted) or found != wanted:
+                self._refuse(name, found, wanted)
         if self.expected:
             self._check(args, kwargs)
         result = self.__wrapped__(module, *args, **kwargs)
@@ -77,6 +77,18 @@ class Written:
         for name, value in zip(self.written, values, strict=True):
             setattr(module, name, value)
         return result
+
+    def _refuse(self, name: str, found: Any, wanted: Any) -> None:
+        is_mode = name == "training"
+        state = f"is in {'training' if found else 'evaluation'} mode" if is_mode else f"has {name}={found!r}"
+        raise ValueError(
+            f"{self.path or 'the model'} {state} now, and its forward asks for that: it was canonized "
+            + (
+                "in the other one. Change the mode outside the block."
+                if is_mode
+                else f"with {wanted!r}. Set it before."
+            )
+        )
 
     def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         bound = self.signature.bind(*args, **kwargs)
@@ -95,7 +107,7 @@ class Written:
             return_annotation=inspect.Signature.empty,
         )
         body = self.body if isinstance(self.body, str) else portable(self.body)
-        return type(self), (body, names, self.path, signature, self.written, self.expected, self.mode)
+        return type(self), (body, names, self.path, signature, self.written, self.expected, self.flags)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Written":
         return self  # it holds no tensor

@@ -41,6 +41,24 @@ def _alone(output: Any) -> Any:
     return output.clone() if isinstance(output, Tensor) and output.grad_fn is not None else output
 
 
+class InPlace(nn.Module):
+    """A module that has to work in place, as a type that no composite has a rule for: hooks would hand it a copy.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The module.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._alone = (module,)  # no child, which composites would see
+
+    def forward(self, input: Tensor) -> Any:
+        """Return what the module makes of the input, which it overwrites."""
+        return self._alone[0].forward(input)
+
+
 class _OneInput(nn.Module):
     """A function of one input that carries data and of other values, which it is given before each call."""
 
@@ -261,6 +279,8 @@ def adapt(module: nn.Module) -> nn.Module:
     make = _EXPLICIT.get(type(module))
     if make is not None:
         return make(module)
+    if vars(module).get("inplace"):  # in a canonical model only what has to be, see Plan.uncovered
+        return InPlace(module)
     entry = operation_of_module(module)
     known, base = _TYPES.get(entry.kind, (object, nn.Module)) if entry is not None else (object, nn.Module)
     if isinstance(module, known) or not type(module).__module__.startswith(("torch.nn", "timm", "torchvision")):

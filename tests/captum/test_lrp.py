@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from canon_bridge.captum import LRP, presets, rules
+from canon_bridge.captum import LRP, LayerLRP, presets, rules
 from tests.support.errors import relative_error
 from tests.support.models import TARGET, images, small_densenet
 from tests.support.snapshot import Snapshot
@@ -135,6 +135,10 @@ def test_errors_at_construction():
         LRP(TwoInputs())
     with pytest.raises(ValueError, match="clipped is 'both'"):
         LRP(small_densenet(), clipped="both")
+    with pytest.raises(TypeError, match=r"preset is epsilon \(function\); it must be .* with parentheses"):
+        LRP(small_densenet(), presets.epsilon)
+    with pytest.raises(TypeError, match=r"preset is 'epsilon_plus' \(str\); it must be a preset"):
+        LayerLRP(small_densenet(), small_densenet(), "epsilon_plus")
 
 
 def test_resnet_of_torchvision_with_bottlenecks():

@@ -20,7 +20,9 @@ from canon_bridge.core.norms import (
     slots_for,
     width,
 )
+from canon_bridge.core.operations import Kind, operation_of_module
 from tests.support.errors import relative_error
+from tests.support.named_norms import randomize_any
 from tests.support.statistics import randomize
 
 CHANNELS = 5
@@ -35,9 +37,10 @@ SHAPES: dict[int, tuple[int, ...]] = {
     4: (2, CHANNELS, 3, 4),
     5: (2, CHANNELS, 2, 3, 2),
 }
+INSTANCES = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)  # norms if they keep running statistics
 # Those that go by a name are in test_norms_of_packages and test_functional_norms.
 NORM_TYPES = pytest.mark.parametrize(
-    "kind", [kind for kind in NORMS if not isinstance(kind, str)], ids=lambda kind: kind.__name__
+    "kind", [kind for kind in NORMS if not isinstance(kind, str) and kind not in INSTANCES], ids=lambda k: k.__name__
 )
 TERMS = pytest.mark.parametrize(
     "terms", [(True, True), (True, False), (False, False)], ids=["affine", "scale", "plain"]
@@ -252,3 +255,21 @@ def test_missing_statistics_are_refused_by_name(kind: type[nn.Module]) -> None:
     with pytest.raises(ValueError, match=r"features\.norm0 has no running statistics"):
         check_norm(norm, "features.norm0")
     assert has_statistics(kind(CHANNELS))
+
+
+@pytest.mark.parametrize("kind", INSTANCES)
+def test_a_norm_of_instances_is_one_by_running_statistics_alone(kind: type[nn.Module]) -> None:
+    norm = randomize_any(kind(CHANNELS, affine=True, track_running_stats=True).double())
+    assert is_norm(norm)
+    x = torch.randn(shapes(kind)[0], dtype=torch.float64)
+    assert relative_error(apply(norm_type(norm).read(norm), x), norm(x)) < ROUNDINGS * torch.finfo(x.dtype).eps
+    make_identity(norm)
+    assert is_identity(norm)
+    assert torch.equal(norm(x), x)
+    without = kind(CHANNELS)
+    assert not is_norm(without)
+    entry = operation_of_module(without)
+    assert entry is not None
+    assert entry.kind is Kind.NORMALISER
+    with pytest.raises(TypeError, match="no normalization layer with an entry"):
+        norm_type(without)

@@ -16,7 +16,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
-from canon_bridge import TracingError, canonize, plan
+from canon_bridge import OtherCourseError, TracingError, canonize, plan
 from tests.support.errors import relative_error
 from tests.support.pieces import BOTH, Written, alive, conv, image, norm, tiny_densenet
 from tests.support.snapshot import Snapshot
@@ -213,3 +213,48 @@ def test_a_checkpoint_without_the_flag_warns_no_more_than_once_outside() -> None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert [rewrite.path for rewrite in plan(model).rewrites] == [""]
+
+
+class Asking(nn.Module):
+    """A forward that asks whether a gradient is wanted, and what it does then."""
+
+    def __init__(self, wanted: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.norm, self.wanted = conv(), norm(), wanted
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = F.relu(self.norm(self.a(x)))
+        return self.wanted(self, features) if features.requires_grad else features
+
+
+def _doubled(model: Any, features: Tensor) -> Tensor:
+    return features * 2
+
+
+def _kept(model: Any, features: Tensor) -> Tensor:
+    features.register_hook(lambda gradient: None)
+    features.retain_grad()
+    return features
+
+
+@pytest.mark.parametrize("with_values", [False, True])
+@pytest.mark.parametrize("wanted", [_doubled, _kept, lambda model, features: features])
+def test_what_a_forward_does_for_gradients_alone_is_never_left_out_in_silence(wanted: Any, with_values: bool) -> None:
+    model, x = randomize(Asking(wanted).double()), image()
+    options: dict[str, Any] = {"example_inputs": x} if with_values else {}
+    with torch.no_grad():
+        expected = model(x)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with canonize(model, **options):
+            with torch.no_grad():
+                assert relative_error(model(x), expected) < 1e-12
+            if wanted is _doubled:
+                with pytest.raises(OtherCourseError, match="the model computes something else where a gradient is"):
+                    model(x)
+            else:
+                assert relative_error(model(x), expected) < 1e-12
+    assert [str(entry.message).partition(";")[0] for entry in caught] == (
+        ["the forward of Asking registers hooks on tensors where a gradient is wanted"] if wanted is _kept else []
+    )
+    assert all(entry.filename == __file__ for entry in caught)

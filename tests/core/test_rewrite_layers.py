@@ -209,3 +209,27 @@ def test_tensors_of_the_model_stay_the_same_objects() -> None:
     assert (module.running_mean, module.running_var) == (model.mean, model.variance)
     assert (module.weight, module.bias) == (model.gain, model.offset)
     assert module.state_dict().keys() == {"weight", "bias"}
+
+
+class Answering(nn.Module):
+    """A module that has every attribute that it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = conv(), nn.BatchNorm2d(4)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.conv(x)))
+
+
+def test_a_module_that_has_every_attribute_gets_modules_by_free_names() -> None:
+    model = Answering()
+    check(randomize(model.double()), image())
+    with canonize(model):
+        assert type(vars(model)["_modules"]["relu"]) is nn.ReLU

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import canonize, canonized_copy, plan
-from canon_bridge.core.explicit import BatchNorm
+from canon_bridge.core.explicit import BatchNorm, Normaliser
 from canon_bridge.core.norms import NORMS, is_identity, is_norm, norm_type, width
 from tests.support.errors import relative_error
 from tests.support.named_norms import randomize_any
@@ -207,3 +207,36 @@ def test_the_explicit_module(affine: bool) -> None:
         view = (-1, *(1,) * (rank - 2))
         assert relative_error(read.scale.view(view) * x + read.shift.view(view), expected) < 1e-14
     assert list(norm.state_dict()) == (["weight"] if affine else [])
+
+
+# By running statistics a norm of instances is one of batches.
+INSTANCES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "function": lambda m, x: F.instance_norm(x, m.running_mean, m.running_var, m.weight, m.bias, m.training, eps=EPS),
+    "by keyword": lambda m, x: F.instance_norm(
+        x, use_input_stats=False, weight=m.weight, running_var=m.running_var, running_mean=m.running_mean, eps=EPS
+    ),
+    "raw": lambda m, x: torch.instance_norm(x, m.weight, m.bias, m.running_mean, m.running_var, False, 0.1, EPS, False),
+    "operator": lambda m, x: torch.ops.aten.instance_norm(
+        x, m.weight, m.bias, m.running_mean, m.running_var, False, 0.1, EPS, False
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INSTANCES)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_norm_of_instances_by_running_statistics(name: str, place: str) -> None:
+    model = network(Norm(INSTANCES[name]), place)
+    assert [entry.norm for entry in plan(model).entries] == ["1.instance_norm"]
+    check(model, image(), image(1, 4, 5, 9))
+    model[1] = randomize_any(nn.InstanceNorm2d(4, affine=True, track_running_stats=True).double())
+    assert [entry.norm for entry in plan(model).entries] == ["1"]
+    check(model, image(), image(1, 4, 5, 9))
+
+
+def test_a_norm_of_instances_by_their_own_statistics_is_none() -> None:
+    def by_own(m: Any, x: Tensor) -> Tensor:
+        return F.instance_norm(x, weight=m.weight, bias=m.bias)
+
+    assert plan(network(Norm(by_own))).entries == ()
+    with canonize(model := network(Norm(by_own))):
+        assert type(model[1].instance_norm) is Normaliser

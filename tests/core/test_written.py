@@ -56,7 +56,7 @@ def test_it_is_bound_like_a_method_and_its_names_are_those_that_it_was_given() -
 @pytest.mark.parametrize("how", ["pickle", "deepcopy"])
 def test_what_is_stored_has_its_source_its_names_and_its_checks(how: str) -> None:
     names = {"pool": F.max_pool1d, "factor": 3}
-    written = Written(SOURCE, names, "a.b", of(original), (), {"flag": False}, False)
+    written = Written(SOURCE, names, "a.b", of(original), (), {"flag": False}, {"training": False})
     again = copy.deepcopy(written) if how == "deepcopy" else pickle.loads(pickle.dumps(written))
     assert (again is written) == (how == "deepcopy")
     module, x = Holder(), torch.randn(1, 4)
@@ -116,11 +116,25 @@ def test_arguments_are_checked_however_they_are_passed_and_defaults_too() -> Non
 @pytest.mark.parametrize("training", [True, False])
 def test_the_mode_is_checked_where_it_matters(training: bool) -> None:
     module, x = Holder().train(training), torch.ones(1)
-    for mode in (training, None):
-        assert torch.equal(Written(own, {}, "a", of(original), mode=mode)(module, x), x + 1)
+    for flags in ({"training": training}, {}):
+        assert torch.equal(Written(own, {}, "a", of(original), flags=flags)(module, x), x + 1)
     now = "training" if training else "evaluation"
     with pytest.raises(ValueError, match=f"^a is in {now} mode now, .*canonized in the other one"):
-        Written(own, {}, "a", of(original), mode=not training)(module, x)
+        Written(own, {}, "a", of(original), flags={"training": not training})(module, x)
+
+
+@pytest.mark.parametrize("found", [2, True, 1.0, None, torch.ones(2)])
+def test_a_flag_must_be_what_the_source_holds(found: Any) -> None:
+    module, x = Holder(), torch.ones(1)
+    written = Written(own, {}, "a", of(original), flags={"number": 1})
+    module.number = 1
+    assert torch.equal(written(module, x), x + 1)
+    module.number = found
+    with pytest.raises(ValueError, match=r"^a has number=.* now, .* canonized with 1\. Set it before"):
+        written(module, x)
+    del module.number
+    with pytest.raises(ValueError, match=r"^a has number=None now"):
+        written(module, x)
 
 
 def test_what_the_source_puts_out_behind_its_result_is_set_on_the_module() -> None:

@@ -1,6 +1,7 @@
 """Conversions and modes inside the block: ``.to``, ``.half``, ``.train``, ``requires_grad_``, ``apply``."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from canon_bridge import canonize
+from canon_bridge import canonize, canonized_copy
 from tests.inside.models import BLOCKS, made, mostly
 from tests.support.errors import relative_error
 from tests.support.pieces import BOTH, Written, conv, norm
@@ -129,3 +130,36 @@ def test_a_forward_that_asks_for_its_mode_is_refused_in_another_one() -> None:
         model.eval()
         assert torch.equal(model(x), expected)
     before.check()
+
+
+class Flags(nn.Module):
+    """A forward that names plain attributes, one of them in a method that it calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.scale, self.pools, self.last, self.note = 1.5, False, 0.5, "unread"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.last = self.scale
+        return F.relu(self.norm(self.a(self.pooled(x)))) * self.scale
+
+    def pooled(self, x: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(x, 2) if self.pools else x
+
+
+@pytest.mark.parametrize("is_copy", [False, True])
+def test_a_flag_that_forward_names_is_refused_where_it_is_changed_later(is_copy: bool) -> None:
+    model, x = randomize(Flags().double()), torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    expected = model(x)
+    with nullcontext(canonized_copy(model)) if is_copy else canonize(model) as canonical:
+        canonical.note = "set"
+        for name, value in (("scale", 3.0), ("pools", True), ("scale", None)):
+            former = getattr(canonical, name)
+            setattr(canonical, name, value)
+            with pytest.raises(ValueError, match=f"the model has {name}={value!r} now, .*canonized with {former!r}"):
+                canonical(x)
+            setattr(canonical, name, former)
+        canonical.last = 2.5  # which it writes and does not read
+        assert relative_error(canonical(x), expected) < 1e-12
+    assert canonical.note == "set"

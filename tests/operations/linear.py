@@ -56,6 +56,29 @@ SUMS: dict[str, Operation] = {
     "logical count": lambda h: h.sum((2, 3)) / (h.shape[2] * h.shape[3]),
 }
 
+CELLS = torch.tensor([0, 2, 1, 0, 2, 2])
+
+
+def _zeros(h, *shape):
+    return torch.zeros(*h.shape[:3], *shape, dtype=h.dtype)
+
+
+# Several elements that come to one place are added up there, and so is a bias that is computed from the input.
+ADDED_UP: dict[str, Operation] = {
+    "index_put(accumulate)": lambda h: h.new_zeros(3, *h.shape[:3]).index_put(
+        (CELLS,), h.movedim(-1, 0), accumulate=True
+    ),
+    "index_put_(accumulate)": lambda h: torch.zeros(3, *h.shape[:3], dtype=h.dtype).index_put_(
+        (CELLS,), h.movedim(-1, 0), True
+    ),
+    "index_add(zeros)": lambda h: _zeros(h, 3).index_add(3, CELLS, h),
+    "scatter_add(zeros)": lambda h: _zeros(h, 3).scatter_add(3, CELLS.expand(h.shape), h),
+    "F.linear(bias=)": lambda h: F.linear(h, C66, h[0, 0, 0]),
+    "F.linear(weight, bias by name)": lambda h: F.linear(h, bias=h[0, 0, 0], weight=C66),
+    "F.conv2d(bias=)": lambda h: F.conv2d(h, C44[:, :, None, None], h[0, :, 0, 0], padding=1),
+    "F.conv2d(padding, bias by name)": lambda h: F.conv2d(h, C44[:, :, None, None], padding=1, bias=h[0, :, 0, 0]),
+}
+
 WEIGHTED: dict[str, Operation] = {
     "add": lambda h: h + h.flip(2),
     "torch.add": lambda h: torch.add(h, h.flip(2)),
@@ -279,4 +302,4 @@ FOLDS: dict[str, Operation] = {
     ),
 }
 
-LINEAR: dict[str, Operation] = SUMS | WEIGHTED | PRODUCTS | INTERPOLATIONS | POOLS | FOLDS
+LINEAR: dict[str, Operation] = SUMS | ADDED_UP | WEIGHTED | PRODUCTS | INTERPOLATIONS | POOLS | FOLDS

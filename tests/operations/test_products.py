@@ -110,6 +110,34 @@ PRODUCTS = {
     "F.glu": (lambda h: F.glu(h, 1), _halves),
     "glu by chunk": (lambda h: (lambda a, b: a * torch.sigmoid(b))(*h.chunk(2, 1)), _halves),
     "glu by slices": (lambda h: h[:, :2] * torch.sigmoid(h[:, 2:]), _halves),
+    "lerp": (
+        lambda h: torch.lerp(h, h.flip(3), torch.sigmoid(h.flip(2))),
+        lambda h: torch.lerp(h, h.flip(3), torch.sigmoid(h.flip(2)).detach()),
+    ),
+    "lerp(weight=)": (
+        lambda h: h.lerp(h.flip(3), weight=_gate(h)),
+        lambda h: h.lerp(h.flip(3), _gate(h).detach()),
+    ),
+    "trapezoid(x=)": (
+        lambda h: torch.trapezoid(h, x=h.cumsum(-1), dim=-1),
+        lambda h: torch.trapezoid(h, h.cumsum(-1).detach(), dim=-1),
+    ),
+    "dynamic F.linear": (
+        lambda h: F.linear(h, _attention(h)[0, :, :, None].expand(4, 4, 6).reshape(16, 6), h.flatten()[:16]),
+        lambda h: F.linear(h, _attention(h)[0, :, :, None].expand(4, 4, 6).reshape(16, 6).detach(), h.flatten()[:16]),
+    ),
+    "dynamic F.conv2d": (
+        lambda h: F.conv2d(h, _attention(h)[0, :, :, None, None], padding=1),
+        lambda h: F.conv2d(h, _attention(h)[0, :, :, None, None].detach(), padding=1),
+    ),
+    "dynamic grid": (
+        lambda h: F.grid_sample(h, torch.tanh(h[:, :2]).movedim(1, -1), align_corners=False),
+        lambda h: F.grid_sample(h, torch.tanh(h[:, :2]).movedim(1, -1).detach(), align_corners=False),
+    ),
+    "F.scaled_dot_product_attention": (
+        lambda h: F.scaled_dot_product_attention(h, h.flip(1), h.flip(2)),
+        lambda h: F.scaled_dot_product_attention(h.detach(), h.flip(1).detach(), h.flip(2)),
+    ),
     "attention": (lambda h: _attention(h) @ h.flatten(2), lambda h: _attention(h).detach() @ h.flatten(2)),
     "attention by bmm": (
         lambda h: torch.bmm(_attention(h), h.flatten(2)),

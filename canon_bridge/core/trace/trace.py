@@ -7,16 +7,20 @@ import threading
 import types
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Final
 
 import torch
 from torch import fx, nn
 
+from canon_bridge.core.alerts import alert
 from canon_bridge.core.forwards import bound_function
 from canon_bridge.core.trace.flow import DATA, Flow, TracingError, is_proxy, pattern
 from canon_bridge.core.trace.patches import patched
 from canon_bridge.core.trace.preserve import Kept, preserved
 from canon_bridge.core.trace.tracer import SymbolicTracer, ValueTracer
+
+MakeTracer = Callable[[], SymbolicTracer]
 
 # fx patches torch for all threads while it traces, so one thread traces at a time.
 _TRACING: Final = threading.RLock()
@@ -43,11 +47,14 @@ def trace(model: nn.Module, arguments: tuple[Any, ...] | None = None) -> Flow:
         return _nothing_to_find()
     inputs = None if arguments is None else (arguments, dict[str, Any]())
     # First with numbers as data, so that the model can be called with others.
-    tracers = [SymbolicTracer(True, inputs=inputs, fixed_numbers=False), SymbolicTracer(True, inputs=inputs)]
+    tracers: list[MakeTracer] = [
+        partial(SymbolicTracer, True, inputs=inputs, fixed_numbers=False),
+        partial(SymbolicTracer, True, inputs=inputs),
+    ]
     if inputs is None and _takes_any_number(model):  # one tensor, if that works; the new forward refuses others
-        tracers.insert(0, SymbolicTracer(True, inputs=((DATA,), dict[str, Any]())))
+        tracers.insert(0, partial(SymbolicTracer, True, inputs=((DATA,), dict[str, Any]())))
     if arguments is not None and inputs is not None:
-        tracers.append(ValueTracer(True, "", "", inputs, {}, {}))
+        tracers.append(partial(ValueTracer, True, "", "", inputs, {}, {}))
     return _first_that_works(model, tracers)
 
 
@@ -74,10 +81,10 @@ def trace_locally(container: nn.Module, path: str, flow: Flow | None = None) -> 
     # The root as it was traced before; a container gets the numbers that its parent writes, always the same.
     fixed = path != "" or (flow is not None and any(type(value) in (int, float) for value in flow.expected.values()))
     decisions = {} if flow is None else flow.decisions
-    tracers = [SymbolicTracer(False, path, original, inputs, returns, fixed, decisions)]
+    tracers: list[MakeTracer] = [partial(SymbolicTracer, False, path, original, inputs, returns, fixed, decisions)]
     if inputs is not None and flow is not None and flow.values:
-        tracers.append(ValueTracer(False, path, original, inputs, returns, flow.values))
-    return _first_that_works(container, tracers, {} if flow is None else flow.written)
+        tracers.append(partial(ValueTracer, False, path, original, inputs, returns, flow.values))
+    return _first_that_works(container, tracers, flow)
 
 
 def _takes_any_number(model: nn.Module) -> bool:
@@ -85,16 +92,49 @@ def _takes_any_number(model: nn.Module) -> bool:
     return any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
 
 
-def _first_that_works(
-    root: nn.Module, tracers: list[SymbolicTracer], written: dict[str, set[str]] | None = None
-) -> Flow:
+def _first_that_works(root: nn.Module, tracers: list[MakeTracer], whole: Flow | None = None) -> Flow:
+    """Return the flow of the first tracer that can trace it; ``whole`` is that of the model, for a container of it."""
     with _TRACING:
-        for tracer in tracers[:-1]:
+        for make in tracers[:-1]:
             try:
-                return _run(root, tracer, written or {})
+                return _traced(root, make, whole)
             except TracingError:
                 continue
-        return _run(root, tracers[-1], written or {})
+        return _traced(root, tracers[-1], whole)
+
+
+def _traced(root: nn.Module, make: MakeTracer, whole: Flow | None) -> Flow:
+    tracer = make()
+    tracer.flow.depends_on_gradient = whole is not None and whole.depends_on_gradient
+    flow = _run(root, tracer, {} if whole is None else whole.written)
+    if whole is not None or not flow.asks_for_gradient:
+        return flow
+    with_gradient = make()
+    with_gradient.wants_gradient = True
+    try:
+        other = _run(root, with_gradient, {})
+    except TracingError:
+        flow.depends_on_gradient = True
+        return flow
+    flow.depends_on_gradient = _calls(other.graph) != _calls(flow.graph)
+    if other.has_tensor_hooks:
+        alert(
+            f"the forward of {type(root).__name__} registers hooks on tensors where a gradient is wanted; in the "
+            "canonical model it does not. Register them on modules, from outside (register_full_backward_hook).",
+            UserWarning,
+        )
+    return flow
+
+
+def _calls(graph: fx.Graph) -> list[str]:
+    """Return what is called with what, in order; a list of arguments is as good as a tuple."""
+
+    def words(value: Any) -> str:
+        return f"({', '.join(map(words, value))})" if isinstance(value, tuple | list) else str(value)
+
+    return [
+        f"{node.op} {node._pretty_print_target(node.target)} {words(node.args)} {node.kwargs}" for node in graph.nodes
+    ]
 
 
 def _run(root: nn.Module, tracer: SymbolicTracer, written: dict[str, set[str]]) -> Flow:

@@ -46,6 +46,8 @@ from canon_bridge.core.trace.flow import (
 _CONTAINERS: Final = frozenset(
     {nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict}
 )
+# What a forward asks or does for gradients alone.
+_OF_GRADIENTS: Final = frozenset({"requires_grad", "register_hook", "retain_grad"})
 # Attributes of tensors that are tensors or sizes.
 _ATTRIBUTES: Final = frozenset({"T", "mT", "H", "mH", "data", "real", "imag", "shape", "ndim", "dtype", "device"})
 _STARS: Final = {inspect.Parameter.VAR_POSITIONAL: 1, inspect.Parameter.VAR_KEYWORD: 2}
@@ -69,8 +71,8 @@ class InPlaceProxy(fx.Proxy):
         return tracer.type_of(self.node) or type(self)
 
     def __getattr__(self, k: str) -> Any:
-        if k == "requires_grad":
-            return self.without_gradient()
+        if k in _OF_GRADIENTS:
+            return self._of_gradients(k)
         if k in ("_is_param", "_is_buffer"):
             return False
         if k not in _ATTRIBUTES and self._has_no(k):
@@ -96,14 +98,23 @@ class InPlaceProxy(fx.Proxy):
             raise TypeError("the type of its input is asked for, which is not known")
         return tracer.decide(node, same_type, value)
 
-    def without_gradient(self) -> bool:
+    def _of_gradients(self, name: str) -> Any:
         """Return that no gradient is wanted, and have the forward that asked rewritten.
 
-        What a forward does for gradients alone (checkpoints) is no data flow, and runs modules twice.
+        What a forward does for gradients alone (checkpoints, hooks on tensors) is no data flow, and runs modules twice.
+        Where the course turns out to depend on it, the new forward checks that none is wanted.
         """
         tracer: Any = self.tracer
+        if name != "requires_grad":
+            if not tracer.wants_gradient:
+                return super().__getattr__(name)
+            tracer.flow.has_tensor_hooks = True
+            return _do_nothing
+        tracer.flow.asks_for_gradient = True
         tracer.note_course()
-        return False
+        if tracer.flow.depends_on_gradient:
+            tracer.decide(self.node, no_gradient, False)
+        return tracer.wants_gradient
 
     def __iter__(self) -> Iterator[Any]:
         parts = self._parts()
@@ -215,6 +226,7 @@ class SymbolicTracer(fx.Tracer):
         self.flow = Flow(owners=[path], inputs={} if inputs is None else {path: inputs})
         self.bound: dict[str, Any] = {}
         self.is_computing = False
+        self.wants_gradient = False
         self._known_returns = returns or {}
         self._fixed_numbers = fixed_numbers
         self._root_inputs = inputs
@@ -481,17 +493,20 @@ class ValueProxy(InPlaceProxy):
     @property
     def value(self) -> Any:
         """What the proxy stands for."""
+        return self._tracer().flow.values[self.node]
+
+    def _tracer(self) -> "ValueTracer":
         tracer = self.tracer
         assert isinstance(tracer, ValueTracer)
-        return tracer.flow.values[self.node]
+        return tracer
 
     def stands_for(self) -> type:
         """Return the type of the value."""
         return type(self.value)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "requires_grad":
-            return self.without_gradient()
+        if name == "requires_grad" or (name in _OF_GRADIENTS and self._tracer().wants_gradient):
+            return self._of_gradients(name)
         attribute = getattr(self.value, name)
         if callable(attribute):
             return Attribute(self, name)  # a method; it is recorded when it is called
@@ -688,6 +703,19 @@ def same_type(value: Any, expected: torch.dtype, path: str) -> None:
 def same_length(value: Any, expected: int, path: str) -> None:
     """Raise ``OtherCourseError`` unless the length is what it was on the example inputs."""
     _same(len(value), expected, path)
+
+
+def no_gradient(value: Tensor, expected: bool, path: str) -> None:
+    """Raise ``OtherCourseError`` where a gradient is wanted, and forward would do something else."""
+    if value.requires_grad is not expected:
+        raise OtherCourseError(
+            f"{path or 'the model'} computes something else where a gradient is wanted (it asks `requires_grad`), and "
+            "was canonized for where none is; take the question out of its forward, or run it under torch.no_grad()."
+        )
+
+
+def _do_nothing(*args: Any, **kwargs: Any) -> None:
+    """Stand for a hook on a tensor."""
 
 
 def _same(now: object, expected: object, path: str) -> None:
