@@ -112,6 +112,28 @@ def test_a_unit_at_its_threshold_is_clipped() -> None:
     assert arrived.tolist() == [[0.0] * 3, [1.0] * 3]
 
 
+class Method:
+    """A method that compares with a reference input, as DeepLift does."""
+
+    def attribute(self, inputs: Tensor, baselines: Tensor | None = None) -> None:
+        """Say by the signature alone what it is."""
+
+    def hook(self, module: nn.Module, args: object, output: Tensor) -> None:
+        """Stand on the module while the method runs."""
+
+
+def test_nothing_stops_for_a_method_that_compares_with_baselines() -> None:
+    module, _ = absorb(Affine(torch.tensor([1.0]), torch.tensor([0.0])), True)
+    pass_by_backward_hook(module)
+    x = torch.tensor([[-1.0], [1.0]], requires_grad=True)
+    handle = module.register_forward_hook(Method().hook)
+    (arrived,) = torch.autograd.grad(module(x), x, torch.ones(2, 1))
+    assert arrived.tolist() == [[1.0], [1.0]]
+    handle.remove()
+    (arrived,) = torch.autograd.grad(module(x), x, torch.ones(2, 1))
+    assert arrived.tolist() == [[0.0], [1.0]]
+
+
 def test_nan_relevance_stops_at_clipped_units() -> None:
     module, _ = absorb(Affine(torch.tensor([1.0]), torch.tensor([0.0])), True)
     pass_by_backward_hook(module)

@@ -7,13 +7,12 @@ A variant takes the right function and its arguments. Most change an argument or
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from canon_bridge.captum.rules import base, first, passing, signed
 from canon_bridge.captum.rules import linear as linear_rules
 from canon_bridge.core import activations, affine, explicit, labels, norms, operations, search, untangle
 from canon_bridge.core.affine import Affine
-from canon_bridge.core.labels import OUTSIDE, Labels, Positions
+from canon_bridge.core.labels import Labels, Positions
 from canon_bridge.core.layers import border, linear, weights
 from canon_bridge.core.layers.border import AxisGeometry, Border
 from canon_bridge.core.layers.parameters import parameter
@@ -45,12 +44,6 @@ def sign_of_the_weight_lost(right, norm):
 def mean_forgotten(right, norm):
     read = right(norm)
     return Affine(read.scale, read.shift + read.scale * norm.running_mean)
-
-
-@wrong(norms._read_batch_norm)
-def mean_not_scaled(right, norm):
-    read = right(norm)
-    return Affine(read.scale, read.shift + (read.scale - 1) * norm.running_mean)
 
 
 @wrong(norms._read_batch_norm)
@@ -120,11 +113,6 @@ def left_bias_not_scaled(right, edits, layer, map):
     right(edits, layer, map)
 
 
-@wrong(linear.fold_after)
-def left_shift_scaled(right, edits, layer, map):
-    right(edits, layer, Affine(map.scale, map.scale * map.shift))
-
-
 @wrong(linear.fold_before)
 def right_shift_through_the_scaled_kernel(right, edits, layer, map):
     """``sum W s t`` instead of ``sum W t``."""
@@ -192,7 +180,7 @@ def copies_of_groups_apart(right, copies, groups):
 
 @wrong(weights._evaluate)
 def weight_before_its_parametrization(right, parametrization):
-    return getattr(parametrization, "original", None) if hasattr(parametrization, "original") else right(parametrization)
+    return vars(parametrization)["_parameters"].get("original", right(parametrization))
 
 
 # --- the border: which taps lie inside the input ---
@@ -205,7 +193,7 @@ def no_border_at_the_upper_end(right, self):
 
 @wrong(AxisGeometry.padding)
 def padding_by_size_with_the_odd_element_in_front(right, self, size):
-    return right(self, size)[::-1]
+    return right(self, size)[::-1] if self.by_size else right(self, size)
 
 
 @wrong(AxisGeometry.valid_taps)
@@ -297,8 +285,8 @@ def reference_methods_see_constants(right, module):
 
 @wrong(activations._composed)
 def what_was_left_earlier_stays(right, edits, module, *arguments):
-    left = right(edits, module, *arguments)
-    return left if left is vars(module)[activations._SLOT].left else vars(module)[activations._SLOT].left
+    right(edits, module, *arguments)
+    return vars(module)[activations._SLOT].left
 
 
 @wrong(activations._per_channel)
@@ -416,9 +404,7 @@ def difference_turned(right, self, left, other):
 
 @wrong(explicit.BatchNorm.forward)
 def functional_norm_without_eps(right, self, input):
-    return torch.nn.functional.batch_norm(
-        input, self.running_mean, self.running_var, self.weight, self.bias, eps=1e-5
-    )
+    return torch.nn.functional.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=1e-5)
 
 
 @wrong(operations._is_elementwise)
@@ -426,17 +412,16 @@ def every_function_is_element_wise(right, function):
     return True
 
 
-@wrong(operations._works_in_place)
-def nothing_is_overwritten(right, node, module):
-    return False
-
-
 # --- rules for Captum ---
 
 
 @wrong(base.Rule.divide)
 def stabilizer_without_the_sign(right, self, relevance, denominator):
-    return right(self, relevance, denominator) if callable(self.stabilizer) else relevance / (denominator + self.stabilizer)
+    return (
+        right(self, relevance, denominator)
+        if callable(self.stabilizer)
+        else relevance / (denominator + self.stabilizer)
+    )
 
 
 @wrong(linear_rules.negative)
@@ -472,11 +457,6 @@ def upper_bound_turned(right, self, outputs, relevance):
     return factor, low, -high
 
 
-@wrong(first.WSquare.terms)
-def bias_without_a_share(right, self):
-    return tuple(replace(term, bias=False) for term in right(self))
-
-
 @wrong(passing.Pass.propagate)
 def every_input_gets_all(right, self, call, inputs, relevance):
     return tuple(relevance.expand_as(value) for value in inputs)
@@ -499,7 +479,3 @@ def parts_with_all_inputs(right, module, index, input, *values):
 def relevance_reaches_gates(right, self, input, *others):
     self.others = others
     return self(input)
-
-
-assert isinstance(OUTSIDE, int)
-assert Tensor
