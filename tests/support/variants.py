@@ -10,8 +10,8 @@ import torch
 
 from canon_bridge.captum.rules import base, first, passing, signed
 from canon_bridge.captum.rules import linear as linear_rules
-from canon_bridge.core import activations, affine, explicit, labels, norms, operations, search, untangle
-from canon_bridge.core.affine import Affine
+from canon_bridge.core import activations, explicit, labels, norms, operations, search, untangle
+from canon_bridge.core.affine import Affine, working_dtype
 from canon_bridge.core.labels import Labels, Positions
 from canon_bridge.core.layers import border, linear, weights
 from canon_bridge.core.layers.border import AxisGeometry, Border
@@ -53,13 +53,13 @@ def bias_forgotten(right, norm):
 
 
 @wrong(norms._write_batch_norm)
-def identity_with_eps(right, norm, map):
-    return {name: value for name, value in right(norm, map).items() if name != "eps"}
+def identity_with_eps(right, norm, affine):
+    return {name: value for name, value in right(norm, affine).items() if name != "eps"}
 
 
 @wrong(norms.compose)
-def norms_composed_in_the_other_order(right, edits, norm, map, comes_before):
-    right(edits, norm, map, not comes_before)
+def norms_composed_in_the_other_order(right, edits, norm, affine, comes_before):
+    right(edits, norm, affine, not comes_before)
 
 
 @wrong(norms.as_convolution)
@@ -97,7 +97,7 @@ def what_stays_is_scaled(right, self, channels):
     return right(self, [max(channel, 0) for channel in channels])
 
 
-@wrong(affine.working_dtype)
+@wrong(working_dtype)
 def merged_in_half_precision(right, dtype):
     return dtype
 
@@ -106,17 +106,17 @@ def merged_in_half_precision(right, dtype):
 
 
 @wrong(linear.fold_after)
-def left_bias_not_scaled(right, edits, layer, map):
+def left_bias_not_scaled(right, edits, layer, affine):
     """``b + t`` instead of ``s b + t``."""
     if layer.bias is not None and layer.bias.dim() == 1:
-        map = Affine(map.scale, map.shift + (1 - map.scale) * layer.bias.detach())
-    right(edits, layer, map)
+        affine = Affine(affine.scale, affine.shift + (1 - affine.scale) * layer.bias.detach())
+    right(edits, layer, affine)
 
 
 @wrong(linear.fold_before)
-def right_shift_through_the_scaled_kernel(right, edits, layer, map):
+def right_shift_through_the_scaled_kernel(right, edits, layer, affine):
     """``sum W s t`` instead of ``sum W t``."""
-    right(edits, layer, Affine(map.scale, map.scale * map.shift))
+    right(edits, layer, Affine(affine.scale, affine.scale * affine.shift))
 
 
 @wrong(linear._constant_through)
@@ -237,8 +237,8 @@ def corner_added_twice(right, output, rest, borders, sizes):
 
 
 @wrong(activations._write_thresholds)
-def threshold_turned(right, edits, relu, map):
-    left = right(edits, relu, map)
+def threshold_turned(right, edits, relu, affine):
+    left = right(edits, relu, affine)
     edits.set_buffer(relu, "thr_value", -relu.thr_value)
     return left
 
@@ -250,9 +250,9 @@ def maximum_for_negative_scales(right, relu, input):
 
 
 @wrong(activations._write_thresholds)
-def constant_of_scale_zero_not_clipped(right, edits, relu, map):
-    left = right(edits, relu, map)
-    return Affine(left.scale, torch.where(map.scale == 0, map.shift, left.shift))
+def constant_of_scale_zero_not_clipped(right, edits, relu, affine):
+    left = right(edits, relu, affine)
+    return Affine(left.scale, torch.where(affine.scale == 0, affine.shift, left.shift))
 
 
 @wrong(activations._can_divide)
@@ -271,8 +271,8 @@ def relevance_passes_clipped_units(right, compares, relu, args):
 
 
 @wrong(activations.absorb_into_relu)
-def relevance_stops_though_it_should_pass(right, edits, relu, map, clip_relevance, *compares):
-    return right(edits, relu, map, True, *compares)
+def relevance_stops_though_it_should_pass(right, edits, relu, affine, clip_relevance, *compares):
+    return right(edits, relu, affine, True, *compares)
 
 
 @wrong(activations.compares_with_baselines)
@@ -306,9 +306,9 @@ def offset_forgotten(right, module, input):
 
 
 @wrong(activations._write_general)
-def constant_of_scale_zero_not_activated(right, edits, module, map):
-    left = right(edits, module, map)
-    return Affine(left.scale, torch.where(map.scale == 0, map.shift, left.shift))
+def constant_of_scale_zero_not_activated(right, edits, module, affine):
+    left = right(edits, module, affine)
+    return Affine(left.scale, torch.where(affine.scale == 0, affine.shift, left.shift))
 
 
 @wrong(activations._share)
@@ -317,16 +317,16 @@ def share_of_the_other_kind(right, is_linear_by_pieces, *arguments):
 
 
 @wrong(activations.absorb_into_max_pool)
-def maximum_for_every_sign(right, edits, pool, map, *arguments):
-    left = right(edits, pool, map, *arguments)
-    edits.set_buffer(pool, "pool_sign", torch.ones_like(map.scale))
+def maximum_for_every_sign(right, edits, pool, affine, *arguments):
+    left = right(edits, pool, affine, *arguments)
+    edits.set_buffer(pool, "pool_sign", torch.ones_like(affine.scale))
     return left
 
 
 @wrong(activations.absorb_into_max_pool)
-def sign_of_the_later_map_alone(right, edits, pool, map, *arguments):
-    left = right(edits, pool, map, *arguments)
-    edits.set_buffer(pool, "pool_sign", torch.where(map.scale < 0, -torch.ones_like(map.scale), 1))
+def sign_of_the_later_map_alone(right, edits, pool, affine, *arguments):
+    left = right(edits, pool, affine, *arguments)
+    edits.set_buffer(pool, "pool_sign", torch.where(affine.scale < 0, -torch.ones_like(affine.scale), 1))
     return left
 
 

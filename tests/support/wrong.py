@@ -56,8 +56,8 @@ class Variant:
 
 
 def wrong(right: Any) -> Callable[[Callable[..., Any]], Variant]:
-    """Make a wrong variant of a function, a method, a static method or a property."""
-    function = inspect.unwrap(right.fget if isinstance(right, property) else right)
+    """Make a wrong variant of a function, a method of any kind or a property."""
+    function = inspect.unwrap(right.fget if isinstance(right, property) else getattr(right, "__func__", right))
     return lambda variant: Variant(function, variant)
 
 

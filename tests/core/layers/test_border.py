@@ -23,7 +23,7 @@ SIZES = (1, 2, 3, 4, 5, 8, 13)
 
 
 def convolutions() -> Iterator[AxisGeometry]:
-    """Yield one axis of every convolution: symmetric padding up to the kernel, and "same" as torch and TensorFlow do."""
+    """Yield one axis of every convolution: symmetric padding up to the kernel, and both kinds of "same"."""
     for kernel, stride, dilation in product((1, 2, 3, 4, 5, 7), (1, 2, 3), (1, 2, 3)):
         for padding in range(kernel + 1):
             yield AxisGeometry(kernel, stride, dilation, padding, padding)
