@@ -9,7 +9,7 @@ import inspect
 import io
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -50,9 +50,9 @@ class Variant:
 
     @property
     def tests(self) -> list[Path]:
-        """The test files that mirror the module of the right function."""
+        """The test files that mirror the module of the right function, those of the shortest names first."""
         *rooms, module = self.right.__module__.split(".")[1:]
-        return sorted(TESTS.joinpath(*rooms).glob(f"test_{module}*.py"))
+        return sorted(TESTS.joinpath(*rooms).glob(f"test_{module}*.py"), key=lambda path: (len(path.name), path))
 
 
 def wrong(right: Any) -> Callable[[Callable[..., Any]], Variant]:
@@ -67,7 +67,7 @@ def variants_in(module: ModuleType) -> list[Variant]:
 
 
 @contextmanager
-def in_place(variant: Variant) -> Iterator[set[Variant]]:
+def in_place(variant: Variant) -> Generator[set[Variant]]:
     """Put a variant in place for the length of a block, and yield a set in which it is once it was called."""
     place, called = variant.right, set[Variant]()
     right = FunctionType(place.__code__, place.__globals__, place.__name__, place.__defaults__, place.__closure__)
@@ -106,7 +106,7 @@ def meet(variant: Variant) -> tuple[int, str]:
         No test called the wrong function.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "torchvision", "timm", "tests.support.variants"])
+    context.set_forkserver_preload(["pytest", "tests.support.variants"])
     with ProcessPoolExecutor(1, context) as pool:
         status, output, is_reached = pool.submit(_run, variant.wrong.__module__, variant.wrong.__name__).result()
     if not is_reached:
