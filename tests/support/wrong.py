@@ -50,14 +50,14 @@ class Variant:
 
     @property
     def tests(self) -> list[Path]:
-        """The test files that mirror the module of the right function, those of the shortest names first."""
+        """The test files that mirror the module of the right function."""
         *rooms, module = self.right.__module__.split(".")[1:]
-        return sorted(TESTS.joinpath(*rooms).glob(f"test_{module}*.py"), key=lambda path: (len(path.name), path))
+        return sorted(TESTS.joinpath(*rooms).glob(f"test_{module}*.py"))
 
 
 def wrong(right: Any) -> Callable[[Callable[..., Any]], Variant]:
     """Make a wrong variant of a function, a method of any kind or a property."""
-    function = inspect.unwrap(right.fget if isinstance(right, property) else getattr(right, "__func__", right))
+    function: Any = inspect.unwrap(getattr(right, "fget", None) or getattr(right, "__func__", right))
     return lambda variant: Variant(function, variant)
 
 
