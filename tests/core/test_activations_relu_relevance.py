@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from canon_bridge.core.activations import absorb_into_relu
+from canon_bridge.core.activations import absorb_into_relu, stopped_at
 from canon_bridge.core.affine import Affine
 from canon_bridge.core.restore import Edits
 from tests.core.test_activations_relu import (
@@ -110,6 +110,36 @@ def test_a_unit_at_its_threshold_is_clipped() -> None:
     x = torch.tensor([[0.0, 0.5, 0.5], [0.1, 0.6, 0.4]], requires_grad=True)
     (arrived,) = torch.autograd.grad(module(x), x, torch.ones(2, 3))
     assert arrived.tolist() == [[0.0] * 3, [1.0] * 3]
+
+
+@pytest.mark.parametrize("clip_relevance", [True, False])
+def test_what_stops_is_all_that_arrives_at_clipped_units(clip_relevance: bool) -> None:
+    module, _ = absorb(Affine(torch.tensor([1.0, -1.0]), torch.zeros(2)), clip_relevance)
+    x, relevance = torch.tensor([[-1.0, -1.0], [2.0, 2.0]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert stopped_at(module, x, relevance).tolist() == ([[1, 0], [0, 4]] if clip_relevance else [[0, 0], [0, 0]])
+    assert not stopped_at(nn.ReLU(), x, relevance).any()
+
+
+class Method:
+    """A method that compares with a reference input, as DeepLift does."""
+
+    def attribute(self, inputs: Tensor, baselines: Tensor | None = None) -> None:
+        """Say by the signature alone what it is."""
+
+    def hook(self, module: nn.Module, args: object, output: Tensor) -> None:
+        """Stand on the module while the method runs."""
+
+
+def test_nothing_stops_for_a_method_that_compares_with_baselines() -> None:
+    module, _ = absorb(Affine(torch.tensor([1.0]), torch.tensor([0.0])), True)
+    pass_by_backward_hook(module)
+    x = torch.tensor([[-1.0], [1.0]], requires_grad=True)
+    handle = module.register_forward_hook(Method().hook)
+    (arrived,) = torch.autograd.grad(module(x), x, torch.ones(2, 1))
+    assert arrived.tolist() == [[1.0], [1.0]]
+    handle.remove()
+    (arrived,) = torch.autograd.grad(module(x), x, torch.ones(2, 1))
+    assert arrived.tolist() == [[0.0], [1.0]]
 
 
 def test_nan_relevance_stops_at_clipped_units() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from canon_bridge.core.affine import Affine
+from canon_bridge.core.affine import Affine, working_dtype
 from tests.core.test_norms import CHANNELS, WRONG, apply
 from tests.support.errors import relative_error
 
@@ -46,3 +46,13 @@ def test_selected_channels_and_those_that_stay_as_they_are() -> None:
     for place, channel in ((0, 4), (2, 0), (3, 0), (5, 2)):
         expected = affine.scale[channel] * x[:, place] + affine.shift[channel]
         assert torch.equal(value[:, place], expected)
+
+
+def test_nothing_is_merged_in_less_than_float32() -> None:
+    half, single, double = torch.float16, torch.float32, torch.float64
+    assert [working_dtype(dtype) for dtype in (half, torch.bfloat16, single, double)] == [
+        single,
+        single,
+        single,
+        double,
+    ]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import canonize
-from canon_bridge.core.explicit import Arithmetic, Gated
+from canon_bridge.core.explicit import Arithmetic, BatchNorm, Gated, signal_of
 from tests.support.calls import WAYS, Tensors, accepted, inputs, rank_of, spellings
 from tests.support.errors import relative_error
 from tests.support.pieces import Function, Written
@@ -50,6 +50,20 @@ def check(model: nn.Module, *inputs: Tensor, **options: Any) -> dict[str, nn.Mod
     assert all(torch.equal(*pair) for pair in zip(outputs(model, inputs), expected, strict=True))
     assert calls == Counter(list(new))
     return new
+
+
+def test_the_signal_is_what_is_named_else_the_only_tensor_else_the_larger_one() -> None:
+    small, large = torch.ones(2, 1), torch.ones(2, 3)
+    assert [signal_of(named, small, large) for named in (0, 1, None)] == [0, 1, 1]
+    pairs = (large, small), (2.0, small), (small, 2.0), (large, large)
+    assert [signal_of(None, *pair) for pair in pairs] == [0, 1, 0, None]
+
+
+def test_a_norm_of_given_tensors_is_the_formula() -> None:
+    x, (mean, weight, bias), variance = image(), torch.randn(3, 4).double(), torch.rand(4).double()
+    found = BatchNorm(mean, variance, weight, bias, 0.1)(x)
+    for channel, (m, v, w, b) in enumerate(zip(mean, variance, weight, bias, strict=True)):
+        assert relative_error(found[:, channel], (x[:, channel] - m) / (v + 0.1).sqrt() * w + b) < 1e-14
 
 
 SPELLINGS = [(n, title, target) for n in WAYS for title, target in spellings(n) if accepted(target, n)]

@@ -5,13 +5,16 @@ The reference is the layer's own forward; the statistics are random and eps is 0
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge.core.affine import Affine, working_dtype
 from canon_bridge.core.norms import (
     NORMS,
+    as_convolution,
     check_norm,
     children_after,
+    compose,
     has_statistics,
     is_identity,
     is_norm,
@@ -21,6 +24,7 @@ from canon_bridge.core.norms import (
     width,
 )
 from canon_bridge.core.operations import Kind, operation_of_module
+from canon_bridge.core.restore import Edits
 from tests.support.errors import relative_error
 from tests.support.named_norms import randomize_any
 from tests.support.statistics import randomize
@@ -93,6 +97,26 @@ def test_read_is_what_the_norm_computes(kind: type[nn.Module], terms: tuple[bool
     for shape in shapes(kind):
         x = torch.randn(shape, dtype=torch.float64)
         assert relative_error(apply(affine, x), norm(x)) < ROUNDINGS * torch.finfo(x.dtype).eps
+
+
+@NORM_TYPES
+@pytest.mark.parametrize("comes_before", [True, False], ids=["before", "after"])
+@torch.no_grad()
+def test_composed_with_a_map_before_or_after_it(kind: type[nn.Module], comes_before: bool) -> None:
+    norm, x = make_norm(kind), torch.randn(shapes(kind)[-1], dtype=torch.float64)
+    other = Affine(*torch.randn(2, CHANNELS, dtype=torch.float64))
+    expected = norm(apply(other, x)) if comes_before else apply(other, norm(x))
+    compose(Edits(), norm, other, comes_before)
+    assert relative_error(norm(x), expected) < ROUNDINGS * torch.finfo(x.dtype).eps
+
+
+@NORM_TYPES
+@TERMS
+@torch.no_grad()
+def test_the_convolution_computes_what_the_norm_computes(kind: type[nn.Module], terms: tuple[bool, bool]) -> None:
+    norm, x = make_norm(kind, terms), torch.randn(shapes(kind)[-1], dtype=torch.float64)
+    output = F.conv2d(x.flatten(2)[..., None], *as_convolution(norm), groups=CHANNELS)
+    assert relative_error(output.view_as(x), norm(x)) < ROUNDINGS * torch.finfo(x.dtype).eps
 
 
 @NORM_TYPES

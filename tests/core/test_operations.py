@@ -318,7 +318,7 @@ def test_an_operation_is_what_its_entry_claims(name: str) -> None:
     CHECKS[OPERATIONS[name].kind](name)
 
 
-MUTANTS = {
+WRONG_CLAIMS = {
     "relu": (Kind.LINEAR, Kind.MOVEMENT, Kind.SELECTION, Kind.PRODUCT, Kind.SIZE, Kind.RANDOM),
     "softmax": (Kind.ELEMENTWISE, Kind.LINEAR, Kind.MOVEMENT),
     "mean": (Kind.ELEMENTWISE, Kind.SELECTION, Kind.MOVEMENT, Kind.SIZE, Kind.WITHOUT_RULE),
@@ -335,7 +335,7 @@ MUTANTS = {
 }
 
 
-@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, kinds in MUTANTS.items() for kind in kinds])
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, kinds in WRONG_CLAIMS.items() for kind in kinds])
 def test_a_wrong_claim_is_found(name: str, kind: Kind) -> None:
     assert OPERATIONS[name].kind is not kind
     with pytest.raises(

@@ -6,6 +6,7 @@ from torch import nn
 
 from canon_bridge.captum import rules
 from canon_bridge.captum.rules.base import Call
+from canon_bridge.captum.rules.linear import Term, negative, positive
 from canon_bridge.core import Subtract
 from tests.captum.rules.layers import cases, check_against_formula, check_against_zennit
 
@@ -30,6 +31,17 @@ def test_norm_shares_relevance_among_operands_by_what_they_contribute():
     )
     assert found[0].tolist() == [pytest.approx([5 * 3 / 2.5, 10 * 1 / 2.5], rel=1e-14)]
     assert found[1].tolist() == [pytest.approx([5 * -1 / 2.5, 10 * 1 / 2.5], rel=1e-14)]
+
+
+def test_the_parts_of_a_value_add_up_to_it():
+    value = torch.tensor([-2.0, 0.0, 3.0])
+    assert [positive(value).tolist(), negative(value).tolist()] == [[0, 0, 3], [-2, 0, 0]]
+
+
+def test_which_parameters_are_zero_in_a_term():
+    assert Term().zeros(("weight",)) == ("weight",)
+    assert Term(bias=False).zeros(("weight",)) == ("weight", "bias")
+    assert Term(whole=True).zeros(("weight",)) == ()
 
 
 def test_a_rule_keeps_the_output_of_a_layer_that_it_evaluates_as_it_is():

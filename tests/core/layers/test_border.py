@@ -2,25 +2,34 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from itertools import product
+from itertools import count, product
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from canon_bridge.core.layers.border import AxisGeometry, Border, gather, rows_by_position, tap_sets
+from canon_bridge.core.layers.border import (
+    AxisGeometry,
+    Border,
+    add_at_border,
+    gather,
+    inner_values,
+    rows_by_position,
+    tap_sets,
+)
 
 SIZES = (1, 2, 3, 4, 5, 8, 13)
 
 
 def convolutions() -> Iterator[AxisGeometry]:
-    """Yield one axis of every convolution: symmetric padding up to the kernel, and padding "same"."""
+    """Yield one axis of every convolution: symmetric padding up to the kernel, and both kinds of "same"."""
     for kernel, stride, dilation in product((1, 2, 3, 4, 5, 7), (1, 2, 3), (1, 2, 3)):
         for padding in range(kernel + 1):
             yield AxisGeometry(kernel, stride, dilation, padding, padding)
         reach = dilation * (kernel - 1)
-        yield AxisGeometry(kernel, stride, dilation, reach // 2, reach - reach // 2)
+        for by_size in (False, True):
+            yield AxisGeometry(kernel, stride, dilation, reach // 2, reach - reach // 2, by_size=by_size)
 
 
 def transposed_convolutions() -> Iterator[AxisGeometry]:
@@ -29,11 +38,20 @@ def transposed_convolutions() -> Iterator[AxisGeometry]:
             yield AxisGeometry(kernel, stride, dilation, padding, padding, True, max(stride, dilation) - 1)
 
 
+def ends(geometry: AxisGeometry, size: int) -> tuple[int, int]:
+    """Return what is padded at both ends, by size the least with which there are ``size / stride`` windows."""
+    if not geometry.by_size:
+        return geometry.low, geometry.high
+    rest = size - geometry.dilation * (geometry.kernel - 1) - 1
+    total = next(n for n in count() if (rest + n) // geometry.stride + 1 == -(-size // geometry.stride))
+    return total // 2, total - total // 2
+
+
 def inside(geometry: AxisGeometry, size: int, output_padding: int = 0) -> Tensor | None:
     """Return which tap sees the input at which position, ``(positions, kernel)``, or None where torch refuses."""
     if not geometry.transposed:
         # A window over the padded input, of which the taps see every dilation-th element.
-        padded = F.pad(torch.ones(size), (geometry.low, geometry.high))
+        padded = F.pad(torch.ones(size), ends(geometry, size))
         reach = geometry.dilation * (geometry.kernel - 1)
         windows = padded.unfold(0, reach + 1, geometry.stride) if reach < len(padded) else None
         return None if windows is None else windows[:, :: geometry.dilation]
@@ -139,6 +157,19 @@ def test_gather_puts_every_entry_at_its_position() -> None:
             entry = tuple(axis[p] for axis, p in zip(entries, position, strict=True))
             assert torch.equal(full[:, *position], compact[:, *entry])
         checked += 1
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_what_is_added_at_the_border_is_all_that_differs_from_the_inside(dimensions: int) -> None:
+    axes = (AxisGeometry(3, 1, 1, 1, 1), AxisGeometry(4, 2, 1, 2, 2), AxisGeometry(5, 1, 2, 4, 4))[:dimensions]
+    compact = torch.randn(2, *(len(tap_sets(axis).rows) for axis in axes), dtype=torch.float64)
+    sizes = [(9, len(seen)) for axis in axes if (seen := inside(axis, 9)) is not None]
+    inner = inner_values(compact, borders(axes))
+    assert inner is not None
+    inner = inner.view(-1, *(1,) * dimensions)
+    output = inner.expand(2, *(positions for _, positions in sizes)).repeat(3, *(1,) * (dimensions + 1))
+    add_at_border(output, compact - inner, borders(axes), sizes)
+    assert torch.allclose(output, gather(compact, borders(axes), sizes), rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("change", [torch.relu, torch.square, torch.zeros_like, lambda b: b.clamp(-0.5, 0.2)])

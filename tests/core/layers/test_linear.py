@@ -6,6 +6,7 @@ geometries of convolutions are in ``test_layers_linear_geometry``.
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,12 +15,15 @@ from torch import Tensor, nn
 from canon_bridge.core.affine import Affine
 from canon_bridge.core.layers.linear import (
     LINEAR,
+    _filters,
     axis_geometries,
     fold_after,
+    fold_after_copies,
     fold_before,
 )
 from canon_bridge.core.norms import NORMS
 from canon_bridge.core.restore import Edits
+from tests.core.test_norms import apply
 from tests.support.errors import relative_error
 from tests.support.statistics import randomize
 
@@ -82,6 +86,29 @@ def test_folds_are_the_composition(kind: type[nn.Module], bias: bool) -> None:
         assert relative_error(twin(x), reference) < TOLERANCE, order
     fold_before(Edits(), twin, read(before))
     assert relative_error(twin(x), after(layer(before(before(x))))) < TOLERANCE, "twice on one side"
+
+
+@LINEAR_TYPES
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_copies_are_the_layer_and_one_map_each_behind_it(kind: type[nn.Module], bias: bool) -> None:
+    layer, x = make(kind, bias), sample(kind)
+    maps = [Affine(*torch.randn(2, OUT, dtype=torch.float64)) for _ in range(3)]
+    expected = [apply(affine, layer(x)) for affine in maps]
+    fold_after_copies(Edits(), layer, maps)
+    groups = getattr(layer, "groups", 1)
+    copies = layer(x).unflatten(1, (groups, len(maps), OUT // groups))
+    for number, reference in enumerate(expected):
+        assert relative_error(copies[:, :, number].flatten(1, 2), reference) < TOLERANCE
+
+
+def test_standardized_filters_are_the_formula() -> None:
+    weight, eps = torch.randn(OUT, IN, 3, 2, dtype=torch.float64), 0.1
+    found = _filters(SimpleNamespace(weight=weight, eps=eps))
+    for one, standardized in zip(weight, found, strict=True):
+        deviations = one - one.sum() / one.numel()
+        expected = deviations / ((deviations**2).sum() / one.numel() + eps).sqrt()
+        assert relative_error(standardized, expected) < TOLERANCE
 
 
 @LINEAR_TYPES

@@ -1,1 +1,0 @@
-"""Wrong variants of the mathematics: what each gets wrong, and the machinery that has the tests meet them."""
