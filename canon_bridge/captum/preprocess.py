@@ -176,7 +176,7 @@ def _is_of_captum(hook: object) -> bool:
 
 
 # What our own LRP needs, and what Captum's classes need besides; they leave these attributes on modules.
-BACKEND = Backend(_addition)
+BACKEND = Backend(_addition, has_rules=True)
 PREPROCESSING = Backend(
     _ruled,
     _sign_outside,

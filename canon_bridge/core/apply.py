@@ -14,6 +14,7 @@ from canon_bridge.core.activations import Compares, compares_with_baselines, fin
 from canon_bridge.core.affine import Affine
 from canon_bridge.core.explicit import EXPANSIONS, Selected
 from canon_bridge.core.forwards import bind_forward, forward_slots
+from canon_bridge.core.hooks import watch_hooks
 from canon_bridge.core.layers.linear import fold_after, fold_after_copies, fold_before, make_plain
 from canon_bridge.core.layers.parameters import make_live
 from canon_bridge.core.norms import (
@@ -83,6 +84,7 @@ def carry_out(edits: Edits, model: nn.Module, plan: Plan, backend: Backend) -> l
     for norm in [find(entry.norm) for entry in plan.merges]:
         if children_after(norm):
             replace_child(edits, model, norm, sequence_after(norm))
+    watch_hooks(edits, model, plan, backend.has_rules)
     _adapt(edits, model, backend)
     return lost
 

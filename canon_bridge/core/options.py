@@ -79,6 +79,8 @@ class Backend:
     compares_with_reference : callable or None
         Whether hooks on a module are those of a method that compares with a reference input, for which a clipped unit
         is no constant. None for the core's own guess, :func:`compares_with_baselines`.
+    has_rules : bool
+        Whether maps are made of the canonical model by rules on its modules.
     """
 
     adapt: Callable[[nn.Module], nn.Module] = _as_it_is
@@ -88,6 +90,7 @@ class Backend:
     leaves_hook: Callable[[object], bool] | None = None
     differentiable: bool = False
     compares_with_reference: Callable[[nn.Module], bool] | None = None
+    has_rules: bool = False
 
 
 @dataclass(frozen=True)

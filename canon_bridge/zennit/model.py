@@ -19,7 +19,7 @@ from canon_bridge.core import (
 )
 from canon_bridge.zennit.arithmetic import adapt
 
-BACKEND = Backend(adapt)
+BACKEND = Backend(adapt, has_rules=True)
 
 
 class ModelCanonizer(Canonizer):
