@@ -29,7 +29,6 @@ from canon_bridge.core.precision import (
     doubtful,
     explained,
     function_error,
-    outputs,
     reference,
     rounding_inside,
     sensitivity,
@@ -114,7 +113,7 @@ class Canonization:
             doubts = doubtful(lost)
             messages = [describe(doubts)] if doubts else []
             if before is not None:
-                messages = self._measure(before, outputs(self.model, before.arguments), messages, "example_inputs")
+                messages = self._measure(before, self.reference(before.arguments).outputs, messages, "example_inputs")
             if messages:
                 alert(": ".join(messages), PrecisionWarning)
             return self.model

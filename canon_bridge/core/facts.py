@@ -6,6 +6,7 @@ sizes that are not known. What is the same in all of them is known; what cannot 
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -15,8 +16,10 @@ from torch.fx.node import map_arg
 from canon_bridge.core.layers.linear import in_channels, is_linear, linear_type, out_channels
 from canon_bridge.core.norms import is_norm, norm_type, width
 from canon_bridge.core.operations import (
+    OF_COMPLEX_NUMBERS,
     OPERATIONS,
     STOPS,
+    WANTS_MODULE,
     Kind,
     Operation,
     may_share,
@@ -25,6 +28,16 @@ from canon_bridge.core.operations import (
     overwritten,
 )
 
+# What makes real numbers of complex ones, and what makes complex ones of real ones.
+_REAL: Final = frozenset(
+    [
+        *("irfft", "irfft2", "irfftn", "hfft", "fft_irfft", "fft_irfft2", "_fft_c2r", "istft"),
+        *("real", "imag", "abs", "angle", "view_as_real", "is_complex", "isreal"),
+    ]
+)
+_COMPLEX: Final = {entry.name for entry in OPERATIONS.values() if entry.note == OF_COMPLEX_NUMBERS} - _REAL | {
+    "view_as_complex"
+}
 UNKNOWN: Final[Any] = object()
 _CALLS: Final = ("call_module", "call_function", "call_method")
 WORLDS: Final = range(3)
@@ -69,12 +82,19 @@ def note_data(node: fx.Node, module: nn.Module | None) -> None:
     """Note on a new node what it is, whether values of the input reach it, and whether relevance can flow through it.
 
     ``meta["operation"]`` is its entry or None, ``meta["has_data"]`` is False for sizes and tensors of the model,
-    ``meta["carries"]`` is False also for what has no gradient, such as a comparison.
+    ``meta["carries"]`` is False also for what has no gradient, such as a comparison. ``meta["is_complex"]`` is True for
+    complex numbers, as far as operations tell.
     """
     entry = operation_of_module(module) if module is not None else operation_of_call(node)
     if entry is not None and entry.name == "getitem" and node.args[1:] == (1,) and returns_indices(node.args[0]):
         entry = OPERATIONS["argmax"]
     values = _values_of(node, entry)
+    if any(value.meta.get("is_complex", False) for value in values):
+        node.meta["is_complex"] = entry is None or entry.name not in _REAL
+        if entry is not None and entry.kind in WANTS_MODULE:
+            entry = replace(entry, kind=Kind.WITHOUT_RULE, note=OF_COMPLEX_NUMBERS)
+    else:
+        node.meta["is_complex"] = entry is not None and entry.name in _COMPLEX
     before = [name.meta.get("has_data", True) for name in values]
     carried = [name.meta.get("carries", True) for name in values]
     node.meta["operation"] = entry

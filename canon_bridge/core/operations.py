@@ -163,6 +163,7 @@ _KINDS: Final[Mapping[Kind, str]] = {
         isreal""",
 }
 
+OF_COMPLEX_NUMBERS: Final = "relevance of complex numbers is not defined"
 _WITHOUT_RULE: Final[Mapping[str, str]] = {
     "prod cumprod": "the product of many elements has no signal that could take all",
     "logsumexp logcumsumexp logaddexp logaddexp2": "it mixes elements and is not linear",
@@ -175,7 +176,7 @@ _WITHOUT_RULE: Final[Mapping[str, str]] = {
     "embedding_bag _embedding_bag": "several operations in one, whose parts cannot be seen",
     "fft ifft rfft irfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn hfft ihfft fft_fft fft_ifft fft_rfft "
     "fft_irfft fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_fftn fft_ifftn _fft_c2r _fft_r2c stft istft imag angle "
-    "polar complex": "relevance of complex numbers is not defined",
+    "polar complex": OF_COMPLEX_NUMBERS,
     "det slogdet logdet inverse pinverse svd qr cholesky lu eig eigh inv solve matrix_exp matrix_power lstsq "
     "linalg_inv linalg_solve linalg_det linalg_svd linalg_qr linalg_cholesky linalg_eigh linalg_matrix_exp": "it is "
     "not linear in the matrix",

@@ -3,7 +3,6 @@
 What gets a module, how it is made, and the forward that calls it. Nothing here writes to a model.
 """
 
-import dis
 import functools
 import inspect
 import numbers
@@ -26,6 +25,7 @@ from canon_bridge.core.operations import WANTS_MODULE, Kind, Operation, bound_of
 from canon_bridge.core.restore import finder
 from canon_bridge.core.source import write_forward
 from canon_bridge.core.trace.flow import CONSTANTS, Flow, Site, TracingError, is_proxy
+from canon_bridge.core.trace.preserve import names_read
 from canon_bridge.core.trace.trace import trace_locally
 from canon_bridge.core.written import Written
 
@@ -722,19 +722,11 @@ def _flags_read(container: nn.Module) -> dict[str, Any]:
     named, waiting = set[str](), [getattr(inspect.unwrap(container.forward), "__code__", None)]
     while waiting:
         code = waiting.pop()
-        for name in _names_read(code) - named if isinstance(code, types.CodeType) else ():
+        for name in names_read(code) - named if isinstance(code, types.CodeType) else ():
             named.add(name)
             waiting.append(getattr(getattr(type(container), name, None), "__code__", None))
     flags = {name: value for name, value in vars(container).items() if name in named and type(value) in CONSTANTS}
     return {name: value for name, value in flags.items() if value == value}  # but NaN
-
-
-@functools.lru_cache(maxsize=2048)
-def _names_read(code: types.CodeType) -> frozenset[str]:
-    """Return the names that a function reads, of attributes among others, and those that functions in it read."""
-    inner = (_names_read(value) for value in code.co_consts if isinstance(value, types.CodeType))
-    own = (step.argval for step in dis.get_instructions(code) if step.opname.startswith("LOAD_"))
-    return frozenset(name for name in own if isinstance(name, str)).union(*inner)
 
 
 def _free_name(owner: nn.Module, name: str, taken: set[str]) -> str:

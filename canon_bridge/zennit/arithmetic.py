@@ -282,12 +282,27 @@ def adapt(module: nn.Module) -> nn.Module:
     if vars(module).get("inplace"):  # in a canonical model only what has to be, see Plan.uncovered
         return InPlace(module)
     entry = operation_of_module(module)
+    if entry is not None and entry.kind is Kind.WITHOUT_RULE and isinstance(module, Activation):  # by zennit's table
+        return _with_class(module, _of_none(type(module)))
     known, base = _TYPES.get(entry.kind, (object, nn.Module)) if entry is not None else (object, nn.Module)
     if isinstance(module, known) or not type(module).__module__.startswith(("torch.nn", "timm", "torchvision")):
         return module
+    return _with_class(module, _of_both(type(module), base))
+
+
+def _with_class(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
     twin = stand_in(module)
-    twin.__class__ = _of_both(type(module), base)
+    twin.__class__ = kind
     return twin
+
+
+@cache
+def _of_none(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return a type that computes what the given one does, and that is no type that composites know."""
+    names: dict[str, Any] = {}
+    for base in reversed(kind.__mro__[: kind.__mro__.index(nn.Module)]):
+        names |= {name: value for name, value in vars(base).items() if name not in ("__dict__", "__weakref__")}
+    return type(kind.__name__, (nn.Module,), names)
 
 
 @cache

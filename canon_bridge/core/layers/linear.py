@@ -328,7 +328,7 @@ def why_not_foldable(module: nn.Module) -> str | None:
         return f"its weight or bias cannot be computed ({type(error).__name__}: {error})"
     if not isinstance(weight, Tensor) or tuple(weight.shape) != _weight_shape(module):
         return f"its weight has not the shape {_weight_shape(module)} that its attributes tell"
-    return None
+    return None if weight.numel() else "its weight has no elements"
 
 
 def computes_weight(module: nn.Module) -> bool:

@@ -1,6 +1,10 @@
 """What forward itself writes on a model while it is traced is taken back."""
 
-from collections.abc import Generator
+import dis
+import functools
+import inspect
+import types
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -10,17 +14,21 @@ from torch import Tensor, nn
 from canon_bridge.core.restore import paths, refill
 
 _CONTAINERS: Final = (list, dict, set)
+_NO_STORES: Final = (nn.Module, Tensor, type, types.FunctionType, types.MethodType, types.ModuleType, functools.partial)
 
 
 class Kept:
-    """What the modules of a model were at the beginning of a block: attributes, contents of containers, buffers."""
+    """What the modules of a model were at the beginning of a block: attributes, contents of containers, buffers.
+
+    Containers and plain objects count that modules hold, or that their forwards name (global ones).
+    """
 
     def __init__(self, modules: list[nn.Module]) -> None:
         self._attributes = [(module, dict(vars(module))) for module in modules]
         values = [value for _, former in self._attributes for value in former.values()]
-        self._contents = [
-            (value, value.copy() if value else None) for value in values if isinstance(value, _CONTAINERS)
-        ]
+        values += [value for kind in {type(module) for module in modules} for value in _shared_by(kind)]
+        contents = {id(content): content for value in values for content in _contents(value)}
+        self._contents = [(content, content.copy() if content else None) for content in contents.values()]
         buffers = {id(b): b for module in modules for b in vars(module)["_buffers"].values() if b is not None}
         self._buffers = [(buffer, _version(buffer), buffer.detach().clone()) for buffer in buffers.values()]
 
@@ -66,6 +74,35 @@ def preserved(model: nn.Module, *more: nn.Module) -> Generator[Kept]:
     except BaseException:
         kept.restore()  # the first time may have been interrupted
         raise
+
+
+def _contents(value: Any, depth: int = 0) -> Iterator[Any]:
+    """Yield what a forward may write to in a value: itself, if it is a container, or the attributes of an object."""
+    if isinstance(value, _CONTAINERS):
+        yield value
+    elif hasattr(value, "__dict__") and not isinstance(value, _NO_STORES) and depth < 2:
+        yield vars(value)
+        for held in list(vars(value).values()):
+            yield from _contents(held, depth + 1)
+
+
+def _shared_by(kind: type[nn.Module]) -> list[Any]:
+    """Return what modules of a type share: containers of their classes, and what their forward names globally."""
+    own = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    if all(base.__module__.partition(".")[0] == "torch" for base in own):
+        return []
+    found = [value for base in own for value in vars(base).values() if isinstance(value, _CONTAINERS)]
+    forward = inspect.unwrap(kind.forward)
+    code, names = getattr(forward, "__code__", None), getattr(forward, "__globals__", {})
+    return found + ([names[name] for name in names_read(code) if name in names] if code is not None else [])
+
+
+@functools.lru_cache(maxsize=2048)
+def names_read(code: types.CodeType) -> frozenset[str]:
+    """Return the names that a function reads, of attributes among others, and those that functions in it read."""
+    inner = (names_read(value) for value in code.co_consts if isinstance(value, types.CodeType))
+    own = (step.argval for step in dis.get_instructions(code) if step.opname.startswith("LOAD_"))
+    return frozenset(name for name in own if isinstance(name, str)).union(*inner)
 
 
 def _differs(value: Any, former: Any) -> bool:

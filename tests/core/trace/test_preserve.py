@@ -156,3 +156,70 @@ def test_collection_of_garbage_is_as_before(model, was_enabled):
         assert gc.isenabled() is was_enabled
     finally:
         gc.enable()
+
+
+class Store:
+    """A plain object that a forward keeps something in."""
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+
+
+LIST: list[Any] = []
+DICTIONARY: dict[str, Any] = {}
+OBJECT = Store()
+
+
+class Keeping(nn.Module):
+    """A forward that keeps its features somewhere outside of the modules."""
+
+    shared: list[Any] = []  # noqa: RUF012 - of the class is what is tested
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.conv, self.norm, self.place, self.store = conv(), norm(), place, Store()
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = F.relu(self.norm(self.conv(x)))
+        if self.place == "attribute of an object":
+            self.store.features = features
+        elif self.place == "list of an object":
+            self.store.items.append(features)
+        elif self.place == "list":
+            LIST.append(features)
+        elif self.place == "dictionary":
+            DICTIONARY["features"] = features
+        elif self.place == "object":
+            OBJECT.features = features
+        else:
+            self.shared.append(features)
+        return features
+
+    def kept(self) -> Any:
+        places = {
+            "attribute of an object": [getattr(self.store, "features", None)],
+            "list of an object": self.store.items,
+            "list": LIST,
+            "dictionary": [DICTIONARY.get("features")],
+            "object": [getattr(OBJECT, "features", None)],
+            "list of the class": self.shared,
+        }
+        return places[self.place][-1] if places[self.place] else None
+
+
+@pytest.mark.parametrize("with_example", [False, True])
+@pytest.mark.parametrize(
+    "place", ["attribute of an object", "list of an object", "list", "dictionary", "object", "list of the class"]
+)
+def test_what_a_forward_keeps_outside_of_modules_is_kept_in_the_block_alone(place: str, with_example: bool) -> None:
+    model, x = randomize(Keeping(place).double()), image()
+    for keeper in (LIST, DICTIONARY, Keeping.shared, vars(OBJECT)):
+        keeper.clear()
+    options = {"example_inputs": x} if with_example else {}
+    uncovered = plan(model, **options).uncovered
+    assert model.kept() is None
+    assert "into a list or a dictionary" in uncovered[0].reason
+    with canonize(model, **options):
+        assert model.kept() is None
+        output = model(x)
+        assert model.kept() is output
