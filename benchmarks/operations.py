@@ -8,7 +8,15 @@ import torch
 
 from benchmarks.files import write_whole
 from canon_bridge.core.activations import find_absorber
-from canon_bridge.core.operations import OPERATIONS, RULES, Kind, Operation, operation_of_function
+from canon_bridge.core.operations import (
+    BY_ARGUMENT,
+    OPERATIONS,
+    RULES,
+    Kind,
+    Operation,
+    operation_of_function,
+    places_of,
+)
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "operations.md"
 
@@ -22,6 +30,10 @@ All spellings lead to one entry: function, method, operator, in place, `out=`, b
 The rule is the same in zennit and in Captum. Whether a per-channel map *passes* an operation that moves elements or is
 linear is found by running it on tensors that hold the numbers of the channels: it passes where every output is a copy
 or a mean of elements of one channel.
+
+The signal of a product is the factor that carries data; of several, the one that is no gate, which is what a bounded
+function puts out (a sigmoid, a softmax, a clamp: found by running it), at most moved, scaled or shifted since. Where
+none or all of them are gates, it is the one with more elements, else each gets an equal share.
 """
 
 PASSES = {
@@ -66,6 +78,28 @@ def passes(entry: Operation) -> tuple[str, str]:
     return left, ABSORBS if absorbs else right
 
 
+def arguments() -> Iterator[str]:
+    """Yield which arguments get relevance, and what an operation is by its arguments."""
+    yield "## Arguments\n"
+    yield "Of these operations relevance goes to some arguments alone, to no weight, gate, index or condition.\n"
+    yield "| operation | arguments |"
+    yield "|---|---|"
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for entry in OPERATIONS.values():
+        if entry.data:
+            given = {place: name for name, place in places_of(entry.name).items() if name != "input"}
+            names = {0: "input", 2: "value"} | given
+            chosen = tuple("input" if names[place] == "self" else names[place] for place in entry.data)
+            rows.setdefault(chosen, []).append(f"`{entry.name}`")
+    yield from (
+        f"| {', '.join(names)} | {', '.join(f'`{name}`' for name in chosen)} |" for chosen, names in rows.items()
+    )
+    yield ""
+    for name, (argument, kinds) in BY_ARGUMENT.items():
+        for value, kind in kinds.items():
+            yield f"`{name}` with `{argument}={value!r}` is {kind.value}.\n"
+
+
 def lines() -> Iterator[str]:
     """Yield the lines of the page."""
     known, covered = count_of_core()
@@ -91,6 +125,7 @@ def lines() -> Iterator[str]:
         else:
             yield ", ".join(f"`{entry.name}`" for entry in entries) + ". A map passes none of them."
         yield ""
+    yield from arguments()
 
 
 def main() -> None:

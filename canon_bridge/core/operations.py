@@ -203,7 +203,7 @@ _DATA: Final[Mapping[str, tuple[int, ...]]] = {
 }
 
 # What an operation is where one of its arguments says so: the argument, and the kind by its value.
-_BY_ARGUMENT: Final[Mapping[str, tuple[str, Mapping[Any, Kind]]]] = {
+BY_ARGUMENT: Final[Mapping[str, tuple[str, Mapping[Any, Kind]]]] = {
     "index_put": ("accumulate", {True: Kind.LINEAR}),
     "scatter": ("reduce", {"add": Kind.LINEAR, "multiply": Kind.WITHOUT_RULE}),
 }
@@ -533,9 +533,9 @@ def operation_of_call(node: fx.Node) -> Operation | None:
 
 def _as_called(node: fx.Node, entry: Operation | None) -> Operation | None:
     """Return the entry of a call, of the kind that its arguments say."""
-    if entry is None or entry.name not in _BY_ARGUMENT:
+    if entry is None or entry.name not in BY_ARGUMENT:
         return entry
-    name, kinds = _BY_ARGUMENT[entry.name]
+    name, kinds = BY_ARGUMENT[entry.name]
     place = places_of(entry.name)[name]
     value = node.args[place] if place < len(node.args) else node.kwargs.get(name)
     if isinstance(value, fx.Node) or value not in kinds:
@@ -547,12 +547,15 @@ def _as_called(node: fx.Node, entry: Operation | None) -> Operation | None:
 def places_of(name: str) -> Mapping[str, int]:
     """Return the place of each argument of an operation by its name, as torch's schemas and functions have it."""
     packet, function = getattr(torch.ops.aten, name, None), getattr(F, name, None)
-    schemas = [] if packet is None else [getattr(packet, overload)._schema for overload in packet.overloads()]
+    schemas = [] if packet is None else [getattr(packet, overload)._schema for overload in reversed(packet.overloads())]
     lists = [[argument.name for argument in schema.arguments] for schema in schemas]
     if inspect.isfunction(function):
         lists.append([*inspect.signature(function).parameters])
-    places = {name: place for names in reversed(lists) for place, name in enumerate(names)}
-    return {"input": 0, **places}
+    places = {"input": 0}
+    for place, name in [pair for names in lists for pair in enumerate(names)]:
+        places.pop(name, None)  # those of torch.nn.functional come last, which users read
+        places[name] = place
+    return places
 
 
 def _learned(node: fx.Node) -> Operation | None:

@@ -162,17 +162,23 @@ class Edits:
         self.set(module, "__dict__", TRANSIENT, {*vars(module)[TRANSIENT], name})
         self.set(module, "_buffers", name, value)
 
-    def add_pre_hook(self, module: nn.Module, hook: Callable[..., Any], *bound: object) -> None:
-        """Register ``hook(*bound, module, args)`` as a forward pre-hook that runs before all others of the module."""
+    def add_pre_hook(
+        self, module: nn.Module, hook: Callable[..., Any], *bound: object, with_kwargs: bool = False
+    ) -> None:
+        """Register ``hook(*bound, module, args)`` as a forward pre-hook that runs before all others of the module.
+
+        With ``with_kwargs`` it is ``hook(*bound, module, args, kwargs)``.
+        """
         own = partial(hook, *bound)  # an object of this journal, by which the hook is found again
 
         def remove() -> None:
             hooks: dict[int, object] = vars(module)["_forward_pre_hooks"]
             for key in [key for key, value in hooks.items() if value is own]:
                 del hooks[key]
+                vars(module)["_forward_pre_hooks_with_kwargs"].pop(key, None)
 
         self.on_undo(remove)
-        module.register_forward_pre_hook(own, prepend=True)
+        module.register_forward_pre_hook(own, prepend=True, with_kwargs=with_kwargs)
 
     def on_undo(self, action: Callable[[], None]) -> None:
         """Call ``action`` when the journal is undone, before the slots are restored.

@@ -18,8 +18,9 @@ from canon_bridge.core import (
     warn_uncovered,
 )
 from canon_bridge.zennit.arithmetic import adapt
+from canon_bridge.zennit.sizes import remember_sizes
 
-BACKEND = Backend(adapt, has_rules=True)
+BACKEND = Backend(adapt, remember_sizes, has_rules=True)
 
 
 class ModelCanonizer(Canonizer):
