@@ -13,7 +13,7 @@ from canon_bridge.core import Edits, Kind, kind_for_rules
 
 
 @contextmanager
-def attached(model: nn.Module, preset: Preset, verbose: bool = False) -> Generator[None]:
+def attached(model: nn.Module, preset: Preset, is_canonical: bool, verbose: bool = False) -> Generator[None]:
     """Attach the rule of each module to it, for the length of the block; one that the user has set takes precedence.
 
     Parameters
@@ -22,6 +22,9 @@ def attached(model: nn.Module, preset: Preset, verbose: bool = False) -> Generat
         The model.
     preset : Preset
         Which rule each module gets.
+    is_canonical : bool
+        Whether the model is canonical: what still works in place then has to, and gets no rule, see ``Plan.uncovered``.
+        In another model it works out of place, for rules need the input as it was.
     verbose : bool, default False
         Whether to print which rule is on which module.
 
@@ -36,7 +39,8 @@ def attached(model: nn.Module, preset: Preset, verbose: bool = False) -> Generat
         chosen = preset.assign(model)
         without: set[type[nn.Module]] = set()  # types that need none
         for name, module in model.named_modules():
-            if vars(module).get("inplace"):  # in a canonical model only what has to be, see Plan.uncovered
+            in_place = bool(vars(module).get("inplace"))
+            if in_place and is_canonical:
                 continue
             rule = vars(module).get("rule")
             rule = chosen.get(name) if rule is None else _own_rule(rule, name)
@@ -45,6 +49,8 @@ def attached(model: nn.Module, preset: Preset, verbose: bool = False) -> Generat
                 without.add(type(module))
             if rule is not None:
                 handles += rule.attach(module)
+                if in_place:
+                    edits.set(module, "__dict__", "inplace", False)
                 if verbose:
                     print(f"{type(rule).__name__} on {name} ({type(module).__name__})")  # noqa: T201 - what verbose asks for
         yield

@@ -42,10 +42,10 @@ class PresetRules:
     def attached(self, arguments: tuple[Any, ...]) -> Generator[None]:
         """Attach the rules for the length of the block, to the canonical model if the rules are an LRP."""
         if isinstance(self.rules, OnCanonicalModel):
-            with self.rules.canonical(arguments), attached(self.model, self.preset):
+            with self.rules.canonical(arguments), attached(self.model, self.preset, True):
                 yield
         else:
-            with attached(self.model, self.preset):
+            with attached(self.model, self.preset, False):
                 yield
 
     def rule_of(self, module: nn.Module) -> str:

@@ -125,7 +125,7 @@ class OnCanonicalModel:
         before = None if is_known else canonization.reference(arguments)
         with ExitStack() as stack:
             stack.enter_context(canonization)
-            stack.enter_context(attached(self.model, self.preset, verbose))
+            stack.enter_context(attached(self.model, self.preset, True, verbose))
             for tap in taps or ():
                 stack.enter_context(tap.attached())
             stack.enter_context(torch.inference_mode(False))

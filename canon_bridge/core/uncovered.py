@@ -163,7 +163,9 @@ def _why(explicit: ExplicitFlow, node: fx.Node) -> str | None:
 def _stays_in_place(explicit: ExplicitFlow, node: fx.Node) -> bool:
     """Return whether a module works in place also in the canonical model; the gradient of a ReLU is its rule."""
     call = explicit.operations.get(node)
-    if call is None or explicit.aliases.overwritten(node) is None or type(call.module) is nn.ReLU:
+    if call is None or node.op != "call_module" or type(call.module) is nn.ReLU:
+        return False
+    if explicit.aliases.overwritten(node) is None:
         return False
     return node in explicit.relied_on or bool(explicit.aliases.read_after(node))
 

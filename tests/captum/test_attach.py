@@ -51,17 +51,17 @@ def test_verbose_names_rules_and_modules(capsys):
     assert "Norm on adaptive_avg_pool2d (AdaptiveAvgPool2d)" in printed
 
 
-@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("is_canonical", [False, True])
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt])
-def test_rules_are_there_for_the_length_of_the_block_but_on_what_works_in_place(error, in_place):
-    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(inplace=in_place)).double()
+def test_rules_are_there_for_the_length_of_the_block_and_what_may_works_out_of_place(error, is_canonical):
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(inplace=True)).double()
     nn.init.eye_(model[0].weight)
     x = torch.tensor([[3.0, -5.0]], dtype=torch.float64, requires_grad=True)
     preset = presets.Preset([(nn.Linear, rules.Epsilon(0.5)), (nn.ReLU, rules.Pass())])
     before = Snapshot(model)
     try:
-        with attached(model, preset):
-            assert model[1].inplace == in_place
+        with attached(model, preset, is_canonical):
+            assert model[1].inplace == is_canonical
             (found,) = torch.autograd.grad(model(x), x, torch.tensor([[1.0, 1.0]], dtype=torch.float64))
             if error is not None:
                 raise error
@@ -69,4 +69,4 @@ def test_rules_are_there_for_the_length_of_the_block_but_on_what_works_in_place(
         pass
     before.check()
     # A gradient stops the second.
-    assert found.tolist() == [pytest.approx([3 / 3.5, 0 if in_place else 5 / 5.5], rel=1e-14)]
+    assert found.tolist() == [pytest.approx([3 / 3.5, 0 if is_canonical else 5 / 5.5], rel=1e-14)]

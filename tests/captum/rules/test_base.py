@@ -148,7 +148,7 @@ def test_a_rule_on_a_module_that_puts_out_several_values_says_what_to_do(type_na
     module.rule = rules.Epsilon()
     model = nn.Sequential(module)
     message = r"Epsilon is on a \w+ that puts out a tuple"
-    with attached(model, presets.epsilon()), pytest.raises(TypeError, match=message):
+    with attached(model, presets.epsilon(), is_canonical=True), pytest.raises(TypeError, match=message):
         model(torch.zeros(2, 3))
     with pytest.raises(TypeError, match="Set `rule` on the modules inside it instead"):
         rules.Epsilon().forward_hook(module, (torch.zeros(2, 3),), (torch.zeros(2), torch.zeros(2)))
