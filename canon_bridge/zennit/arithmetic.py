@@ -285,7 +285,7 @@ def adapt(module: nn.Module) -> nn.Module:
     if entry is not None and entry.kind is Kind.WITHOUT_RULE and isinstance(module, Activation):  # by zennit's table
         return _with_class(module, _of_none(type(module)))
     known, base = _TYPES.get(entry.kind, (object, nn.Module)) if entry is not None else (object, nn.Module)
-    if isinstance(module, known) or not type(module).__module__.startswith(("torch.nn", "timm", "torchvision")):
+    if isinstance(module, known):
         return module
     return _with_class(module, _of_both(type(module), base))
 

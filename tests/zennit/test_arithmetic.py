@@ -5,7 +5,7 @@ import operator
 import pytest
 import torch
 from torch import nn
-from zennit.composites import EpsilonPlus
+from zennit.composites import EpsilonPlus, LayerMapComposite
 from zennit.layer import Sum
 from zennit.rules import Norm, Pass
 from zennit.types import Activation
@@ -117,9 +117,21 @@ def test_a_twin_is_of_its_own_type_and_of_the_one_that_composites_know(module, k
     assert isinstance(hook, Pass if kind is Activation else Norm)
 
 
-def test_what_composites_know_and_what_users_have_written_stays_itself():
+def test_what_composites_know_and_what_nobody_knows_stays_itself():
     class Own(nn.LayerNorm):
-        pass
+        def forward(self, input):
+            return super().forward(input) * 2
 
     for module in (nn.ReLU(), nn.AvgPool2d(2), nn.Linear(1, 1), Own(3)):
         assert adapt(module) is module
+
+
+def test_a_class_of_a_user_that_computes_the_same_is_adapted_and_still_of_that_class():
+    class Own(nn.GroupNorm):
+        def __init__(self, channels):
+            super().__init__(1, channels)
+
+    twin = adapt(Own(3))
+    assert isinstance(twin, Own)
+    assert isinstance(EpsilonPlus().module_map({}, "", twin), Pass)
+    assert isinstance(LayerMapComposite([(Own, Norm())]).module_map({}, "", twin), Norm)
