@@ -4,6 +4,7 @@ Tracing, making explicit, planning, both adapters and the audit read it. A new o
 :func:`register_operation`; a spelling that torch's own names do not tell is one entry of ``_ALIASES``.
 """
 
+import dataclasses
 import inspect
 import keyword
 import operator
@@ -611,6 +612,8 @@ def bound_of(function: Callable[[Tensor], Any]) -> int:
 def operation_of_function(function: Any) -> Operation | None:
     """Return the entry for a function of torch, of the ``operator`` module, or one that was registered."""
     taught = _BY_FUNCTION.get(_itself(function))
+    if taught is None and isinstance(function, type) and dataclasses.is_dataclass(function):
+        return OPERATIONS["identity"]  # a structure of values
     if taught is not None:
         return taught
     name = _name_in_aten(function) or _spellings().get(function)

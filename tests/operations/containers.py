@@ -161,6 +161,35 @@ class ToDataclass(nn.Module):
         return Features(low, high=high)
 
 
+@dataclass
+class Output(OrderedDict):
+    """Fields that are items, too, by name and by number, as the outputs of language and vision models often are."""
+
+    low: Tensor | None = None
+    high: Tensor | None = None
+    further: tuple[Tensor, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high", "further"):
+            if getattr(self, name) is not None:
+                self[name] = getattr(self, name)
+
+    def __getitem__(self, key):
+        return super().__getitem__(key) if isinstance(key, str) else tuple(self.values())[key]
+
+
+class ToOutput(nn.Module):
+    def forward(self, low, high):
+        return Output(low, high=high, further=(low * 2, high))
+
+
+class ReturnsOutput(Network):
+    def joined(self, a, b):
+        output = self.join(a, b)
+        assert isinstance(output, Output)
+        return output.low + 2 * output[1] - output["further"][0] - 0.5 * output.further[1]
+
+
 class ToList(nn.Module):
     def forward(self, low, high):
         return [low, high]
@@ -394,6 +423,7 @@ CONTAINERS: dict[str, Callable[[], nn.Module]] = {
     "nest": _with_join(CalledWithNest, Nested),
     "returns a dict": _with_join(ReturnsDict, ToDict),
     "returns a dataclass": _with_join(ReturnsDataclass, ToDataclass),
+    "returns a dataclass with items": _with_join(ReturnsOutput, ToOutput),
     "returns a list that is emptied": _with_join(ReturnsListThatIsEmptied, ToList),
     "star and names": _with_join(CalledWithStarAndNames, FromStarAndNames),
     "writes on itself": WritesOnItself,

@@ -203,11 +203,17 @@ def unpack(like: Any, whole: Any) -> Any:
         return type(like)(*(unpack(item, whole[index]) for index, item in enumerate(cast("tuple[Any, ...]", like))))
     if type(like) in _DICTIONARIES:
         return type(like)((key, unpack(item, whole[key])) for key, item in cast("dict[Any, Any]", like).items())
-    if dataclasses.is_dataclass(like) and not isinstance(like, type | Mapping):
+    if dataclasses.is_dataclass(like) and not isinstance(like, type):
+        found = {part.name: getattr(like, part.name) for part in dataclasses.fields(like)}
+        for name, value in found.items():
+            if type(value) not in CONSTANTS:
+                inner = whole.tracer.create_proxy("call_function", getattr, (whole, name), {})
+                found[name] = unpack(value, inner)
+        if isinstance(like, Mapping):  # with its fields for items, too
+            return type(like)(**found)
         twin = copy.copy(like)
-        for part in dataclasses.fields(like):
-            inner = whole.tracer.create_proxy("call_function", getattr, (whole, part.name), {})
-            object.__setattr__(twin, part.name, unpack(getattr(like, part.name), inner))
+        for name, value in found.items():
+            object.__setattr__(twin, name, value)
         return twin
     if is_proxy(like) or type(like) not in CONSTANTS:
         return whole

@@ -3,6 +3,7 @@
 Containers are inlined, or all children are leaves. Tracing writes nothing to the model and runs no hook.
 """
 
+import dataclasses
 import dis
 import functools
 import inspect
@@ -416,6 +417,10 @@ class SymbolicTracer(fx.Tracer):
         if type(a) is OrderedDict:  # fx would write a plain dictionary
             pairs = [(key, self.create_arg(value)) for key, value in a.items()]
             return self.create_node("call_function", OrderedDict, (pairs,), {})
+        if isinstance(a, dict) and dataclasses.is_dataclass(a):  # likewise
+            fields = {part.name: getattr(a, part.name) for part in dataclasses.fields(a)}
+            given = {name: self.create_arg(value) for name, value in fields.items() if value is not None}
+            return self.create_node("call_function", type(a), (), given)
         return super().create_arg(a)
 
     def _now(self, node: fx.Node) -> fx.Node:
