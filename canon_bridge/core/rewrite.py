@@ -516,10 +516,11 @@ def _data_flags(node: fx.Node, entry: Operation) -> tuple[bool, ...]:
     return tuple(flag and place in entry.data for flag, place in zip(flags, places, strict=True))
 
 
-def data_of(node: fx.Node, entry: Operation) -> list[fx.Node]:
-    """Return the nodes that are those arguments of a call that relevance goes to, by the table of operations."""
-    pairs = zip(_occurrences(node), _places(node, entry), strict=True)
-    return [leaf for leaf, place in pairs if place in entry.data]
+def data_of(node: fx.Node, entry: Operation) -> tuple[list[fx.Node], list[fx.Node]]:
+    """Return the nodes that are those arguments of a call that relevance goes to, by the table, and all others."""
+    pairs = list(zip(_occurrences(node), _places(node, entry), strict=True))
+    chosen = [leaf for leaf, place in pairs if place in entry.data]
+    return chosen, [leaf for leaf, place in pairs if place not in entry.data]
 
 
 def _places(node: fx.Node, entry: Operation) -> list[int]:

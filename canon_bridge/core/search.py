@@ -235,7 +235,7 @@ class Search:
         sources = [name for name in node.all_input_nodes if name in self.labels]
         entry, operation = entry_of(node), self.network.operations.get(node)
         assert entry is not None
-        if node.op != "call_module" and entry.data and not set(sources) <= set(data_of(node, entry)):
+        if node.op != "call_module" and entry.data and not self.labels.keys().isdisjoint(data_of(node, entry)[1]):
             raise Blocked("{}: a weight, a gate or an index of it has channels of the norm", self.network.name(node))
         module = operation.module if operation is not None and node.op == "call_module" else None
 

@@ -116,7 +116,7 @@ def _sources(explicit: ExplicitFlow, node: fx.Node) -> list[fx.Node]:
         # Of an arithmetic operation its two operands are counted, of others the values with data.
         operands = list(node.args) if isinstance(call and call.module, Arithmetic) else carrying
         return nodes_in(operands[signal : signal + 1]) or carrying
-    return data_of(node, entry) or carrying if entry.data else arguments
+    return data_of(node, entry)[0] or carrying if entry.data else arguments
 
 
 def _why_it_stays(explicit: ExplicitFlow, node: fx.Node, staying: Mapping[str, str]) -> str | None:

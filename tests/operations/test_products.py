@@ -114,6 +114,10 @@ PRODUCTS = {
         lambda h: torch.lerp(h, h.flip(3), torch.sigmoid(h.flip(2))),
         lambda h: torch.lerp(h, h.flip(3), torch.sigmoid(h.flip(2)).detach()),
     ),
+    "lerp by itself": (
+        lambda h: torch.lerp(h, h.flip(3), h),
+        lambda h: torch.lerp(h, h.flip(3), h.detach()),
+    ),
     "lerp(weight=)": (
         lambda h: h.lerp(h.flip(3), weight=_gate(h)),
         lambda h: h.lerp(h.flip(3), _gate(h).detach()),
