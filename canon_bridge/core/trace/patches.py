@@ -198,6 +198,10 @@ def _namespaces(root: nn.Module) -> Iterator[dict[str, Any]]:
             yield vars(module)
 
 
+# Packages that ask for the types of tensors and import torch by its name, when they meet one.
+_ASKING: Final = frozenset({"einops"})
+
+
 @functools.lru_cache(maxsize=16)
 def _modules_with_torch(packages: frozenset[str], number: int, newest: str) -> tuple[str, ...]:
     """Return the names of the modules; what is imported later comes with another number, or another newest one."""
@@ -206,7 +210,7 @@ def _modules_with_torch(packages: frozenset[str], number: int, newest: str) -> t
         for name, module in list(sys.modules.items())
         if (package := name.partition(".")[0]) not in _OWN
         and isinstance(module, type(sys))
-        and (package in packages or "torch" in vars(module) or "Tensor" in vars(module))
+        and (package in packages or package in _ASKING or "torch" in vars(module) or "Tensor" in vars(module))
     )
 
 

@@ -2,6 +2,8 @@
 
 import builtins
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -147,3 +149,31 @@ def test_the_functions_are_themselves_again() -> None:
     with pytest.raises(TracingError, match="on purpose"):
         plan(build(fails))
     assert functions() == before
+
+
+EINOPS = """
+import einops, sys, torch
+from torch import nn
+from canon_bridge import canonize, plan
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(144, 3)
+
+    def forward(self, x):
+        h = einops.rearrange(torch.relu(self.norm(self.conv(x))), "n c h w -> n (c h w)")
+        return self.head(einops.reduce(einops.repeat(h, "n c -> n c r", r=2), "n c r -> n c", "mean"))
+
+model, x = Net().double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+assert not plan(model).uncovered
+expected = model(x)
+for options in ({}, {"example_inputs": x}):
+    with canonize(model, prefer="right", **options) as canonical:
+        assert (canonical(x) - expected).abs().max() < 1e-12 * expected.abs().max()
+assert "einops.layers.torch" not in sys.modules
+"""
+
+
+def test_the_functions_of_einops_in_a_process_that_has_not_imported_its_layers() -> None:
+    subprocess.run([sys.executable, "-c", EINOPS], check=True, timeout=120)
