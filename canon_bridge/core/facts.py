@@ -312,12 +312,16 @@ class Facts:
             return self._after_layer(module, first)
         if module is not None and is_norm(module):
             return first if _are_tensors(first) else self._tensors(width(module), norm_type(module).ranks)
-        if entry is None or entry.kind is Kind.WITHOUT_RULE or overwritten(node, module) is not None:
-            return first if entry is not None and overwritten(node, module) is not None else UNKNOWN
+        is_in_place = overwritten(node, module) is not None and (
+            first is UNKNOWN or _are_tensors(first)
+        )  # no number is
+        if entry is None or entry.kind is Kind.WITHOUT_RULE or is_in_place:
+            return first if entry is not None and is_in_place else UNKNOWN
         if entry.kind in (Kind.ELEMENTWISE, Kind.NORMALISER):
             return first if _are_tensors(first) else UNKNOWN
         if entry.name in ("add", "sub", "rsub", "mul", "div", "maximum", "minimum"):
-            return self._broadcast([self.of(value) for value in node.args[:2]])
+            operands = [self.of(value) for value in node.args[:2]]
+            return self._broadcast(operands) if any(map(_are_tensors, operands)) else self._run(node, module)
         if node.op == "call_module" and (any(True for _ in module.parameters()) if module is not None else True):
             return UNKNOWN
         if entry.name in _OF_MEMORY or (entry.name in (*_OF_TYPE, *_OF_DEVICE) and self._home is None):
@@ -347,7 +351,7 @@ class Facts:
     def _broadcast(self, operands: list[Any]) -> Any:
         """Return the shape of two operands together: an unknown size is the other's, if that is known and not one."""
         tensors = [found for found in operands if _are_tensors(found)]
-        if not tensors or any(found is UNKNOWN for found in operands):
+        if any(found is UNKNOWN for found in operands):
             return UNKNOWN
         rank = max(found[0].dim() for found in tensors)
         padded = [[(1,) * (rank - tensor.dim()) + tuple(tensor.shape) for tensor in found] for found in tensors]

@@ -251,6 +251,11 @@ class Net(nn.Module):
         return self.function(self, self.norm(self.first(x)), x)
 
 
+def _times(size: Any, other: Any) -> Any:
+    size *= other  # a number, which nothing is written to
+    return size
+
+
 # name: (forward, the sizes of its result as far as they have to be known: None for what depends on the input)
 SHAPES: dict[str, tuple[Function, tuple[int | None, ...] | None]] = {
     "norm": (lambda m, h, x: h * 1, (None, 4, None, None)),
@@ -275,6 +280,9 @@ SHAPES: dict[str, tuple[Function, tuple[int | None, ...] | None]] = {
     "pad": (lambda m, h, x: F.pad(h, (0, 0, 0, 0, 0, 3)), (None, 7, None, None)),
     "einsum": (lambda m, h, x: torch.einsum("nchw->nc", h) * 1, (None, 4)),
     "in place": (lambda m, h, x: F.relu_(h), (None, 4, None, None)),
+    "sizes multiplied": (lambda m, h, x: h.reshape(h.size(0), 2 * h.size(2), 2, -1), (None, None, 2, None)),
+    "sizes multiplied in place": (lambda m, h, x: h.reshape(h.size(0), _times(h.size(1), h.size(2)), -1), (None,) * 3),
+    "the rank after a size": (lambda m, h, x: h.reshape(h.size(0), h.size(1) * h.size(2) * h.size(3)), (None, None)),
     "of unknown width": (lambda m, h, x: h.view(h.size(0), -1, 2), (None, None, 2)),
     "the data choose": (lambda m, h, x: h[h > 0], None),
 }

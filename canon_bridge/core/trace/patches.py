@@ -198,8 +198,8 @@ def _namespaces(root: nn.Module) -> Iterator[dict[str, Any]]:
             yield vars(module)
 
 
-# Packages that ask for the types of tensors and import torch by its name, when they meet one.
-_ASKING: Final = frozenset({"einops"})
+# Packages of which one module alone asks for the type of a tensor; others check sizes that happen to be known.
+_ASKING: Final = {"einops": "einops._backends"}
 
 
 @functools.lru_cache(maxsize=16)
@@ -210,7 +210,8 @@ def _modules_with_torch(packages: frozenset[str], number: int, newest: str) -> t
         for name, module in list(sys.modules.items())
         if (package := name.partition(".")[0]) not in _OWN
         and isinstance(module, type(sys))
-        and (package in packages or package in _ASKING or "torch" in vars(module) or "Tensor" in vars(module))
+        and _ASKING.get(package, name) == name
+        and (package in {*packages, *_ASKING} or "torch" in vars(module) or "Tensor" in vars(module))
     )
 
 
