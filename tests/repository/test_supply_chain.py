@@ -194,6 +194,7 @@ def test_tools_are_pinned() -> None:
             "pytest-xdist",
             "pytest-cov",
             "hypothesis",
+            "einops",
             "coverage",
             "ruff",
             "pyright",
