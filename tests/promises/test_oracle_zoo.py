@@ -36,7 +36,7 @@ SLOW = (
     "timm/repvgg_a0",
     "timm/cspdarknet53",
 )
-# timm's HRNet is not among them: its modules write into the list that they are given, which is named (`Plan.uncovered`).
+# timm's HRNet is not among them: its modules write into the list that they are given, which is named in the plan.
 TOLERANCE = {"torchvision/mobilenet_v2": 1e-11}
 LRP_0 = 1e-30
 
