@@ -312,9 +312,8 @@ class Facts:
             return self._after_layer(module, first)
         if module is not None and is_norm(module):
             return first if _are_tensors(first) else self._tensors(width(module), norm_type(module).ranks)
-        is_in_place = overwritten(node, module) is not None and (
-            first is UNKNOWN or _are_tensors(first)
-        )  # no number is
+        # A number is never overwritten, whatever the operator is called.
+        is_in_place = (first is UNKNOWN or _are_tensors(first)) and overwritten(node, module) is not None
         if entry is None or entry.kind is Kind.WITHOUT_RULE or is_in_place:
             return first if entry is not None and is_in_place else UNKNOWN
         if entry.kind in (Kind.ELEMENTWISE, Kind.NORMALISER):

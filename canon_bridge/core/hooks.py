@@ -27,9 +27,9 @@ def watch_hooks(edits: Edits, model: nn.Module, plan: Plan, has_rules: bool) -> 
     edits : Edits
         The journal.
     model : nn.Module
-        The model, before the plan is carried out.
+        The model, with the plan carried out, and before hooks of a framework are on it.
     plan : Plan
-        What is merged.
+        What was merged.
     has_rules : bool
         Whether maps are made of the canonical model.
     """

@@ -189,6 +189,7 @@ _WITHOUT_RULE: Final[Mapping[str, str]] = {
     "scatter_reduce index_reduce": "it may reduce by a product or a mean of what is there",
 }
 
+# The arguments that relevance goes to, see :class:`Operation`.
 _DATA: Final[Mapping[str, tuple[int, ...]]] = {
     "where": (1, 2),
     "masked_fill gather index_select take take_along_dim getitem masked_select": (0,),
@@ -506,10 +507,10 @@ MODULES: Final[dict[TypeKey, Operation]] = {key: OPERATIONS[name] for name, keys
 
 def operation_of_module(module: nn.Module) -> Operation | None:
     """Return what a module is, if it is one operation: by its type, whatever was set on the instance; else None."""
-    name = getattr(type(module), "canonical_operation", None)  # explicit modules say it themselves
-    entry = find_entry(MODULES, module) if name is None else OPERATIONS[name]
     if norm_entry(module) is not None:  # an InstanceNorm may be one, or a normaliser
         return OPERATIONS["batch_norm"]
+    name = getattr(type(module), "canonical_operation", None)  # explicit modules say it themselves
+    entry = find_entry(MODULES, module) if name is None else OPERATIONS[name]
     if entry is not None:
         return entry
     for table, name in ((LINEAR, "linear"), (MAX_POOLS, "max_pool2d")):
@@ -612,10 +613,10 @@ def bound_of(function: Callable[[Tensor], Any]) -> int:
 def operation_of_function(function: Any) -> Operation | None:
     """Return the entry for a function of torch, of the ``operator`` module, or one that was registered."""
     taught = _BY_FUNCTION.get(_itself(function))
-    if taught is None and isinstance(function, type) and dataclasses.is_dataclass(function):
-        return OPERATIONS["identity"]  # a structure of values
     if taught is not None:
         return taught
+    if isinstance(function, type) and dataclasses.is_dataclass(function):
+        return OPERATIONS["identity"]  # a structure of values
     name = _name_in_aten(function) or _spellings().get(function)
     return None if name is None else _named(name)
 

@@ -196,17 +196,15 @@ def sensitivity(model: nn.Module, before: Reference) -> float:
     epsilons = (torch.finfo(dtype).eps for dtype in _types_inside(model, before) if dtype in TOLERANCES)
     epsilon = max(epsilons, default=0.0)
     nudges = [partial(_nudged, epsilon, torch.Generator().manual_seed(seed)) for seed in range(3)]
+    nudged = [tree_map_only(Tensor, nudge, before.arguments) for nudge in nudges]
     found: list[list[Tensor]] = []
-    for change in (_as_it_is, _as_it_is, *nudges):
+    for arguments in (before.arguments, before.arguments, *nudged):
         with preserved(model):
-            found.append(outputs(model, tree_map_only(Tensor, change, before.arguments)))
-    if function_error(found[0], found[1])[0] > 0:  # another function at every call
+            found.append(outputs(model, arguments))
+    first, again, *others = found
+    if function_error(first, again)[0] > 0:  # another function at every call
         return 0.0
-    return _ROUNDINGS * max(function_error(found[0], nudged)[0] for nudged in found[2:])
-
-
-def _as_it_is(value: Tensor) -> Tensor:
-    return value
+    return _ROUNDINGS * max(function_error(first, other)[0] for other in others)
 
 
 def _nudged(epsilon: float, generator: torch.Generator, value: Tensor) -> Tensor:

@@ -503,15 +503,19 @@ def _product(
 
 def _occurrences(node: fx.Node) -> list[fx.Node]:
     """Return all nodes among the arguments of a call, in order, each as often as it is written."""
-    keywords = {name: value for name, value in node.kwargs.items() if name not in ("out", "inplace")}
-    return nodes_in((node.args, keywords))
+    return nodes_in((node.args, _keywords(node)))
+
+
+def _keywords(node: fx.Node) -> dict[str, Any]:
+    """Return the arguments by keyword of a call that overwrites nothing."""
+    return {name: value for name, value in node.kwargs.items() if name not in ("out", "inplace")}
 
 
 def _data_flags(node: fx.Node, entry: Operation) -> tuple[bool, ...]:
     """Return of all nodes among the arguments of a call, in order, which are tensors that relevance goes to."""
-    leaves = _occurrences(node)
-    flags, places = tuple(map(is_tensor, leaves)), _places(node, entry)
-    if not any(flag and place == entry.data[0] for flag, place in zip(flags, places, strict=True) if entry.data):
+    flags = tuple(map(is_tensor, _occurrences(node)))
+    places = _places(node, entry) if entry.data else []
+    if not any(flag and place == entry.data[0] for flag, place in zip(flags, places, strict=False)):
         return flags
     return tuple(flag and place in entry.data for flag, place in zip(flags, places, strict=True))
 
@@ -526,10 +530,12 @@ def data_of(node: fx.Node, entry: Operation) -> tuple[list[fx.Node], list[fx.Nod
 def _places(node: fx.Node, entry: Operation) -> list[int]:
     """Return for all nodes among the arguments of a call, in order, which argument they are in, -1 if unknown."""
     names = places_of(entry.name)
-    keywords = {name: value for name, value in node.kwargs.items() if name not in ("out", "inplace")}
     is_method = node.op == "call_method" and entry.name == "where"  # of the first of the two, not of the condition
     order = (1, 0, 2) if is_method else range(len(node.args))
-    pairs = [*zip(order, node.args, strict=False), *((names.get(name, -1), value) for name, value in keywords.items())]
+    pairs = [
+        *zip(order, node.args, strict=False),
+        *((names.get(name, -1), value) for name, value in _keywords(node).items()),
+    ]
     return [place for place, value in pairs for _ in nodes_in(value)]
 
 
@@ -550,8 +556,7 @@ def _template(node: fx.Node, flags: tuple[bool, ...]) -> tuple[tuple[Any, ...], 
     """Return the arguments of a call with slots for its nodes: first for those with a flag, then for the others."""
     order = sorted(range(len(flags)), key=lambda index: not flags[index])
     slots = iter([Slot(order.index(index)) for index in range(len(flags))])
-    keywords = {name: value for name, value in node.kwargs.items() if name not in ("out", "inplace")}
-    return _plain(node.args, slots), _plain(keywords, slots)
+    return _plain(node.args, slots), _plain(_keywords(node), slots)
 
 
 def _plain(structure: Any, slots: Iterator[Slot]) -> Any:

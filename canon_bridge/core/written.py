@@ -79,15 +79,13 @@ class Written:
         return result
 
     def _refuse(self, name: str, found: Any, wanted: Any) -> None:
-        is_mode = name == "training"
-        state = f"is in {'training' if found else 'evaluation'} mode" if is_mode else f"has {name}={found!r}"
+        if name == "training":
+            state = f"is in {'training' if found else 'evaluation'} mode"
+            former = "in the other one. Change the mode outside the block."
+        else:
+            state, former = f"has {name}={found!r}", f"with {wanted!r}. Set it before."
         raise ValueError(
-            f"{self.path or 'the model'} {state} now, and its forward asks for that: it was canonized "
-            + (
-                "in the other one. Change the mode outside the block."
-                if is_mode
-                else f"with {wanted!r}. Set it before."
-            )
+            f"{self.path or 'the model'} {state} now, and its forward asks for that: it was canonized {former}"
         )
 
     def _check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

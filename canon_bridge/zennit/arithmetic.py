@@ -52,11 +52,11 @@ class InPlace(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self._alone = (module,)  # no child, which composites would see
+        self._held = (module,)  # no child, which composites would see
 
     def forward(self, input: Tensor) -> Any:
         """Return what the module makes of the input, which it overwrites."""
-        return self._alone[0].forward(input)
+        return self._held[0].forward(input)
 
 
 class _OneInput(nn.Module):

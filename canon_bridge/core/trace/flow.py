@@ -86,10 +86,8 @@ class Flow:
     written : dict
         What forwards wrote on modules, by the path of the module and the name of the attribute; for a single
         container what it wrote on itself, with nodes for data, which the graph puts out after the result.
-    asks_for_gradient, depends_on_gradient : bool
-        Whether forward asks if a gradient is wanted, and whether it computes something else then.
-    has_tensor_hooks : bool
-        Whether it registers hooks on tensors then.
+    depends_on_gradient : bool
+        Whether forward computes something else where a gradient is wanted.
     """
 
     graph: fx.Graph = field(default_factory=fx.Graph)
@@ -107,9 +105,7 @@ class Flow:
     decisions: dict[Any, Any] = field(default_factory=dict[Any, Any])
     reread: dict[fx.Node, set[str]] = field(default_factory=dict[fx.Node, set[str]])
     written: dict[str, Any] = field(default_factory=dict[str, Any])
-    asks_for_gradient: bool = False
     depends_on_gradient: bool = False
-    has_tensor_hooks: bool = False
 
 
 @dataclass

@@ -104,10 +104,11 @@ def _first_that_works(root: nn.Module, tracers: list[MakeTracer], whole: Flow | 
 
 
 def _traced(root: nn.Module, make: MakeTracer, whole: Flow | None) -> Flow:
+    """Return the flow of one tracer; that of a model which asks if a gradient is wanted is found for both answers."""
     tracer = make()
     tracer.flow.depends_on_gradient = whole is not None and whole.depends_on_gradient
     flow = _run(root, tracer, {} if whole is None else whole.written)
-    if whole is not None or not flow.asks_for_gradient:
+    if whole is not None or not tracer.asks_for_gradient:
         return flow
     with_gradient = make()
     with_gradient.wants_gradient = True
@@ -117,7 +118,7 @@ def _traced(root: nn.Module, make: MakeTracer, whole: Flow | None) -> Flow:
         flow.depends_on_gradient = True
         return flow
     flow.depends_on_gradient = _calls(other.graph) != _calls(flow.graph)
-    if other.has_tensor_hooks:
+    if with_gradient.has_tensor_hooks:
         alert(
             f"the forward of {type(root).__name__} registers hooks on tensors where a gradient is wanted; in the "
             "canonical model it does not. Register them on modules, from outside (register_full_backward_hook).",

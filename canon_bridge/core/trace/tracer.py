@@ -109,9 +109,9 @@ class InPlaceProxy(fx.Proxy):
         if name != "requires_grad":
             if not tracer.wants_gradient:
                 return super().__getattr__(name)
-            tracer.flow.has_tensor_hooks = True
+            tracer.has_tensor_hooks = True
             return _do_nothing
-        tracer.flow.asks_for_gradient = True
+        tracer.asks_for_gradient = True
         tracer.note_course()
         if tracer.flow.depends_on_gradient:
             tracer.decide(self.node, no_gradient, False)
@@ -227,7 +227,8 @@ class SymbolicTracer(fx.Tracer):
         self.flow = Flow(owners=[path], inputs={} if inputs is None else {path: inputs})
         self.bound: dict[str, Any] = {}
         self.is_computing = False
-        self.wants_gradient = False
+        # Whether forward is told that a gradient is wanted, whether it has asked, and whether it hooked tensors for it.
+        self.wants_gradient = self.asks_for_gradient = self.has_tensor_hooks = False
         self._known_returns = returns or {}
         self._fixed_numbers = fixed_numbers
         self._root_inputs = inputs
