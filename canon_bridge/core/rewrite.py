@@ -24,7 +24,7 @@ from canon_bridge.core.norms import children_after
 from canon_bridge.core.operations import WANTS_MODULE, Kind, Operation, bound_of, out_of_place, places_of, setitem_
 from canon_bridge.core.restore import finder
 from canon_bridge.core.source import write_forward
-from canon_bridge.core.trace.flow import CONSTANTS, Flow, Site, TracingError, is_proxy
+from canon_bridge.core.trace.flow import CONSTANTS, Flow, Site, TracingError, is_proxy, pattern
 from canon_bridge.core.trace.preserve import names_read
 from canon_bridge.core.trace.trace import trace_locally
 from canon_bridge.core.written import Written
@@ -138,6 +138,9 @@ def make_explicit(model: nn.Module, flow: Flow, rewrite: bool = True) -> Explici
         if children_after(model.get_submodule(survey.original(owner))):
             survey.give_up(owner, "it is a norm that calls other modules")  # not a forward that could be written anew
             continue
+        if survey.is_called_otherwise(owner):
+            survey.give_up(owner, "it is called with different structures, and the calls cannot be told apart")
+            continue
         wanted, overwritten_later = survey.wanted(owner), survey.overwritten_later(owner)
         # Where the course depends on values, the new forward checks that it is the course that the flow holds for.
         if not (wanted or overwritten_later or survey.relies(owner) or owner in flow.decided):
@@ -194,6 +197,12 @@ class _Survey:
             if head in self._shared:
                 return self.resolved(".".join([self._shared[head], *parts[end:]]))
         return place
+
+    def is_called_otherwise(self, owner: str) -> bool:
+        """Return whether a call that shares a container, as there is no stand-in for it, passes another structure."""
+        inputs = self.flow.inputs
+        places = [place for place in self._shared if place in inputs and self.resolved(place) == owner]
+        return any(pattern(inputs[place]) != pattern(inputs[owner]) for place in places)
 
     def wanted(self, owner: str) -> list[_Wanted]:
         """Return the calls of one forward that need a module of their own."""

@@ -92,14 +92,14 @@ def _on_the_way(explicit: ExplicitFlow) -> list[fx.Node]:
             reached.update([node] if entry is None or entry.name != "relu" else ())
         if node.op == "output":
             reached.update([node, *node.all_input_nodes])
-        elif node in reached and not _stops(node):
+        elif node in reached and not _stops(explicit, node):
             reached.update(_sources(explicit, node))
     return [node for node in graph.nodes if node in reached and node.op.startswith("call") and has_data(node)]
 
 
-def _stops(node: fx.Node) -> bool:
+def _stops(explicit: ExplicitFlow, node: fx.Node) -> bool:
     entry = entry_of(node)
-    return entry is not None and entry.kind in STOPS
+    return node in explicit.flow.without_gradient or (entry is not None and entry.kind in STOPS)
 
 
 def _sources(explicit: ExplicitFlow, node: fx.Node) -> list[fx.Node]:
@@ -130,6 +130,8 @@ def _why(explicit: ExplicitFlow, node: fx.Node) -> str | None:
     """Return why an operation has no rule, or None if it has one."""
     entry, call = entry_of(node), explicit.operations.get(node)
     failure = explicit.failures.get(node)
+    if node in explicit.flow.without_gradient:
+        return f"gradients are switched off where it is called, so that no relevance passes it: {_BEFORE}"
     if not carries(node):
         return f"no relevance passes it: {_BEFORE}" if entry is None or entry.kind is Kind.NOT_DIFFERENTIABLE else None
     if entry is not None and entry.name in _STEPS:

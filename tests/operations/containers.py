@@ -249,6 +249,72 @@ class WritesToDict(Network):
         return self.outputs["a"] + self.outputs["b"]
 
 
+class Appends(nn.Module):
+    """Writes its result into the list that it is called with, and returns that list or nothing."""
+
+    def __init__(self, returns: bool) -> None:
+        super().__init__()
+        self.conv, self.returns = nn.Conv2d(4, 4, 1), returns
+
+    def forward(self, features):
+        features.append(F.relu(self.conv(features[-1])) + features[0])
+        return features if self.returns else None
+
+
+class ReadsWhatIsAppended(Network):
+    def joined(self, a, b):
+        features = [a, b]
+        self.join(features)
+        self.join(features=features)
+        return features[1] - 0.5 * features[2] + features[3]
+
+
+class ReadsBothNamesOfAList(Network):
+    def joined(self, a, b):
+        features = [a]
+        others = self.join(features)
+        others.append(b)
+        return features[-1] + 2 * features[1] + len(features) * others[0]
+
+
+class Branches(nn.Module):
+    """Overwrites the parts of the list that it is called with, as networks of several resolutions do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)) for _ in range(2)])
+
+    def forward(self, features):
+        for index, branch in enumerate(self.branches):
+            features[index] = branch(features[index])
+        return [features[0] + features[1], features[0] - 0.5 * features[1]]
+
+
+class ReadsOverwrittenParts(Network):
+    def joined(self, a, b):
+        features = [a, b]
+        low, high = self.join(features)
+        return low + 0.3 * high + 2 * features[0] + features[1]
+
+
+class FillsDict(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, found, key="low"):
+        found[key] = self.conv(found["high"]) + found["high"]
+        found["high"] = F.relu(found[key])
+
+
+class ReadsFilledDict(Network):
+    def joined(self, a, b):
+        found = OrderedDict(high=a)
+        self.join(found)
+        self.join(found, key="lower")
+        return found["low"] + 0.5 * found["lower"] - found["high"] + b
+
+
 class Counts(Network):
     """Writes a number on itself at each call."""
 
@@ -430,6 +496,10 @@ CONTAINERS: dict[str, Callable[[], nn.Module]] = {
     "inner writes on itself": lambda: CalledWithTupleStar(InnerWritesOnItself()),
     "writes to a list": WritesToList,
     "writes to a dict": WritesToDict,
+    "appends to a list": _with_join(ReadsWhatIsAppended, lambda: Appends(False)),
+    "appends to a list and returns it": _with_join(ReadsBothNamesOfAList, lambda: Appends(True)),
+    "overwrites parts of a list": _with_join(ReadsOverwrittenParts, Branches),
+    "fills a dict": _with_join(ReadsFilledDict, FillsDict),
     "counts": Counts,
     "method with parts": Parts,
     "star of chunks": _with_join(StarOfChunks, lambda: Lambda(lambda one, other: one - other)),

@@ -3,6 +3,8 @@
 What the wrong answer leads to is another function.
 """
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,6 +30,12 @@ def _by_sizes(h: Tensor) -> Tensor:
     return F.relu(h) if is_usual and isinstance(h.shape[2:], torch.Size) else h.flip(2)
 
 
+def _by_gradient(h: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of a tensor that is no leaf
+        return F.relu(h) if h.grad is None else h.flip(2)
+
+
 QUESTIONS: dict[str, Operation] = {
     "dtype is": lambda h: F.relu(h) if h.dtype is torch.float64 else h.flip(2),
     "dtype is not": lambda h: h.flip(2) if h.dtype is not torch.double else F.relu(h),
@@ -42,6 +50,9 @@ QUESTIONS: dict[str, Operation] = {
     "device.type": lambda h: F.relu(h) if h.device.type == "cpu" else h.flip(2),
     "is_contiguous": lambda h: F.relu(h) if h.is_contiguous() else h.flip(2),
     "type(h) is": lambda h: F.relu(h) if type(h) is Tensor else h.flip(2),
+    "__class__ is": lambda h: F.relu(h) if h.__class__ is Tensor else h.flip(2),
+    "callable": lambda h: h(2) if callable(h) else F.relu(h),
+    "grad is None": _by_gradient,
     "type(h) in": lambda h: F.relu(h) if type(h) in (Tensor, nn.Parameter) else h.flip(2),
     "type(h) is list": lambda h: h[0] if type(h) is list else F.relu(h),
     "isinstance": lambda h: F.relu(h) if isinstance(h, Tensor) else h.flip(2),

@@ -1,5 +1,6 @@
 """Small inputs that went wrong beside the operations: hooks, noise tunnels, nested blocks, other methods, merges."""
 
+import copy
 import math
 import sys
 import types
@@ -339,6 +340,57 @@ def test_what_a_block_puts_into_its_arguments_is_there(name, prefer):
     else:
         found = LRP(model, presets.epsilon(LRP_0), prefer=prefer).attribute(x, target=TARGET)
         assert relative_error(found, reference) < 1e-9
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(self.conv(x))
+
+
+class WithoutGradient(nn.Module):
+    """A branch that is computed with gradients switched off: of modules alone, or of functions, too."""
+
+    def __init__(self, mode, modules_alone) -> None:
+        super().__init__()
+        self.mode, self.modules_alone = mode, modules_alone
+        self.conv, self.norm, self.encoder, self.relu = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), Encoder(), nn.ReLU()
+        self.inner, self.head = nn.ReLU(inplace=True), nn.Linear(64, CLASSES)
+
+    def forward(self, x):
+        with self.mode():
+            h = self.inner(self.encoder(x))
+            if not self.modules_alone:
+                low, high = h.chunk(2, 1)
+                h = torch.cat([low * 2, F.relu(high)], 1) / h.shape[1]
+        return self.head((self.relu(self.norm(self.conv(x))) + h).flatten(1))
+
+
+@pytest.mark.parametrize("framework", ["captum", "zennit"])
+@pytest.mark.parametrize("prefer", ["left", "right"])
+@pytest.mark.parametrize("modules_alone", [False, True])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_what_is_computed_without_gradients_gets_no_relevance_and_a_name(mode, modules_alone, prefer, framework):
+    model, x = finish(lambda: WithoutGradient(mode, modules_alone)), image()
+    twin = copy.deepcopy(model)
+    twin.mode = torch.no_grad  # tensors of inference mode take no part in torch's own gradients
+    expected = model(x).detach()
+    with canonize(model, prefer=prefer) as canonical:
+        output = canonical(x.requires_grad_())
+        assert relative_error(output.detach(), expected) < 1e-10
+        assert torch.autograd.grad(output.sum(), model.encoder.conv.weight, allow_unused=True) == (None,)
+    (entry,) = plan(model, prefer=prefer).uncovered
+    assert "gradients are switched off" in entry.reason
+    explain = {
+        "captum": lambda x: LRP(model, presets.epsilon(LRP_0), prefer=prefer).attribute(x, target=TARGET),
+        "zennit": lambda x: attribute(model, x, epsilon_composite(LRP_0, [ModelCanonizer(prefer=prefer)])),
+    }[framework]
+    with pytest.warns(canon_bridge.UncoveredOperationWarning, match="gradients are switched off"):
+        found = explain(x.detach())
+    assert relative_error(found, gradient_times_input(twin, x.detach())) < 1e-9
 
 
 def test_isinstance_in_another_package_than_that_of_the_model(monkeypatch):

@@ -376,7 +376,7 @@ def _without_gradient(self, h):
 @pytest.mark.parametrize("inputs", [None, image()])
 @pytest.mark.parametrize(
     ("keep", "advice"),
-    [(_into_dictionary, "hook"), (_into_list, "hook"), (_on_another, "hook"), (_without_gradient, "detach")],
+    [(_into_dictionary, "hook"), (_into_list, "hook"), (_on_another, "hook"), (_without_gradient, "switched off")],
 )
 def test_the_advice_helps(keep, advice, inputs):
     reasons = [entry.reason for entry in plan(finish(lambda: Keeps(keep)), example_inputs=inputs).uncovered]

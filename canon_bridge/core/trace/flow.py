@@ -2,10 +2,13 @@
 
 import copy
 import dataclasses
+import functools
 import inspect
+import operator
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final, cast
 
 from torch import Tensor, fx
@@ -19,6 +22,10 @@ _DICTIONARIES: Final = (dict, OrderedDict)
 
 class TracingError(RuntimeError):
     """Raise when the data flow of a model cannot be found; the message names the module and the cause."""
+
+
+class CannotBeWrittenError(RuntimeError):
+    """A forward does what a new one would not; the message says what to do, which example inputs do not help with."""
 
 
 class OtherCourseError(ValueError):
@@ -76,8 +83,8 @@ class Flow:
     values : dict
         The value of each node, where the flow was traced with values.
     decided : set of str
-        The containers whose course depended on such values, or on whether a gradient is wanted, and those that pass
-        a module its input by name: they get a new forward.
+        The containers whose course depended on such values, or on whether a gradient is wanted, those that switch
+        gradients off, and those that pass a module its input by name: they get a new forward.
     decisions : dict
         What the course depended on and is known without values (the number of dimensions, of channels), by site and
         by what was asked, ``len``, ``bool`` or ``int``.
@@ -86,6 +93,11 @@ class Flow:
     written : dict
         What forwards wrote on modules, by the path of the module and the name of the attribute; for a single
         container what it wrote on itself, with nodes for data, which the graph puts out after the result.
+    filled : dict
+        By the site of a call the lists and dictionaries among its arguments that a container has written into, as it
+        has left them, by position or name.
+    without_gradient : set of fx.Node
+        The calls that forward makes with gradients switched off.
     depends_on_gradient : bool
         Whether forward computes something else where a gradient is wanted.
     """
@@ -105,6 +117,8 @@ class Flow:
     decisions: dict[Any, Any] = field(default_factory=dict[Any, Any])
     reread: dict[fx.Node, set[str]] = field(default_factory=dict[fx.Node, set[str]])
     written: dict[str, Any] = field(default_factory=dict[str, Any])
+    filled: dict[Site, dict[Any, Any]] = field(default_factory=dict[Site, dict[Any, Any]])
+    without_gradient: set[fx.Node] = field(default_factory=set[fx.Node])
     depends_on_gradient: bool = False
 
 
@@ -115,7 +129,6 @@ class Frame:
     owner: str
     original: str
     counts: Counter[Hashable] = field(default_factory=Counter[Hashable])
-    stops_gradients: bool = False
 
     def site(self, what: Hashable) -> Site:
         """Return the site of the next call of ``what``."""
@@ -191,20 +204,36 @@ def fits_defaults(forward: Callable[..., Any], arguments: tuple[Any, ...]) -> bo
     )
 
 
-def unpack(like: Any, whole: Any) -> Any:
-    """Give a proxy the structure of a value: constants as they are, data taken from the proxy part by part."""
+@dataclass(frozen=True)
+class Argument:
+    """Stands for a list or a dictionary that a container has got and returns: the keys that lead to it."""
+
+    keys: tuple[Any, ...]
+
+
+def unpack(like: Any, whole: Any, arguments: Any = None) -> Any:
+    """Give a proxy the structure of a value: constants as they are, data taken from the proxy part by part.
+
+    The lists and dictionaries that are those of ``arguments`` stay these.
+    """
+
+    def part(item: Any, key: Any) -> Any:
+        return unpack(item, whole[key], arguments)
+
+    if isinstance(like, Argument):
+        return functools.reduce(operator.getitem, like.keys, arguments)
     if type(like) in (list, tuple):
-        return type(like)(unpack(item, whole[index]) for index, item in enumerate(like))
+        return type(like)(part(item, index) for index, item in enumerate(like))
     if isinstance(like, tuple) and hasattr(like, "_fields"):
-        return type(like)(*(unpack(item, whole[index]) for index, item in enumerate(cast("tuple[Any, ...]", like))))
+        return type(like)(*(part(item, index) for index, item in enumerate(cast("tuple[Any, ...]", like))))
     if type(like) in _DICTIONARIES:
-        return type(like)((key, unpack(item, whole[key])) for key, item in cast("dict[Any, Any]", like).items())
+        return type(like)((key, part(item, key)) for key, item in cast("dict[Any, Any]", like).items())
     if dataclasses.is_dataclass(like) and not isinstance(like, type):
-        found = {part.name: getattr(like, part.name) for part in dataclasses.fields(like)}
+        found = {field.name: getattr(like, field.name) for field in dataclasses.fields(like)}
         for name, value in found.items():
             if type(value) not in CONSTANTS:
                 inner = whole.tracer.create_proxy("call_function", getattr, (whole, name), {})
-                found[name] = unpack(value, inner)
+                found[name] = unpack(value, inner, arguments)
         if isinstance(like, Mapping):  # with its fields for items, too
             return type(like)(**found)
         twin = copy.copy(like)
@@ -216,12 +245,18 @@ def unpack(like: Any, whole: Any) -> Any:
     return like
 
 
-def kept(structure: Any) -> Any:
-    """Return the structure as it is now: forward may append to a list that it has handed on."""
+def kept(structure: Any, arguments: Mapping[int, tuple[Any, ...]] = MappingProxyType({})) -> Any:
+    """Return the structure as it is now: forward may append to a list that it has handed on.
+
+    What is among the arguments, by its identity, is named by its keys there.
+    """
+    if id(structure) in arguments:
+        return Argument(arguments[id(structure)])
     if type(structure) in (list, tuple):
-        return type(structure)(kept(item) for item in structure)
+        return type(structure)(kept(item, arguments) for item in structure)
     if type(structure) in _DICTIONARIES:
-        return type(structure)((key, kept(item)) for key, item in cast("dict[Any, Any]", structure).items())
+        pairs = cast("dict[Any, Any]", structure).items()
+        return type(structure)((key, kept(item, arguments)) for key, item in pairs)
     return structure
 
 
@@ -234,3 +269,19 @@ def is_same(now: Any, before: Any) -> bool:
     if type(now) in _DICTIONARIES:
         return [*now] == [*before] and all(map(is_same, now.values(), before.values()))
     return now is before
+
+
+def containers(structure: Any, keys: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield the lists and dictionaries in a structure, the outer before the inner, with the keys that lead there."""
+    if type(structure) in (list, *_DICTIONARIES):
+        yield keys, structure
+    if type(structure) in (list, tuple, *_DICTIONARIES):
+        pairs = structure.items() if type(structure) in _DICTIONARIES else enumerate(structure)
+        for key, value in list(pairs):
+            yield from containers(value, (*keys, key))
+
+
+def fill(container: Any, contents: Any) -> None:
+    """Give a list, a dictionary or a set other contents."""
+    container.clear()
+    (container.extend if isinstance(container, list) else container.update)(contents)

@@ -1,8 +1,8 @@
 """What has to be other than torch and Python have it while a model is traced, all in one place, and for that long only.
 
 Calls that cannot record themselves because torch takes no proxy there, in older versions wherever no tensor belongs;
-``isinstance`` and ``type`` in the packages that the model's classes come from and in all that use torch; activation
-checkpoints, which run their function a second time in the backward pass.
+``isinstance``, ``type`` and ``callable`` in the packages that the model's classes come from and in all that use torch;
+activation checkpoints, which run their function a second time in the backward pass.
 """
 
 import functools
@@ -53,20 +53,25 @@ def patched(tracer: Any, root: nn.Module) -> Generator[None]:
     with ExitStack() as stack:
         for _ in range(2):  # what an interrupt cuts short in one is done by the other
             stack.callback(_restore, formers)
-        for holder, name, replacement in (*parsed, *_replacements(), *_checkpoints(tracer.note_course)):
+        for holder, name, replacement in (
+            *parsed,
+            *_replacements(),
+            *_checkpoints(tracer.note_course),
+            _switch(tracer),
+        ):
             formers.append((holder, name, vars(holder).get(name, _ABSENT)))
             setattr(holder, name, replacement)
         imported = {id(replacement.stands_in_for): replacement for _, _, replacement in parsed}
         for namespace in _namespaces(root):
             names = {n: imported[id(f)] for n, f in list(namespace.items()) if id(f) in imported} if imported else {}
-            for name, replacement in {**names, "isinstance": _is_instance, "type": _Type}.items():
+            for name, replacement in {**names, **_QUESTIONS}.items():
                 formers.append((namespace, name, namespace.get(name, _ABSENT)))
                 namespace[name] = replacement
         stack.enter_context(_Recording(tracer))
         yield
 
 
-def _replacements() -> list[tuple[Any, str, Any]]:
+def _replacements(tracer: Any) -> list[tuple[Any, str, Any]]:
     """Return what stands in for what, by the class or package that holds it and the name."""
     return [
         *((torch, name, _recorded(getattr(torch, name))) for name in _FACTORIES),
@@ -77,6 +82,8 @@ def _replacements() -> list[tuple[Any, str, Any]]:
         (torch, "_check", _check),
         *(() if versions.buffers_take_proxies() else [(nn.Module, "__setattr__", _set_attribute)]),
         (VariableMeta, "__call__", _make_variable),
+        _switch(tracer),
+        *_checkpoints(tracer.note_course),
     ]
 
 
@@ -219,6 +226,18 @@ def _is_instance(value: object, kinds: Any) -> bool:
     return isinstance(value, kinds) or (is_proxy(value) and issubclass(value.stands_for(), kinds))  # pyright: ignore
 
 
+def _switch(tracer: Any) -> tuple[Any, str, Any]:
+    """Return what has the tracer know whether it is Python that has switched gradients off."""
+    here, original = threading.get_ident(), torch._C._set_grad_enabled
+
+    def switch(mode: bool, *args: Any) -> None:
+        if threading.get_ident() == here:
+            tracer.switched_off = not mode
+        original(mode, *args)
+
+    return torch._C, "_set_grad_enabled", switch
+
+
 class _TypeOfType(type):
     """Has :class:`_Type` called and asked as ``type`` is."""
 
@@ -238,6 +257,13 @@ class _TypeOfType(type):
 
 class _Type(type, metaclass=_TypeOfType):
     """What stands for ``type``: of a proxy it says the type of what that stands for."""
+
+
+def _callable(value: object) -> bool:
+    return not is_proxy(value) and callable(value)
+
+
+_QUESTIONS: Final[dict[str, Any]] = {"isinstance": _is_instance, "type": _Type, "callable": _callable}
 
 
 def _is_tensor(value: object) -> bool:

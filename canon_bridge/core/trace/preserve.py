@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from canon_bridge.core.restore import paths, refill
+from canon_bridge.core.trace.flow import fill
 
 _CONTAINERS: Final = (list, dict, set)
 _NO_STORES: Final = (nn.Module, Tensor, type, types.FunctionType, types.MethodType, types.ModuleType, functools.partial)
@@ -54,8 +55,7 @@ class Kept:
                 refill(now, former)
         for value, former in self._contents:
             if _differs(value, former):
-                value.clear()
-                (value.extend if isinstance(value, list) else value.update)(former or ())
+                fill(value, former or ())
         for buffer, version, values in self._buffers:
             if _version(buffer) != version or (version == -1 and not torch.equal(buffer, values)):
                 with torch.no_grad():  # what forward counts there is no reason against a new forward

@@ -15,10 +15,10 @@ from torch import fx, nn
 
 from canon_bridge.core.alerts import alert
 from canon_bridge.core.forwards import bound_function
-from canon_bridge.core.trace.flow import DATA, Flow, TracingError, is_proxy, pattern
+from canon_bridge.core.trace.flow import DATA, CannotBeWrittenError, Flow, TracingError, is_proxy, pattern
 from canon_bridge.core.trace.patches import patched
 from canon_bridge.core.trace.preserve import Kept, preserved
-from canon_bridge.core.trace.tracer import SymbolicTracer, ValueTracer
+from canon_bridge.core.trace.tracer import SymbolicTracer, ValueTracer, detached
 
 MakeTracer = Callable[[], SymbolicTracer]
 
@@ -48,17 +48,17 @@ def trace(model: nn.Module, arguments: tuple[Any, ...] | None = None) -> Flow:
     inputs = None if arguments is None else (arguments, dict[str, Any]())
     # First with numbers as data, so that the model can be called with others.
     tracers: list[MakeTracer] = [
-        partial(SymbolicTracer, True, inputs=inputs, fixed_numbers=False),
-        partial(SymbolicTracer, True, inputs=inputs),
+        partial(SymbolicTracer, inputs=inputs, fixed_numbers=False),
+        partial(SymbolicTracer, inputs=inputs),
     ]
     if inputs is None and _takes_any_number(model):  # one tensor, if that works; the new forward refuses others
-        tracers.insert(0, partial(SymbolicTracer, True, inputs=((DATA,), dict[str, Any]())))
-    if arguments is not None and inputs is not None:
-        tracers.append(partial(ValueTracer, True, "", "", inputs, {}, {}))
+        tracers.insert(0, partial(SymbolicTracer, inputs=((DATA,), dict[str, Any]())))
+    if inputs is not None:
+        tracers.append(partial(ValueTracer, inputs=inputs))
     return _first_that_works(model, tracers)
 
 
-def trace_locally(container: nn.Module, path: str, flow: Flow | None = None) -> Flow:
+def trace_locally(container: nn.Module, path: str, whole: Flow) -> Flow:
     """Trace the forward of one container alone, with its children as leaves.
 
     Parameters
@@ -67,7 +67,7 @@ def trace_locally(container: nn.Module, path: str, flow: Flow | None = None) -> 
         The module whose forward to trace.
     path : str
         Its name in the canonical model.
-    flow : Flow, optional
+    whole : Flow
         The flow of the whole model: it knows what the container is called with, and what its children return.
 
     Raises
@@ -75,16 +75,13 @@ def trace_locally(container: nn.Module, path: str, flow: Flow | None = None) -> 
     TracingError
         If that does not work, or a new forward would differ from the container's own.
     """
-    inputs, returns, original = None, {}, path
-    if flow is not None:
-        inputs, returns, original = flow.inputs.get(path), flow.returns, flow.originals.get(path, path)
+    inputs = whole.inputs.get(path)
     # The root as it was traced before; a container gets the numbers that its parent writes, always the same.
-    fixed = path != "" or (flow is not None and any(type(value) in (int, float) for value in flow.expected.values()))
-    decisions = {} if flow is None else flow.decisions
-    tracers: list[MakeTracer] = [partial(SymbolicTracer, False, path, original, inputs, returns, fixed, decisions)]
-    if inputs is not None and flow is not None and flow.values:
-        tracers.append(partial(ValueTracer, False, path, original, inputs, returns, flow.values))
-    return _first_that_works(container, tracers, flow)
+    fixed = path != "" or any(type(value) in (int, float) for value in whole.expected.values())
+    tracers: list[MakeTracer] = [partial(SymbolicTracer, path, inputs, fixed, whole)]
+    if inputs is not None and whole.values:
+        tracers.append(partial(ValueTracer, path, inputs, whole=whole))
+    return _first_that_works(container, tracers)
 
 
 def _takes_any_number(model: nn.Module) -> bool:
@@ -92,28 +89,27 @@ def _takes_any_number(model: nn.Module) -> bool:
     return any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
 
 
-def _first_that_works(root: nn.Module, tracers: list[MakeTracer], whole: Flow | None = None) -> Flow:
-    """Return the flow of the first tracer that can trace it; ``whole`` is that of the model, for a container of it."""
+def _first_that_works(root: nn.Module, tracers: list[MakeTracer]) -> Flow:
+    """Return the flow of the first tracer that can trace it."""
     with _TRACING:
         for make in tracers[:-1]:
             try:
-                return _traced(root, make, whole)
+                return _traced(root, make)
             except TracingError:
                 continue
-        return _traced(root, tracers[-1], whole)
+        return _traced(root, tracers[-1])
 
 
-def _traced(root: nn.Module, make: MakeTracer, whole: Flow | None) -> Flow:
+def _traced(root: nn.Module, make: MakeTracer) -> Flow:
     """Return the flow of one tracer; that of a model which asks if a gradient is wanted is found for both answers."""
     tracer = make()
-    tracer.flow.depends_on_gradient = whole is not None and whole.depends_on_gradient
-    flow = _run(root, tracer, {} if whole is None else whole.written)
-    if whole is not None or not tracer.asks_for_gradient:
+    flow = _run(root, tracer)
+    if not tracer.inline or not tracer.asks_for_gradient:
         return flow
     with_gradient = make()
     with_gradient.wants_gradient = True
     try:
-        other = _run(root, with_gradient, {})
+        other = _run(root, with_gradient)
     except TracingError:
         flow.depends_on_gradient = True
         return flow
@@ -138,8 +134,8 @@ def _calls(graph: fx.Graph) -> list[str]:
     ]
 
 
-def _run(root: nn.Module, tracer: SymbolicTracer, written: dict[str, set[str]]) -> Flow:
-    path, original = tracer.frames[0].owner, tracer.frames[0].original
+def _run(root: nn.Module, tracer: SymbolicTracer) -> Flow:
+    path, original, written = tracer.frames[0].owner, tracer.frames[0].original, tracer.whole.written
     try:
         twin = _with_forward_in_class(root, path)
         with ExitStack() as stack:
@@ -157,11 +153,7 @@ def _run(root: nn.Module, tracer: SymbolicTracer, written: dict[str, set[str]]) 
                 tracer.flow.written = _written_by_all(root, kept)
             else:
                 _put_out(tracer, twin, kept)
-        if tracer.frames[0].stops_gradients and not tracer.inline:
-            raise _CannotBeWrittenError(
-                "it switches gradients off in the middle, which a new forward would not; take the values without their "
-                "gradient instead (value.detach())."
-            )
+                _detach(tracer.flow)
     except Exception as error:
         place = tracer.frames[-1].original
         where = root if place == original else _inside(root, place, original)
@@ -173,14 +165,10 @@ def _run(root: nn.Module, tracer: SymbolicTracer, written: dict[str, set[str]]) 
             "example_inputs=(x,) to trace it with values, or rewrite this forward without such control flow."
         )
         what = f"the forward of {place or 'the model'} ({type(where).__name__})"
-        if isinstance(error, _CannotBeWrittenError):
+        if isinstance(error, CannotBeWrittenError):
             raise TracingError(f"{what} cannot be written anew: {error}") from error
         raise TracingError(f"{what} cannot be traced: {reason}; {advice}") from error
     return tracer.flow
-
-
-class _CannotBeWrittenError(RuntimeError):
-    """A forward does what a new one would not; the message says what to do, which example inputs do not help with."""
 
 
 def _inside(root: nn.Module, place: str, original: str) -> nn.Module:
@@ -203,23 +191,41 @@ def _written_by_all(root: nn.Module, kept: Kept) -> dict[str, set[str]]:
 
 
 def _put_out(tracer: SymbolicTracer, root: nn.Module, kept: Kept) -> None:
-    """Have the graph of a container put out what it wrote on itself, after its result; refuse any other write."""
+    """Have the graph of a container put out what it wrote on itself, after its result; refuse any other write.
+
+    Into lists and dictionaries that it is called with it writes itself.
+    """
     changed = kept.attributes()
     names = sorted(changed.pop(root, set()))
     values = [vars(root).get(name, DATA) for name in names]
     is_lost = any(pattern(value) is DATA and not is_proxy(value) for value in values)
-    if changed or is_lost or kept.contents_changed() or tracer.writes_into_arguments():
-        raise _CannotBeWrittenError(
-            "it writes on other modules, or into a list or a dictionary, which a new forward would not; return what is "
-            "to be kept, write it to attributes of the module itself, or read it by a forward hook."
+    if changed or is_lost or kept.contents_changed():
+        raise CannotBeWrittenError(
+            "it writes on other modules, or into a list or a dictionary of a module, which a new forward would not; "
+            "return what is to be kept, write it to attributes of the module itself, or read it by a forward hook."
         )
+    (output,) = [node for node in tracer.flow.graph.nodes if node.op == "output"]
+    tracer.fill_arguments()
     if names:
-        (output,) = [node for node in tracer.flow.graph.nodes if node.op == "output"]
         output.args = ((output.args[0], *map(tracer.create_arg, values)),)
-        last = next(iter(reversed(tracer.flow.graph.nodes)))
-        if last is not output:
-            last.append(output)
         tracer.flow.written = dict.fromkeys(names)
+    last = next(iter(reversed(tracer.flow.graph.nodes)))
+    if last is not output:
+        last.append(output)
+
+
+def _detach(flow: Flow) -> None:
+    """Have a graph detach what was computed with gradients switched off, where it is read with gradients.
+
+    A new forward does not switch them off: rules hook modules by their gradients.
+    """
+    for node in flow.without_gradient:
+        readers = [user for user in node.users if user not in flow.without_gradient]
+        if readers:
+            with flow.graph.inserting_after(node):
+                result = flow.graph.call_function(detached, (node,))
+            for user in readers:
+                user.replace_input_with(node, result)
 
 
 def _with_forward_in_class(root: nn.Module, path: str) -> nn.Module:

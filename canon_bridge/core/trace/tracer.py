@@ -31,11 +31,14 @@ from canon_bridge.core.operations import NOT_RECORDED, Kind, operation_of_module
 from canon_bridge.core.restore import finder
 from canon_bridge.core.trace.flow import (
     DATA,
+    CannotBeWrittenError,
     Flow,
     Frame,
     Inputs,
     OtherCourseError,
     Site,
+    containers,
+    fill,
     is_proxy,
     is_same,
     kept,
@@ -71,9 +74,18 @@ class InPlaceProxy(fx.Proxy):
         tracer: Any = self.tracer
         return tracer.type_of(self.node) or type(self)
 
+    @property
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """What a forward is told that asks for it by name; Python and torch, which ask without, are told the truth."""
+        frame = sys._getframe(1)
+        asks = frame.f_lasti in _readings(frame.f_code, "__class__")
+        return self.stands_for() if asks and not frame.f_code.co_filename.startswith(_OWN) else type(self)
+
     def __getattr__(self, k: str) -> Any:
         if k in _OF_GRADIENTS:
             return self._of_gradients(k)
+        if k == "grad" and is_tensor(self.node):
+            return None  # as of all that is computed
         if k in ("_is_param", "_is_buffer"):
             return False
         if k not in _ATTRIBUTES and self._has_no(k):
@@ -113,7 +125,7 @@ class InPlaceProxy(fx.Proxy):
             return _do_nothing
         tracer.asks_for_gradient = True
         tracer.note_course()
-        if tracer.flow.depends_on_gradient:
+        if tracer.whole.depends_on_gradient:
             tracer.decide(self.node, no_gradient, False)
         return tracer.wants_gradient
 
@@ -194,47 +206,38 @@ class SymbolicTracer(fx.Tracer):
 
     Parameters
     ----------
-    inline : bool
-        Whether to trace into containers.
-    path, original : str
-        The name of the root in the canonical model, and in the model as it is.
+    path : str
+        The name of the root in the canonical model.
     inputs : Inputs, optional
         What the root is called with. Constants among them (else the defaults) are taken as they are.
-    returns : dict
-        What containers are known to return, by site; a call of such a leaf gets that structure.
     fixed_numbers : bool
         Whether numbers among the arguments of the root are constants, for a forward that computes sizes from them.
-    decisions : dict
-        What the course was found to depend on, by site.
+    whole : Flow, optional
+        For a container that is traced alone, with its children as leaves: the flow of the whole model, which knows what
+        they return, what they write into their arguments, and what the course depends on. Without it, containers are
+        inlined.
     """
 
     proxy_buffer_attributes = True
 
     def __init__(
-        self,
-        inline: bool,
-        path: str = "",
-        original: str = "",
-        inputs: Inputs | None = None,
-        returns: dict[Site, Any] | None = None,
-        fixed_numbers: bool = True,
-        decisions: dict[Any, Any] | None = None,
+        self, path: str = "", inputs: Inputs | None = None, fixed_numbers: bool = True, whole: Flow | None = None
     ) -> None:
         super().__init__()
-        self._decisions = decisions or {}
-        self.inline = inline
-        self.frames = [Frame(path, original)]
+        self.inline = whole is None
+        self.whole = Flow() if whole is None else whole
+        self.frames = [Frame(path, self.whole.originals.get(path, path))]
         self.flow = Flow(owners=[path], inputs={} if inputs is None else {path: inputs})
         self.bound: dict[str, Any] = {}
         self.is_computing = False
+        self.switched_off = False  # gradients, by forward; else it is an autograd function that has no use for them
         # Whether forward is told that a gradient is wanted, whether it has asked, and whether it hooked tensors for it.
         self.wants_gradient = self.asks_for_gradient = self.has_tensor_hooks = False
-        self._known_returns = returns or {}
         self._fixed_numbers = fixed_numbers
         self._root_inputs = inputs
         self._call: tuple[Site, str] | None = None
         self._own: set[int] = set()
-        self._given: list[tuple[Any, Any]] = []  # arguments, and copies of the lists and dictionaries among them
+        self._given: list[tuple[Any, Any, Any]] = []  # arguments, as they came, and their proxies
         self._called: set[str] = set()
         self._overwritten: dict[fx.Node, fx.Node] = {}
         self._made: dict[int, tuple[Tensor, fx.Node]] = {}  # tensors that forward made and wrote data to
@@ -284,12 +287,15 @@ class SymbolicTracer(fx.Tracer):
         # `if mask is None` would take the wrong branch on a proxy, `for part in parts` none at all.
         self.flow.expected[parameter.name] = pattern(value)
         given = unpack(value, proxy)
-        self._given.append((given, kept(given)))
+        self._given += [(now, kept(now), (proxy, keys)) for keys, now in containers(given)]
         return given
 
-    def writes_into_arguments(self) -> bool:
-        """Return whether forward has changed a list or a dictionary that it was called with."""
-        return any(not is_same(now, before) for now, before in self._given)
+    def fill_arguments(self) -> None:
+        """Have the new forward write into lists and dictionaries that it is called with what forward has written."""
+        for now, before, (whole, keys) in reversed(self._given):
+            if not is_same(now, before):
+                container = functools.reduce(operator.getitem, keys, whole)
+                self.create_proxy("call_function", fill, (container, now), {})
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return the proxy for a node."""
@@ -323,10 +329,15 @@ class SymbolicTracer(fx.Tracer):
             args, kwargs = _by_position(m.forward, args, kwargs)
             if args is not given:  # rules see the positional arguments of a module alone: forward has to pass them
                 self.note_course()
+            named, filled = _by_key(args, kwargs), self.whole.filled.get(site, {})
+            held = {key: self._hold(named[key], path) for key in filled}
             self._call = site, place
-            called = self.create_proxy("call_module", path, args, kwargs)
-            result = unpack(self._known_returns.get(site, DATA), called)
+            called = self.create_proxy("call_module", path, *_with(args, kwargs, held))
+            for key, left in filled.items():
+                fill(named[key], unpack(left, held[key]))
+            result = unpack(self.whole.returns.get(site, DATA), called, named)
             return self._children_after(m, path, place, result) if self.inline else result
+        before = kept(_by_key(*_by_position(m.forward, args, kwargs)))
         self.flow.inputs.setdefault(place, (kept(args), kept(kwargs)))
         self.frames.append(Frame(place, path))
         self.flow.owners.append(place)
@@ -334,8 +345,21 @@ class SymbolicTracer(fx.Tracer):
         result = m.forward(*args, **kwargs)
         # Popped only on success: after an exception the last frame names the module that cannot be traced.
         self.frames.pop()
-        self.flow.returns[site] = kept(result)
+        now = _by_key(*_by_position(m.forward, args, kwargs))
+        filled = {key: value for key, value in now.items() if not is_same(value, before[key])}
+        if filled:
+            self.flow.filled[site] = kept(filled)
+        self.flow.returns[site] = kept(result, {id(value): keys for keys, value in containers(now)})
         return result
+
+    def _hold(self, container: Any, path: str) -> Any:
+        """Return a list or a dictionary as a value of the graph: a module that is called with it writes into it."""
+        if [keys for keys, _ in containers(container)] != [()]:
+            raise CannotBeWrittenError(
+                f"{path} writes into a list or a dictionary inside of another one that it is called with, which is not "
+                "followed; call it with the inner one, or have it return what is to be kept."
+            )
+        return self.create_proxy("call_function", type(container), (container,), {})
 
     def _place(self, path: str, site: Site) -> str:
         """Return the path in the canonical model of the module that a call is of: a stand-in's, if it is not the first.
@@ -371,12 +395,18 @@ class SymbolicTracer(fx.Tracer):
         """Create a node; note what it is, its site and its place in the source."""
         if kind == "call_function":
             args, kwargs = _by_position(target, args, kwargs)
+        is_off = kind.startswith("call") and not torch.is_grad_enabled() and not self.is_computing
+        if is_off and not self.inline and not self.switched_off and not torch.is_inference_mode_enabled():
+            raise CannotBeWrittenError(
+                "it calls an autograd function by the name that it gave to `apply` before; call `Function.apply`."
+            )
         node = super().create_node(kind, target, args, kwargs, *more, **names)
         module = self._find(target) if kind == "call_module" else None
         note_data(node, module)
-        if not torch.is_grad_enabled() and not self.is_computing:
-            self.frames[-1].stops_gradients = True
+        if is_off:
             node.meta["carries"] = False
+            self.flow.without_gradient.add(node)
+            self.flow.decided.update(frame.owner for frame in self.frames)
         if kind == "call_module" and self._call is not None:
             (self.flow.sites[node], self.flow.places[node]), self._call = self._call, None
         elif kind in ("call_function", "call_method"):
@@ -387,6 +417,11 @@ class SymbolicTracer(fx.Tracer):
         base = overwritten(node, module)
         if base is not None:  # what reads it from now on reads the result
             self._overwritten[base] = node
+            if is_off and not self.inline and (module is None or base not in self.flow.without_gradient):
+                raise CannotBeWrittenError(
+                    "it overwrites a tensor where gradients are switched off, which a new forward would not; write it "
+                    "out of place."
+                )
         return node
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **names: Any) -> Any:
@@ -461,8 +496,8 @@ class SymbolicTracer(fx.Tracer):
             elements.
         """
         site = self.flow.sites.get(node)
-        if (site, measure) in self._decisions:
-            return self._decisions[site, measure]
+        if (site, measure) in self.whole.decisions:
+            return self.whole.decisions[site, measure]
         facts = self._facts()
         worlds = facts.of(node) if self.inline else UNKNOWN
         # Sizes that are not known differ in all worlds, and may be equal all the same.
@@ -564,25 +599,8 @@ class ValueProxy(InPlaceProxy):
 class ValueTracer(SymbolicTracer):
     """Trace while computing every operation on example inputs; nothing of the model's state is changed.
 
-    Parameters
-    ----------
-    inline, path, original, inputs, returns
-        As for :class:`SymbolicTracer`; ``inputs`` may hold proxies of an earlier trace.
-    values : dict
-        The values of those proxies.
+    It takes the arguments of :class:`SymbolicTracer`; ``inputs`` may hold proxies of the trace of the whole model.
     """
-
-    def __init__(
-        self,
-        inline: bool,
-        path: str,
-        original: str,
-        inputs: Inputs,
-        returns: dict[Site, Any],
-        values: dict[fx.Node, Any],
-    ) -> None:
-        super().__init__(inline, path, original, inputs, returns)
-        self._earlier = values
 
     def proxy(self, node: fx.Node) -> Any:
         """Compute the node; return a proxy for the result, or the result itself where it chooses a course."""
@@ -624,7 +642,7 @@ class ValueTracer(SymbolicTracer):
             return type(structure)(self._earlier_value(item) for item in structure)
         if type(structure) in (dict, OrderedDict):
             return type(structure)((key, self._earlier_value(item)) for key, item in structure.items())
-        return self._earlier[structure.node] if is_proxy(structure) else structure
+        return self.whole.values[structure.node] if is_proxy(structure) else structure
 
     def _compute(self, node: fx.Node) -> Any:
         args: Any
@@ -642,7 +660,11 @@ class ValueTracer(SymbolicTracer):
             if self.inline and children_after(module):  # the children have nodes of their own
                 return normalized(module, args[0])
             # A copy of each tensor: a module that works in place must not spoil what other nodes read.
-            return module.forward(*copied(args), **kwargs)
+            copies = copied(args)
+            result = module.forward(*copies, **kwargs)
+            for (_, given), (_, filled) in zip(containers(args), containers(copies), strict=True):
+                fill(given, filled)
+            return result
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
@@ -661,6 +683,14 @@ def _unpacked(frame: Any) -> int | None:
     """Return into how many names the statement that runs in a frame unpacks a value, or None if it does not."""
     code, place = frame.f_code.co_code, frame.f_lasti
     return code[place + 1] if code[place] == dis.opmap["UNPACK_SEQUENCE"] else None
+
+
+@functools.lru_cache(maxsize=2048)
+def _readings(code: types.CodeType, name: str) -> frozenset[int]:
+    """Return where a function reads an attribute of a name."""
+    return frozenset(
+        step.offset for step in dis.get_instructions(code) if step.opname == "LOAD_ATTR" and step.argval == name
+    )
 
 
 @functools.lru_cache(maxsize=2048)
@@ -689,6 +719,11 @@ def _varies(worlds: Any) -> bool:
 def copied(structure: Any) -> Any:
     """Return the structure with copies of its tensors: forward may overwrite what it is given."""
     return tree_map_only(Tensor, Tensor.clone, structure)
+
+
+def detached(structure: Any) -> Any:
+    """Return the structure without the gradients of its tensors."""
+    return tree_map_only(Tensor, Tensor.detach, structure)
 
 
 def same_truth(value: Any, expected: bool, path: str) -> None:
@@ -730,6 +765,17 @@ def _same(now: object, expected: object, path: str) -> None:
             f"the course of {path or 'the model'} depends on its input: here on a value that is {now!r} and was "
             f"{expected!r} for the example_inputs; canonize with example_inputs that are like this input."
         )
+
+
+def _by_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[Any, Any]:
+    """Return the arguments of a call by their position or their name."""
+    return {**dict(enumerate(args)), **kwargs}
+
+
+def _with(args: tuple[Any, ...], kwargs: dict[str, Any], others: dict[Any, Any]) -> tuple[Any, Any]:
+    """Return the arguments of a call with others in place of some."""
+    values = _by_key(args, kwargs) | others
+    return tuple(values[index] for index in range(len(args))), {name: values[name] for name in kwargs}
 
 
 def _by_position(
