@@ -622,9 +622,8 @@ def _constant(node: fx.Node, root: nn.Module) -> Any:
 # Gates: what scales a signal, because it is bounded. It stays one after these, where no other data join it.
 
 ModuleOf = Callable[[fx.Node], nn.Module | None]
-_KEEPS: Final = frozenset(
-    {Kind.MOVEMENT, Kind.SELECTION, Kind.LINEAR, Kind.SUM, Kind.PRODUCT, Kind.ELEMENTWISE, Kind.NORMALISER}
-)
+_POINTWISE: Final = frozenset({Kind.SUM, Kind.PRODUCT, Kind.ELEMENTWISE})
+_KEEPS: Final = _POINTWISE | {Kind.MOVEMENT, Kind.SELECTION, Kind.LINEAR, Kind.NORMALISER}
 
 
 def _signal(values: tuple[Any, ...], name: str, module_of: ModuleOf) -> int | None:
@@ -641,30 +640,47 @@ def _signal(values: tuple[Any, ...], name: str, module_of: ModuleOf) -> int | No
 
 
 def _certainty(node: fx.Node, module_of: ModuleOf) -> int:
-    """Return how sure it is that the node is a gate; zero if nothing speaks for it."""
-    certainty = 0
-    while True:
-        entry = entry_of(node)
-        if entry is None or entry.kind not in _KEEPS:
-            return certainty
-        if entry.kind in (Kind.ELEMENTWISE, Kind.NORMALISER):
-            certainty = max(certainty, _bound(node, entry, module_of(node)))
-        before = [value for value in values_read(node) if carries(value)]
-        if entry.kind is Kind.NORMALISER or len(before) != 1:
-            return certainty
-        (node,) = before
+    """Return how sure it is that the node is a gate; zero if nothing speaks for it.
 
-
-def _bound(node: fx.Node, entry: Operation, module: nn.Module | None) -> int:
-    """Return what :func:`bound_of` says of a call; of normalisers only whether they are shares, as a softmax is."""
-    if len(node.all_input_nodes) != 1:
+    What is computed from several values is one if all of them are.
+    """
+    kind = _kind(node)
+    if kind not in _KEEPS:
         return 0
+    # As one function: 1 / (1 + exp(-x)) is bounded, and its exp is not.
+    chain = _pointwise(node) if kind in _POINTWISE else [node] if kind is Kind.NORMALISER else []
+    bound = _bound(chain, module_of)
+    if kind is Kind.NORMALISER:
+        return bound if bound == 2 else 0  # shares, as those of a softmax
+    before = [value for value in values_read(chain[-1] if chain else node) if carries(value)]
+    if not all(_kind(value) in _KEEPS for value in before):
+        return bound
+    return max(bound, min((_certainty(value, module_of) for value in before), default=0))
+
+
+def _kind(node: fx.Node) -> Kind | None:
+    entry = entry_of(node)
+    return None if entry is None else entry.kind
+
+
+def _pointwise(node: fx.Node) -> list[fx.Node]:
+    """Return a call and those before it, back to the first one, as far as each is pointwise and of one value."""
+    chain: list[fx.Node] = []
+    while len(node.all_input_nodes) == 1 and _kind(node) in _POINTWISE:
+        chain.append(node)
+        (node,) = node.all_input_nodes
+    return chain
+
+
+def _bound(chain: list[fx.Node], module_of: ModuleOf) -> int:
+    """Return what :func:`bound_of` says of calls of one value each, the last one first."""
 
     def function(value: Tensor) -> Any:
-        return call(node, module, *map_arg((node.args, node.kwargs), lambda _: value))
+        for step in reversed(chain):
+            value = call(step, module_of(step), *map_arg((step.args, step.kwargs), lambda _, value=value: value))
+        return value
 
-    bound = bound_of(function)
-    return bound if entry.kind is Kind.ELEMENTWISE or bound == 2 else 0
+    return bound_of(function) if chain and len(chain[-1].all_input_nodes) == 1 else 0
 
 
 # The forward itself.

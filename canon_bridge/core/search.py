@@ -47,7 +47,7 @@ class Network:
     operations : dict
         What each node computes, where that is a module (or becomes one).
     read_elsewhere : frozenset of str
-        Modules whose parameters or buffers some forward reads by itself: they have to keep their values.
+        Modules whose parameters or buffers some forward reads, or sets, by itself: they have to keep their values.
     identities : set of str
         Norms that are the identity, or will be when their merge is carried out.
     untouchable : set of str
@@ -68,7 +68,7 @@ class Network:
             for node in graph.nodes
             if node.op == "get_attr" and not all(self._holds(user) for user in node.users)
         ]
-        self.read_elsewhere = frozenset(reads)
+        self.read_elsewhere = frozenset(reads) | explicit.flow.altered
         self.identities: set[str] = set()
         self.untouchable: set[str] = set()
         self._paths: dict[str, list[fx.Node]] = {}

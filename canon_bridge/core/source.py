@@ -4,12 +4,14 @@ Written here and not by ``torch.fx``, which writes names and values as they prin
 lambda or a number of another package is no Python then. What is not a value of the graph is a constant here.
 """
 
+import functools
 import inspect
 import keyword
+from collections.abc import Callable
 from typing import Any, Final
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 _PRINTS_ITSELF: Final = (int, str, bool, type(None))
 
@@ -26,6 +28,11 @@ def write_forward(graph: fx.Graph, signature: inspect.Signature) -> tuple[str, d
     """
     source = _Source(graph, signature)
     return source.text(), source.constants
+
+
+def call_plainly(module: nn.Module) -> Callable[..., Any]:
+    """Return the call of a module as :class:`torch.nn.Module` has it, for a class that has its own around it."""
+    return functools.partial(nn.Module.__call__, module)
 
 
 class _Source:
@@ -84,6 +91,8 @@ class _Source:
             return self._attribute(self.owner, str(target))
         if node.op == "call_module":
             function = self._attribute(self.owner, str(target))
+            if node.meta.get("is_plain", False):
+                function = f"{self.constant(call_plainly)}({function})"
         elif node.op == "call_method":
             function, args = self._attribute(self.value(args[0]), str(target)), args[1:]
         else:

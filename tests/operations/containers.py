@@ -315,6 +315,26 @@ class ReadsFilledDict(Network):
         return found["low"] + 0.5 * found["lower"] - found["high"] + b
 
 
+class Around(nn.Conv2d):
+    """A layer whose class does something before and after the call."""
+
+    def __call__(self, x):
+        return super().__call__(x + 1) * 3
+
+
+class BlockAround(nn.Sequential):
+    def __call__(self, low, high):
+        return F.relu(super().__call__(low)) - high
+
+
+class CallsAround(Network):
+    def __init__(self) -> None:
+        super().__init__(BlockAround(Around(4, 4, 1), nn.BatchNorm2d(4)))
+
+    def joined(self, a, b):
+        return self.join(a, b)
+
+
 class Counts(Network):
     """Writes a number on itself at each call."""
 
@@ -500,6 +520,7 @@ CONTAINERS: dict[str, Callable[[], nn.Module]] = {
     "appends to a list and returns it": _with_join(ReadsBothNamesOfAList, lambda: Appends(True)),
     "overwrites parts of a list": _with_join(ReadsOverwrittenParts, Branches),
     "fills a dict": _with_join(ReadsFilledDict, FillsDict),
+    "classes with a call of their own": CallsAround,
     "counts": Counts,
     "method with parts": Parts,
     "star of chunks": _with_join(StarOfChunks, lambda: Lambda(lambda one, other: one - other)),

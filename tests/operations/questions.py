@@ -36,6 +36,13 @@ def _by_gradient(h: Tensor) -> Tensor:
         return F.relu(h) if h.grad is None else h.flip(2)
 
 
+def _with_message(h: Tensor) -> Tensor:
+    torch._assert(h.shape[2] > 2, f"at least 3 rows, not {h.shape[2]}")
+    if h.dim() != 4:
+        raise ValueError(f"four dimensions, not {h.shape}")
+    return F.relu(h)
+
+
 QUESTIONS: dict[str, Operation] = {
     "dtype is": lambda h: F.relu(h) if h.dtype is torch.float64 else h.flip(2),
     "dtype is not": lambda h: h.flip(2) if h.dtype is not torch.double else F.relu(h),
@@ -53,6 +60,13 @@ QUESTIONS: dict[str, Operation] = {
     "__class__ is": lambda h: F.relu(h) if h.__class__ is Tensor else h.flip(2),
     "callable": lambda h: h(2) if callable(h) else F.relu(h),
     "grad is None": _by_gradient,
+    "size in a set": lambda h: F.relu(h) if h.shape[1] in {4, 5} else h.flip(2),
+    "size by dictionary.get": lambda h: {4: F.relu}.get(h.size()[1], torch.neg)(h),
+    "dtype in a set": lambda h: F.relu(h) if h.dtype in {torch.float64} else h.flip(2),
+    "text of a size": lambda h: {"c4": F.relu}.get(f"c{h.shape[1]}", torch.neg)(h),
+    "text of a size, formatted": lambda h: {"04": F.relu}.get(f"{h.size(1):02d}", torch.neg)(h),
+    "text of a type": lambda h: F.relu(h) if "float64" in str(h.dtype) else h.flip(2),
+    "text in a message": _with_message,
     "type(h) in": lambda h: F.relu(h) if type(h) in (Tensor, nn.Parameter) else h.flip(2),
     "type(h) is list": lambda h: h[0] if type(h) is list else F.relu(h),
     "isinstance": lambda h: F.relu(h) if isinstance(h, Tensor) else h.flip(2),

@@ -58,6 +58,12 @@ GATES = {
     "dropped": lambda v: F.dropout(torch.sigmoid(v), 0.5, training=False),
     "straight through": lambda v: (v.sigmoid() > 0.5).double() + v.sigmoid() - v.sigmoid().detach(),
 }
+GATES |= {
+    "written by hand": lambda v: 1 / (1 + torch.exp(-v)),
+    "joined": lambda v: torch.cat([v[:, :2].sigmoid(), v[:, 2:].tanh()], 1),
+    "a sum of gates": lambda v: v.sigmoid() + v.flip(1).tanh(),
+    "a product of gates": lambda v: v.sigmoid() * v.flip(1).sigmoid(),
+}
 ORDERS = {"after": lambda a, b: a * b, "before": lambda a, b: b * a}
 
 
@@ -88,7 +94,19 @@ def test_a_gate_is_known_by_its_bounds(name, order, framework):
     assert relative_error(FRAMEWORKS[framework]("", model, x, prefer), expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("function", [F.silu, F.elu, torch.asinh, torch.exp, lambda v: v.log_softmax(1), F.gelu])
+@pytest.mark.parametrize(
+    "function",
+    [
+        F.silu,
+        F.elu,
+        torch.asinh,
+        torch.exp,
+        lambda v: v.log_softmax(1),
+        F.gelu,
+        lambda v: v.sigmoid() + v.flip(1).relu(),
+        lambda v: torch.cat([v[:, :2].sigmoid(), v[:, 2:]], 1),
+    ],
+)
 def test_what_is_not_bounded_is_no_gate(function):
     model = finish(lambda: Branches(function, ORDERS["after"]))
     with canonize(model):

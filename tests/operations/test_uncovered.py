@@ -14,7 +14,7 @@ from torch import nn
 from zennit.composites import EpsilonPlus
 
 import canon_bridge
-from canon_bridge import plan
+from canon_bridge import canonize, plan
 from canon_bridge.captum import LRP, LayerLRP, presets
 from canon_bridge.zennit import ModelCanonizer
 from tests.operations.networks import finish, image
@@ -385,6 +385,104 @@ def test_the_advice_helps(keep, advice, inputs):
         assert advice in reason or "no relevance passes" in reason
         assert "example_inputs" not in reason
         assert "register_operation" not in reason
+
+
+class SetsSlope(nn.Module):
+    """Sets an attribute of a child before each call, to what it was in the end of the last one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.relu, self.head = (
+            nn.Conv2d(3, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.LeakyReLU(),
+            nn.Linear(64, CLASSES),
+        )
+
+    def forward(self, x):
+        self.relu.negative_slope = 0.3
+        h = self.relu(self.norm(self.conv(x)))
+        self.relu.negative_slope = 0.01
+        return self.head((self.relu(h - 0.5) * 2).flatten(1))
+
+
+class SetsMode(SetsSlope):
+    """Sets a flag of a container, which its forward reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = Switched()
+
+    def forward(self, x):
+        self.relu.mode = "double"
+        h = self.relu(self.norm(self.conv(x)))
+        self.relu.mode = "usual"
+        return self.head((self.relu(h) - 1).flatten(1))
+
+
+class Switched(nn.Module):
+    mode = "usual"
+
+    def forward(self, h):
+        return F.relu(h) * 2 if self.mode == "double" else F.relu(h)
+
+
+class Exchanged(SetsSlope):
+    """Calls a part with other parameters than its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Sequential(self.conv, self.norm, self.relu)
+
+    def forward(self, x):
+        parameters = {name: parameter * 0.5 for name, parameter in self.part.named_parameters()}
+        return self.head((torch.func.functional_call(self.part, parameters, (x,)) + 1).flatten(1))
+
+
+class Cast(SetsSlope):
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.head(F.relu(self.norm(self.conv(x))).flatten(1))
+
+
+class Seeded(SetsSlope):
+    def forward(self, x):
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            factor = torch.rand(4, 1, 1, dtype=x.dtype)
+        return self.head(F.relu(self.norm(self.conv(x)) * factor).flatten(1))
+
+
+@pytest.mark.parametrize("prefer", ["left", "right"])
+@pytest.mark.parametrize("network", [SetsSlope, SetsMode, Exchanged, Cast, Seeded])
+def test_what_a_forward_sets_for_others_is_kept_and_named(network, prefer):
+    model, x = finish(network), image()
+    model(x)
+    expected = model(x).detach()
+    with canonize(model, prefer=prefer):
+        assert relative_error(model(x).detach(), expected) < (1e-2 if network is Cast else 1e-10)
+    assert plan(model, prefer=prefer).uncovered
+
+
+class Matches(SetsSlope):
+    def forward(self, x):
+        match x.shape:
+            case [_, 3, _, _]:
+                return self.head(F.relu(self.norm(self.conv(x))).flatten(1))
+        return self.head(x.flatten(1)[:, :64])
+
+
+class Unlike(SetsSlope):
+    def forward(self, x):
+        h = self.head(F.relu(self.norm(self.conv(x))).flatten(1))
+        return h * x.mask if hasattr(x, "mask") else h
+
+
+@pytest.mark.parametrize(("network", "reason"), [(Matches, "pattern"), (Unlike, "'mask'")])
+def test_a_question_that_a_trace_cannot_answer_is_refused(network, reason):
+    model = finish(network)
+    with pytest.raises(canon_bridge.TracingError, match=reason):
+        plan(model)
 
 
 class Rectified(nn.BatchNorm2d):

@@ -96,6 +96,8 @@ class Flow:
     filled : dict
         By the site of a call the lists and dictionaries among its arguments that a container has written into, as it
         has left them, by position or name.
+    altered : set of str
+        The modules of which another forward sets attributes, or exchanges tensors, before it calls them.
     without_gradient : set of fx.Node
         The calls that forward makes with gradients switched off.
     depends_on_gradient : bool
@@ -118,6 +120,7 @@ class Flow:
     reread: dict[fx.Node, set[str]] = field(default_factory=dict[fx.Node, set[str]])
     written: dict[str, Any] = field(default_factory=dict[str, Any])
     filled: dict[Site, dict[Any, Any]] = field(default_factory=dict[Site, dict[Any, Any]])
+    altered: set[str] = field(default_factory=set[str])
     without_gradient: set[fx.Node] = field(default_factory=set[fx.Node])
     depends_on_gradient: bool = False
 

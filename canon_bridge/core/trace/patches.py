@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from torch.autograd.variable import VariableMeta
+from torch.nn.utils import stateless
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from torch.utils import checkpoint
 from torch.utils._pytree import tree_leaves
@@ -30,6 +31,13 @@ _METHODS: Final = ("expand", "view", "reshape", "repeat", "tile", "new_zeros", "
 _CHECK: Final = torch._check
 _SET_ATTRIBUTE: Final = nn.Module.__setattr__
 _ABSENT: Final = object()
+# What changes how later operations compute.
+_EFFECTS: Final = (
+    (torch, "manual_seed"),
+    (torch, "set_rng_state"),
+    (torch, "set_default_dtype"),
+    (torch.autocast, "__enter__"),
+)
 _OWN: Final = frozenset({"torch", "builtins", "canon_bridge"})
 _GENERATORS: Final = ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")
 
@@ -53,12 +61,7 @@ def patched(tracer: Any, root: nn.Module) -> Generator[None]:
     with ExitStack() as stack:
         for _ in range(2):  # what an interrupt cuts short in one is done by the other
             stack.callback(_restore, formers)
-        for holder, name, replacement in (
-            *parsed,
-            *_replacements(),
-            *_checkpoints(tracer.note_course),
-            _switch(tracer),
-        ):
+        for holder, name, replacement in (*parsed, *_replacements(tracer)):
             formers.append((holder, name, vars(holder).get(name, _ABSENT)))
             setattr(holder, name, replacement)
         imported = {id(replacement.stands_in_for): replacement for _, _, replacement in parsed}
@@ -80,9 +83,11 @@ def _replacements(tracer: Any) -> list[tuple[Any, str, Any]]:
         (torch.jit.ScriptFunction, "__call__", _call_scripted),
         (torch, "is_tensor", _is_tensor),
         (torch, "_check", _check),
-        *(() if versions.buffers_take_proxies() else [(nn.Module, "__setattr__", _set_attribute)]),
+        (nn.Module, "__setattr__", _set_attribute(tracer)),
         (VariableMeta, "__call__", _make_variable),
         _switch(tracer),
+        (stateless, "_reparametrize_module", _exchanged(tracer)),
+        *((holder, name, _lost(tracer, getattr(holder, name))) for holder, name in _EFFECTS),
         *_checkpoints(tracer.note_course),
     ]
 
@@ -153,11 +158,44 @@ def _check(cond: Any, message: Any = None) -> None:
         _CHECK(cond, message)
 
 
-def _set_attribute(self: nn.Module, name: str, value: Any) -> None:
-    if is_proxy(value) and name in self._buffers:
-        self._buffers[name] = value
-    else:
-        _SET_ATTRIBUTE(self, name, value)
+def _set_attribute(tracer: Any) -> Callable[[nn.Module, str, Any], None]:
+    here = threading.get_ident()
+
+    def set_attribute(self: nn.Module, name: str, value: Any) -> None:
+        if is_proxy(value) and name in self._buffers:  # older versions of torch take tensors alone
+            self._buffers[name] = value
+        else:
+            _SET_ATTRIBUTE(self, name, value)
+        if threading.get_ident() == here and name in vars(self):
+            tracer.note_write(self)
+
+    return set_attribute
+
+
+def _lost(tracer: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that changes something for all that comes after it, which a new forward would not."""
+    here = threading.get_ident()
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == here and not tracer.is_computing:
+            tracer.refuse_effect(function.__qualname__)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _exchanged(tracer: Any) -> Callable[..., Any]:
+    """Return what notes the modules whose tensors ``torch.func.functional_call`` exchanges."""
+    here, original = threading.get_ident(), stateless._reparametrize_module
+
+    def exchange(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == here and not tracer.is_computing:
+            for part in module.modules():
+                tracer.note_write(part)
+        return original(module, *args, **kwargs)
+
+    return exchange
 
 
 def _make_variable(self: Any, data: Any = None, *args: Any, **kwargs: Any) -> Any:

@@ -3,10 +3,12 @@
 Containers are inlined, or all children are leaves. Tracing writes nothing to the model and runs no hook.
 """
 
+import ast
 import dataclasses
 import dis
 import functools
 import inspect
+import linecache
 import math
 import numbers
 import operator
@@ -57,6 +59,7 @@ _ATTRIBUTES: Final = frozenset({"T", "mT", "H", "mH", "data", "real", "imag", "s
 _STARS: Final = {inspect.Parameter.VAR_POSITIONAL: 1, inspect.Parameter.VAR_KEYWORD: 2}
 # What reads one number of a tensor.
 _NUMBERS: Final = frozenset({"size", "dim", "ndim", "ndimension", "numel", "nelement", "len"})
+_PATTERNS: Final = frozenset({"MATCH_SEQUENCE", "MATCH_MAPPING", "MATCH_CLASS"})
 # Functions of torch whose `input` is not the first argument.
 _OTHERWISE: Final = frozenset({torch.where, torch.searchsorted})
 _OWN: Final = tuple(
@@ -78,8 +81,28 @@ class InPlaceProxy(fx.Proxy):
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
         """What a forward is told that asks for it by name; Python and torch, which ask without, are told the truth."""
         frame = sys._getframe(1)
-        asks = frame.f_lasti in _readings(frame.f_code, "__class__")
-        return self.stands_for() if asks and not frame.f_code.co_filename.startswith(_OWN) else type(self)
+        return self.stands_for() if _reads(frame, "__class__") and not _is_own(frame) else type(self)
+
+    def _text(self, write: Callable[..., str], *how: str) -> str:
+        """Return the text of a size or a type; where it is not known, that is no matter in a message alone."""
+        frame = sys._getframe(2)
+        if _is_own(frame) or not self.node.op.startswith("call"):
+            return f"{type(self).__name__}({self.node.name})"
+        try:
+            return write(self._number_or_type(), *how)
+        except TypeError:
+            if _is_message(frame):
+                return f"{type(self).__name__}({self.node.name})"
+            raise
+
+    def __repr__(self) -> str:
+        return self._text(repr)
+
+    def __str__(self) -> str:
+        return self._text(str)
+
+    def __format__(self, specification: str) -> str:
+        return self._text(format, specification)
 
     def __getattr__(self, k: str) -> Any:
         if k in _OF_GRADIENTS:
@@ -90,11 +113,14 @@ class InPlaceProxy(fx.Proxy):
             return False
         if k not in _ATTRIBUTES and self._has_no(k):
             raise AttributeError(f"a tensor has no attribute {k!r}")
+        frame = sys._getframe(1)
+        if self.node.op == "placeholder" and not (hasattr(Tensor, k) or _is_own(frame) or _reads(frame, k)):
+            raise TypeError(f"it asks whether its input has an attribute {k!r}, which is not known")
         if k == "dtype" and _compares_types(sys._getframe(1).f_code):
             return self._decided_type()
         if k in _ATTRIBUTES:  # fx would return a proxy without in-place operators
             return self.tracer.create_proxy("call_function", getattr, (self, k), {})
-        return super().__getattr__(k)
+        return Asked(self, k)
 
     def _has_no(self, name: str) -> bool:
         """Return whether it is a tensor for sure, which has no such attribute."""
@@ -120,7 +146,7 @@ class InPlaceProxy(fx.Proxy):
         tracer: Any = self.tracer
         if name != "requires_grad":
             if not tracer.wants_gradient:
-                return super().__getattr__(name)
+                return Asked(self, name)
             tracer.has_tensor_hooks = True
             return _do_nothing
         tracer.asks_for_gradient = True
@@ -154,9 +180,14 @@ class InPlaceProxy(fx.Proxy):
     __trunc__ = functools.partialmethod(_rounded, math.trunc)
 
     def __hash__(self) -> int:
-        entry = entry_of(self.node)  # a size may be looked up in a dictionary
-        is_size = entry is not None and entry.kind is Kind.SIZE and entry.name != "shape"
-        return hash(self._decided(same_number)) if is_size else id(self)
+        tracer: Any = self.tracer  # a size or a type may be looked up in a dictionary
+        return hash(self._number_or_type()) if tracer.type_of(self.node) in (int, torch.dtype) else id(self)
+
+    def _number_or_type(self) -> Any:
+        """Return a number, or a type of elements, that is known without values, and have the new forward check it."""
+        tracer: Any = self.tracer
+        value = tracer.known(self.node, _dtype)
+        return self._decided(same_number) if value is None else tracer.decide(self.node, same_type, value)
 
     def _decided(self, check: Callable[..., None]) -> int:
         """Return a number that is known without values, and have the new forward check it."""
@@ -239,6 +270,7 @@ class SymbolicTracer(fx.Tracer):
         self._own: set[int] = set()
         self._given: list[tuple[Any, Any, Any]] = []  # arguments, as they came, and their proxies
         self._called: set[str] = set()
+        self._altered: set[nn.Module] = set()  # of whose attributes another forward sets some
         self._overwritten: dict[fx.Node, fx.Node] = {}
         self._made: dict[int, tuple[Tensor, fx.Node]] = {}  # tensors that forward made and wrote data to
         self._thread = threading.get_ident()
@@ -246,6 +278,21 @@ class SymbolicTracer(fx.Tracer):
     def note_course(self) -> None:
         """Note that the course of the present forward is not that of its code alone: it gets a new forward."""
         self.flow.decided.add(self.frames[-1].owner)
+
+    def note_write(self, module: nn.Module) -> None:
+        """Note that forward sets an attribute of a module, which is not that module's own."""
+        own = self.root if len(self.frames) == 1 else self._find(self.frames[-1].original)
+        if module is not own and id(module) in self._own:
+            self._altered.add(module)
+            if not self.inline:
+                raise CannotBeWrittenError(
+                    "it sets an attribute of another module, which a new forward would not; pass it as an argument."
+                )
+
+    def refuse_effect(self, name: str) -> None:
+        """Refuse to write a forward that does something which is no operation on values."""
+        if not self.inline:
+            raise CannotBeWrittenError(f"it uses {name}, which a new forward would not; do it outside of the model.")
 
     def stands_for_data(self, value: object) -> bool:
         """Return whether a value is a proxy, or a tensor to which one was written."""
@@ -266,9 +313,14 @@ class SymbolicTracer(fx.Tracer):
             bound = inspect.signature(root.forward).bind(*args, **kwargs)
             bound.apply_defaults()
             self.bound = dict(bound.arguments)
+        _refuse_patterns(root.forward)
         self._own = {id(module) for module in root.modules()}
         self._find = finder(root)
         self.flow.graph = super().trace(root, concrete_args)
+        for node in self.flow.graph.nodes:
+            if node.op == "call_module" and self._find(str(node.target)) in self._altered:
+                node.meta["operation"] = None  # it is not what it is at the moment
+                self.flow.altered.add(str(node.target))
         return self.flow.graph
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
@@ -333,6 +385,8 @@ class SymbolicTracer(fx.Tracer):
             held = {key: self._hold(named[key], path) for key in filled}
             self._call = site, place
             called = self.create_proxy("call_module", path, *_with(args, kwargs, held))
+            if type(m).__call__ is not nn.Module.__call__:  # what it does besides has been recorded by now
+                called.node.meta["is_plain"] = True
             for key, left in filled.items():
                 fill(named[key], unpack(left, held[key]))
             result = unpack(self.whole.returns.get(site, DATA), called, named)
@@ -341,6 +395,7 @@ class SymbolicTracer(fx.Tracer):
         self.flow.inputs.setdefault(place, (kept(args), kept(kwargs)))
         self.frames.append(Frame(place, path))
         self.flow.owners.append(place)
+        _refuse_patterns(m.forward)
         # forward itself, not the call: the user's hooks are not made for proxies and must not run here.
         result = m.forward(*args, **kwargs)
         # Popped only on success: after an exception the last frame names the module that cannot be traced.
@@ -475,6 +530,8 @@ class SymbolicTracer(fx.Tracer):
         entry = entry_of(node)
         if entry is None or node.op == "placeholder":
             return None
+        if entry.name == "dtype":
+            return torch.dtype
         if entry.kind is Kind.SIZE:
             asks_all = entry.name == "shape" or (entry.name == "size" and len(node.args) == 1 and not node.kwargs)
             return torch.Size if asks_all else int if entry.name in _NUMBERS else None
@@ -525,6 +582,18 @@ class SymbolicTracer(fx.Tracer):
         return tensor in self.tensor_attrs or any(tensor is buffer for buffer in self.root.buffers())
 
 
+class Asked(Attribute):
+    """An attribute of a value, or a method that is to be called; of its text nothing is known."""
+
+    def __format__(self, specification: str) -> str:
+        frame = sys._getframe(1)
+        if _is_own(frame) or _is_message(frame):
+            return str(super())
+        raise TypeError(f"the text of the attribute {self.attr!r} of a value is asked for, which is not known")
+
+    __str__ = functools.partialmethod(__format__, "")
+
+
 class ValueProxy(InPlaceProxy):
     """A proxy with the value that the operation has on the example inputs.
 
@@ -555,6 +624,12 @@ class ValueProxy(InPlaceProxy):
             return self._decided_type()
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
+    def _text(self, write: Callable[..., str], *how: str) -> str:
+        if _is_own(sys._getframe(2)):
+            return super()._text(write, *how)
+        is_known = isinstance(self.value, int | float | torch.dtype)
+        return write(self._number_or_type() if is_known else self.value, *how)
+
     def _decided_type(self) -> Any:
         tracer: Any = self.tracer
         node = tracer.create_proxy("call_function", getattr, (self, "dtype"), {}).node
@@ -584,8 +659,10 @@ class ValueProxy(InPlaceProxy):
         return any(bool(part == item) for part in self)
 
     def __hash__(self) -> int:
-        # A number may be looked up in a dictionary.
-        return hash(self._decide(same_number, self.value)) if type(self.value) in (int, float) else id(self)
+        return hash(self._number_or_type()) if isinstance(self.value, int | float | torch.dtype) else id(self)
+
+    def _number_or_type(self) -> Any:
+        return self._decide(same_type if isinstance(self.value, torch.dtype) else same_number, self.value)
 
     def __iter__(self) -> Iterator[Any]:
         keys = self.value.keys() if isinstance(self.value, dict) else range(len(self))
@@ -685,12 +762,50 @@ def _unpacked(frame: Any) -> int | None:
     return code[place + 1] if code[place] == dis.opmap["UNPACK_SEQUENCE"] else None
 
 
+def _reads(frame: types.FrameType, name: str) -> bool:
+    """Return whether what runs in a frame reads an attribute by its name (``getattr`` and ``hasattr`` do not)."""
+    return frame.f_lasti in _readings(frame.f_code, name)
+
+
 @functools.lru_cache(maxsize=2048)
 def _readings(code: types.CodeType, name: str) -> frozenset[int]:
-    """Return where a function reads an attribute of a name."""
-    return frozenset(
-        step.offset for step in dis.get_instructions(code) if step.opname == "LOAD_ATTR" and step.argval == name
-    )
+    reading = ("LOAD_ATTR", "LOAD_METHOD")
+    return frozenset(s.offset for s in dis.get_instructions(code) if s.opname in reading and s.argval == name)
+
+
+def _refuse_patterns(function: Callable[..., Any]) -> None:
+    """Refuse a function that matches patterns of structures or classes, for which Python asks no proxy."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is not None and _matches(code):
+        raise TypeError(
+            "it matches a pattern of a sequence, a mapping or a class (`case [n, c, *_]`); use `if` instead"
+        )
+
+
+@functools.lru_cache(maxsize=2048)
+def _matches(code: types.CodeType) -> bool:
+    return any(step.opname in _PATTERNS for step in dis.get_instructions(code))
+
+
+def _is_own(frame: types.FrameType) -> bool:
+    return frame.f_code.co_filename.startswith(_OWN)
+
+
+def _is_message(frame: types.FrameType) -> bool:
+    """Return whether what runs in a frame is a call whose result nobody reads, an assertion or an error."""
+    lines = _messages(frame.f_code.co_filename)
+    return frame.f_code.co_name != "<lambda>" and any(first <= frame.f_lineno <= last for first, last in lines)
+
+
+@functools.lru_cache(maxsize=64)
+def _messages(file: str) -> tuple[tuple[int, int], ...]:
+    """Return the first and last lines of such statements in a file."""
+    try:
+        tree = ast.parse("".join(linecache.getlines(file)))
+    except SyntaxError:
+        return ()
+    found = (node for node in ast.walk(tree) if isinstance(node, ast.Expr | ast.Assert | ast.Raise))
+    return tuple((node.lineno, node.end_lineno or node.lineno) for node in found)
 
 
 @functools.lru_cache(maxsize=2048)
