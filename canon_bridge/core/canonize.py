@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Final
 
@@ -110,27 +111,26 @@ class Canonization:
                 self._check()
                 lost = self._enter(edits)
             self._explained = explained(lost)
-            doubts = doubtful(lost)
-            messages = [describe(doubts)] if doubts else []
+            doubts = [describe(found)] if (found := doubtful(lost)) else []
             if before is not None:
-                messages = self._measure(before, self.reference(before.arguments).outputs, messages, "example_inputs")
-            if messages:
-                alert(": ".join(messages), PrecisionWarning)
+                self.check_function(before, self.reference(before.arguments).outputs, "example_inputs", doubts)
+            elif doubts:
+                alert(doubts[0], PrecisionWarning)
             return self.model
-        except BaseException as error:
+        except BaseException:
             if self._edits is edits:  # not that of another thread, which has it canonical
                 self._edits = self._guard = None
             edits.undo()
-            if isinstance(error, FunctionChangedError) and before is not None:
-                raise self._named(error, before) from None
             raise
 
     def reference(self, arguments: tuple[Any, ...]) -> Reference:
         """Run the model, which is not canonical, to compare it later; see :meth:`check_function`."""
         return reference(self.model, arguments)
 
-    def check_function(self, before: Reference, after: list[Tensor]) -> None:
-        """Compare what the canonical model has returned with what the model itself returns; outside the block.
+    def check_function(
+        self, before: Reference, after: list[Tensor], inputs: str = "these inputs", doubts: Sequence[str] = ()
+    ) -> None:
+        """Compare what the canonical model has returned with what the model itself returns.
 
         Parameters
         ----------
@@ -138,6 +138,10 @@ class Canonization:
             Of the model itself.
         after : list of Tensor
             All tensors in the output of the canonical model.
+        inputs : str, default "these inputs"
+            What they were computed from, in words.
+        doubts : sequence of str
+            What there is to warn of already.
 
         Raises
         ------
@@ -149,40 +153,31 @@ class Canonization:
         PrecisionWarning
             If they differ by more than rounding.
         """
-        try:
-            messages = self._measure(before, after, [], "these inputs")
-        except FunctionChangedError as error:
-            raise self._named(error, before) from None
-        if messages:
-            alert(": ".join(messages), PrecisionWarning)
-
-    def _measure(self, before: Reference, after: list[Tensor], doubts: list[str], inputs: str) -> list[str]:
-        """Return what to warn of, given the doubts that there were before."""
         self.function_error, is_rounding = function_error(before.outputs, after)
-        is_rounding = is_rounding or self.function_error <= rounding_inside(self.model, before)
         measured = (
             f"canonization changed the output of {self.plan.model} on {inputs} by {self.function_error:.1e} relative "
             "to its largest value"
         )
-        if not is_rounding and not self.function_error <= self._allowed(before):
-            if not self.function_error <= sensitivity(self.model, before):
-                raise FunctionChangedError(measured)
-            doubts = ["rounding of the inputs alone changes it as much: every map of this model is as uncertain."]
-        if not is_rounding and not doubts:
-            doubts = ["more than rounding accounts for; use model.double() for attribution."]
-        return [measured, *doubts] if doubts else []
+        allowed = max(before.rounding, self._explained)
+        if not is_rounding and not self.function_error <= (inside := rounding_inside(self.model, before)):
+            if self.function_error <= allowed:
+                doubts = doubts or ["more than rounding accounts for; use model.double() for attribution."]
+            elif self.function_error <= (own := sensitivity(self.model, before)):
+                doubts = ["rounding of the inputs alone changes it as much: every map of this model is as uncertain."]
+            else:
+                raise self._changed(measured, before, max(allowed, inside, own))
+        if doubts:
+            alert(": ".join([measured, *doubts]), PrecisionWarning)
 
-    def _allowed(self, before: Reference) -> float:
-        return max(before.rounding, self._explained)
-
-    def _named(self, error: FunctionChangedError, before: Reference) -> FunctionChangedError:
+    def _changed(self, measured: str, before: Reference, allowed: float) -> FunctionChangedError:
+        """Return the error that says which step of the plan changes the function, of a model that is itself again."""
         with _ONE_AT_A_TIME:
-            inside = rounding_inside(self.model, before), sensitivity(self.model, before)
-            allowed = max(self._allowed(before), *inside)
+            if self._edits is not None:
+                self._edits.undo()
             step = first_change(self.model, self.plan, before, allowed)
         return FunctionChangedError(
-            f"{error}, which precision does not account for. It differs first {step}. No map of this model would be "
-            "right: please report it, unless the model draws random numbers or counts its calls, which has to end "
+            f"{measured}, which precision does not account for. It differs first {step}. No map of this model would "
+            "be right: please report it, unless the model draws random numbers or counts its calls, which has to end "
             "first."
         )
 
