@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from canon_bridge.core.alerts import FunctionChangedError, LostChangeWarning, PrecisionWarning, alert
-from canon_bridge.core.apply import carry_out, drop_hooks, replace_child
+from canon_bridge.core.apply import carry_out, replace_child
 from canon_bridge.core.explicit import OfRank
 from canon_bridge.core.first_change import first_change
 from canon_bridge.core.garbage import without_collection
@@ -182,12 +182,10 @@ class Canonization:
         )
 
     def _enter(self, edits: Edits) -> list[Loss]:
-        guard = Guard(self.model)
+        guard = Guard(self.model, self.backend.scratch, self.backend.leaves_hook)
         edits.on_undo(guard.restore)
         with keeping_graph(self.backend.differentiable):
             lost = carry_out(edits, self.model, self.plan, self.backend)
-        if self.backend.leaves_hook is not None:
-            edits.on_undo(drop_hooks(paths(self.model), self.backend.leaves_hook, guard.insist))
         guard.watch(self.model)
         self._edits, self._guard = edits, guard
         return lost

@@ -6,7 +6,7 @@ values, an in-place step) is left as the user wants it; where it was done to wha
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -18,6 +18,7 @@ from canon_bridge.core.restore import paths, refill
 Kind = tuple[torch.dtype, torch.device]
 
 _TABLES: Final = ("_parameters", "_buffers")
+_HOOKS: Final = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _BITS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SAMPLE: Final = 1024
 
@@ -64,9 +65,18 @@ class Changes:
 
 
 class Guard:
-    """Remember the tensor objects, storages and key order of a whole model; :meth:`restore` puts them back."""
+    """Remember the tensor objects, storages and key order of a whole model; :meth:`restore` puts them back.
 
-    def __init__(self, model: nn.Module) -> None:
+    So it does with what a framework leaves on modules: the plain attributes ``scratch``, and, where it is interrupted,
+    hooks that ``leaves_hook`` says are its own.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        scratch: tuple[str, ...] = (),
+        leaves_hook: Callable[[object], bool] | None = None,
+    ) -> None:
         self._orders = [(t, list(t)) for module in paths(model) for name in _TABLES if (t := vars(module)[name])]
         self._held = [
             _Held(table, name, value, value.detach(), value.requires_grad)
@@ -77,11 +87,14 @@ class Guard:
         self._own = {id(held.tensor) for held in self._held}
         self._storages = {_storage(held.alias) for held in self._held}
         self._watched: dict[Kind, tuple[list[_Watched], Tensor]] = {}
-        self._insists = False
-
-    def insist(self) -> None:
-        """Have :meth:`restore` put back every storage: a framework was interrupted before it had put back values."""
-        self._insists = True
+        self._scratch = scratch
+        attributes = [vars(module) for module in (paths(model) if scratch else ())]
+        self._attributes = [(now, {name: now[name] for name in scratch if name in now}) for now in attributes]
+        self._hooks: list[tuple[dict[int, Any], set[int], Callable[[object], bool]]] = []
+        if leaves_hook is not None:
+            tables = [vars(module)[name] for module in paths(model) for name in _HOOKS]
+            self._hooks = [(table, set(table), leaves_hook) for table in tables]
+        self._insists = False  # on every storage: a framework was interrupted before it had put back values
 
     def watch(self, model: nn.Module) -> None:
         """Remember the values of the tensors that are not the model's own: what is done to them is lost."""
@@ -120,6 +133,7 @@ class Guard:
 
     def restore(self) -> None:
         """Put back tensor objects and storages that were replaced by equal ones, and the order of the keys."""
+        self._drop_left()
         for table, name, tensor, alias, requires_grad in self._held:
             current = table.get(name)
             if isinstance(current, Tensor) and current is not tensor and _same_storage(current, alias):
@@ -134,6 +148,16 @@ class Guard:
         for table, names in self._orders:
             if list(table) != names and set(table) == set(names):
                 refill(table, {name: table[name] for name in names})
+
+    def _drop_left(self) -> None:
+        for table, keys, is_left in self._hooks:
+            for key in [key for key, hook in table.items() if key not in keys and is_left(hook)]:
+                self._insists = True
+                del table[key]
+        for now, former in self._attributes:
+            for name in self._scratch:
+                now.pop(name, None)
+            now.update(former)
 
     def _holds(self, tensor: Tensor) -> bool:
         """Return whether the tensor is one of the model's own, or a view of one."""
