@@ -18,7 +18,7 @@ from canon_bridge.core.guard import Changes, Guard, convert
 from canon_bridge.core.layers.linear import computes_weight, make_plain, why_not_foldable
 from canon_bridge.core.layers.parameters import keeping_graph
 from canon_bridge.core.norms import check_norm, is_identity
-from canon_bridge.core.obstacles import check_values, check_wrappers
+from canon_bridge.core.obstacles import check_module, check_values
 from canon_bridge.core.options import Backend, Clipped, ExampleInputs, LeftoverOption, Options, Prefer, Scope
 from canon_bridge.core.plan import Plan
 from canon_bridge.core.planner import IS_IDENTITY
@@ -315,14 +315,6 @@ class Canonization:
         for module, path in paths(self.model).items():
             if path in merged:
                 check_norm(module, path)
-
-
-def check_module(model: object) -> None:
-    """Raise ``TypeError`` if the model is something else, or a wrapper that hides one."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module.")
-    check_wrappers(model)
-    check_values(model)
 
 
 def canonize(
