@@ -50,14 +50,10 @@ class _Watched(NamedTuple):
 
 @dataclass(frozen=True)
 class Changes:
-    """What happened to the tensors that stand in for those of a model.
+    """What happened to the tensors that stand in for those of a model: which hold other values, or are gone.
 
-    Attributes
-    ----------
-    lost : tuple of str
-        The names of those that hold other values, or are gone.
-    converted : dict
-        By the path of a module, from the data type and device that its tensors had to those that they have now.
+    ``converted`` has by the path of a module, from the data type and device that its tensors had to those that they
+    have now.
     """
 
     lost: tuple[str, ...] = ()
@@ -117,15 +113,15 @@ class Guard:
             kinds = {None if (now := watched.now) is None else _kind(now) for watched in group}
             if kinds == {kind} and torch.equal(_marks(group), before):
                 continue
-            start = 0
-            for watched in group:
-                now, size = watched.now, _size(watched.shape)
-                mark, start = before[start : start + size], start + size
-                if now is not None and _kind(now) == kind:
+            marks = before.split([_size(watched.shape) for watched in group])
+            for watched, mark in zip(group, marks, strict=True):
+                now = watched.now
+                if now is None:
+                    same = False
+                elif _kind(now) == kind:
                     same = torch.equal(_marks([watched]), mark)
                 else:
-                    same = now is not None and _is_converted(now, watched.order, mark, kind[0])
-                if now is not None and _kind(now) != kind:
+                    same = _is_converted(now, watched.order, mark, kind[0])
                     converted.setdefault(watched.module, {})[kind] = _kind(now)
                 if not same:
                     lost.append(watched.place)
@@ -166,15 +162,7 @@ class Guard:
 
 @torch.no_grad()
 def convert(module: nn.Module, kinds: dict[Kind, Kind]) -> None:
-    """Give the tensors of a module, and of the modules in it, another data type and device, as ``module.to`` does.
-
-    Parameters
-    ----------
-    module : nn.Module
-        The module.
-    kinds : dict
-        From the data type and device of a tensor to those that it gets; others stay as they are.
-    """
+    """Give the tensors of a module, and of those in it, the data type and device that ``kinds`` has for theirs."""
     for table in (vars(part)[name] for part in paths(module) for name in _TABLES):
         for name, tensor in list(table.items()):
             if isinstance(tensor, Tensor) and _kind(tensor) in kinds:

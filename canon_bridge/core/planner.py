@@ -33,16 +33,7 @@ def make_plan(model: nn.Module, options: Options, scope: Scope, arguments: tuple
     The order of resolution: BatchNorms in the order of the data flow; for each, the preferred direction, then the
     other one, then what ``leftover`` says. A merge sees those before it as carried out.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The model, in evaluation mode; it is not changed.
-    options : Options
-        The keywords of ``canonize``.
-    scope : Scope
-        Which part of it to plan.
-    arguments : tuple, optional
-        What to trace the model with, besides the example inputs of the options.
+    The model is traced with the example inputs of the options, else with the arguments if there are any.
 
     Raises
     ------

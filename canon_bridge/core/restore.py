@@ -275,12 +275,7 @@ def finder(model: nn.Module) -> Callable[[str], nn.Module]:
 def follow_mode(module: nn.Module, stand_in: nn.Module, mode: bool) -> None:
     """Put a module that was out of the model into the mode that the user has given to its stand-in since.
 
-    Parameters
-    ----------
-    module, stand_in : nn.Module
-        What was taken out, and what ``train()`` and ``eval()`` have reached in its place.
-    mode : bool
-        The ``training`` flag of the stand-in at first.
+    ``mode`` is the ``training`` flag that the stand-in had at first.
     """
     if stand_in.training != mode:
         module.train(stand_in.training)
