@@ -3,7 +3,6 @@
 import copy
 import threading
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any, Final
 
 import torch
@@ -261,9 +260,7 @@ class Canonization:
     def __enter__(self) -> nn.Module:
         return self.apply()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.undo()
 
     def __repr__(self) -> str:

@@ -182,16 +182,13 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _same_kind(left: Tensor, right: Tensor) -> bool:
-    return left.dtype == right.dtype and left.shape == right.shape and left.device == right.device
-
-
 def _same_storage(left: Tensor, right: Tensor) -> bool:
-    return left.data_ptr() == right.data_ptr() and _same_kind(left, right) and left.stride() == right.stride()
+    is_place = left.data_ptr() == right.data_ptr() and _kind(left) == _kind(right)
+    return is_place and left.shape == right.shape and left.stride() == right.stride()
 
 
 def _same_values(left: Tensor, right: Tensor) -> bool:
-    return _same_kind(left, right) and torch.equal(left.detach(), right)
+    return _kind(left) == _kind(right) and torch.equal(left.detach(), right)
 
 
 def _order(tensor: Tensor) -> list[int]:

@@ -75,6 +75,7 @@ class _Planner:
         self.untangling = Untangling(self.network, with_rest=options.leftover == "linear")
         self.staying: dict[str, str] = {}  # why, of norms that compute something, whatever the options are
         self.norms = {operation.path: operation for operation in self.network.in_order() if is_norm(operation.module)}
+        self.modules = {call.path: call.module for call in self.network.operations.values()}
         network = self.network
         network.identities |= {path for path, norm in self.norms.items() if is_identity(norm.module)}
         if scope.kinds is not None:
@@ -114,12 +115,11 @@ class _Planner:
 
     def expanded(self) -> tuple[str, ...]:
         """Return the modules that are several operations in one, which become modules of their own."""
-        calls = self.network.operations.values()
-        return tuple(dict.fromkeys(call.path for call in calls if find_entry(EXPANSIONS, call.module) is not None))
+        return tuple(path for path, module in self.modules.items() if find_entry(EXPANSIONS, module) is not None)
 
     def computed_weights(self) -> tuple[str, ...]:
         """Return the linear layers whose weight becomes a plain parameter."""
-        linears = {o.path: o.module for o in self.network.operations.values() if is_linear(o.module)}
+        linears = {path: module for path, module in self.modules.items() if is_linear(module)}
         return tuple(
             path for path, module in linears.items() if computes_weight(module) and why_not_foldable(module) is None
         )

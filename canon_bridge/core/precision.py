@@ -160,11 +160,8 @@ def sensitivity(model: nn.Module, before: Reference) -> float:
     epsilon = max(epsilons, default=0.0)
     nudges = [partial(_nudged, epsilon, torch.Generator().manual_seed(seed)) for seed in range(3)]
     nudged = [tree_map_only(Tensor, nudge, before.arguments) for nudge in nudges]
-    found: list[list[Tensor]] = []
-    for arguments in (before.arguments, before.arguments, *nudged):
-        with preserved(model):
-            found.append(outputs(model, arguments))
-    first, again, *others = found
+    runs = [reference(model, arguments) for arguments in (before.arguments, before.arguments, *nudged)]
+    first, again, *others = [run.outputs for run in runs]
     if function_error(first, again)[0] > 0:  # another function at every call
         return 0.0
     return _ROUNDINGS * max(function_error(first, other)[0] for other in others)
