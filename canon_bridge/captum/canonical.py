@@ -106,11 +106,11 @@ class OnCanonicalModel:
         leaves = tuple(t.detach().requires_grad_() if _is_differentiable(t) else t for t in given)
         arguments = (*leaves, *(_format_additional_forward_args(additional_forward_args) or ()))
         former, canonization = self._canonization, self.canonical(arguments)
-        if self._traced_with is None or canonization is not former:
-            return self._run(leaves, arguments, target, verbose, taps)
         try:
             return self._run(leaves, arguments, target, verbose, taps)
         except (FunctionChangedError, OtherCourseError):
+            if self._traced_with is None or canonization is not former:
+                raise
             self._plan(arguments)  # these values take another course than those it was traced with
             return self._run(leaves, arguments, target, verbose, taps)
 
