@@ -441,12 +441,9 @@ def canonized_copy(
 
 def _copy(model: nn.Module) -> nn.Module:
     # Tensors that hooks have computed (weight_norm) cannot be copied: they are parameters meanwhile.
-    edits = Edits()
-    try:
+    with Edits() as edits:
         for module in model.modules():
             if computes_weight(module) and why_not_foldable(module) is None:
                 make_plain(edits, module)
         with torch.inference_mode(False):  # a copy that is made in there may be trained outside
             return copy.deepcopy(model)
-    finally:
-        edits.undo()

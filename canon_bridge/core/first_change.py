@@ -26,14 +26,12 @@ def first_change(model: nn.Module, plan: Plan, reference: Reference, allowed: fl
     beginnings = list(_beginnings(plan))
 
     def differs(beginning: tuple[str, Plan]) -> bool:
-        edits = Edits()
-        try:
-            carry_out(edits, model, beginning[1], Backend())
-            return not function_error(reference.outputs, outputs(model, reference.arguments))[0] <= allowed
-        except Exception:  # whatever it is that cannot be computed any more
-            return True
-        finally:
-            edits.undo()
+        with Edits() as edits:
+            try:
+                carry_out(edits, model, beginning[1], Backend())
+                return not function_error(reference.outputs, outputs(model, reference.arguments))[0] <= allowed
+            except Exception:  # whatever it is that cannot be computed any more
+                return True
 
     if differs(beginnings[0]):
         first = _unlike_itself(model, reference, allowed)
@@ -57,13 +55,10 @@ def _outputs_of_modules(model: nn.Module, reference: Reference) -> list[tuple[st
     def keep(path: str, module: nn.Module, args: Any, output: Any) -> None:
         found.append((path, tensors_in(output)))
 
-    edits = Edits()
-    try:
+    with Edits() as edits:
         for path, module in model.named_modules():
             edits.set(module, "_forward_hooks", _KEY, partial(keep, path))
         outputs(model, reference.arguments)
-    finally:
-        edits.undo()
     return found
 
 

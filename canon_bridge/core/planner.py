@@ -33,14 +33,9 @@ def make_plan(model: nn.Module, options: Options, scope: Scope, arguments: tuple
     The order of resolution: BatchNorms in the order of the data flow; for each, the preferred direction, then the
     other one, then what ``leftover`` says. A merge sees those before it as carried out.
 
-    The model is traced with the example inputs of the options, else with the arguments if there are any.
-
-    Raises
-    ------
-    ValueError
-        If a BatchNorm is in training mode or has no running statistics.
-    TracingError
-        If the data flow cannot be found.
+    The model is traced with the example inputs of the options, else with the arguments if there are any. Raises
+    ``TracingError`` if its data flow cannot be found, and ``ValueError`` if a BatchNorm is in training mode or has no
+    running statistics.
     """
     check_types(model)
     for path, module in model.named_modules():
