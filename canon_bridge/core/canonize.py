@@ -13,7 +13,7 @@ from canon_bridge.core.apply import carry_out, replace_child
 from canon_bridge.core.explicit import OfRank
 from canon_bridge.core.first_change import first_change
 from canon_bridge.core.garbage import without_collection
-from canon_bridge.core.guard import Changes, Guard, convert
+from canon_bridge.core.guard import Conversions, Guard, convert
 from canon_bridge.core.layers.linear import computes_weight, make_plain, why_not_foldable
 from canon_bridge.core.layers.parameters import keeping_graph
 from canon_bridge.core.norms import check_norm, is_identity
@@ -171,7 +171,7 @@ class Canonization:
     def _changed(self, measured: str, before: Reference, allowed: float) -> FunctionChangedError:
         """Return the error that says which step of the plan changes the function, of a model that is itself again."""
         with _ONE_AT_A_TIME:
-            if self._edits is not None:
+            if self._edits is not None and other_writer(self.model) is None:
                 self._edits.undo()
             step = first_change(self.model, self.plan, before, allowed)
         return FunctionChangedError(
@@ -216,18 +216,21 @@ class Canonization:
         edits = self._edits
         if edits is None:
             return
-        changes, set_over = Changes(), list[str]()
+        lost: list[str] = []
+        set_over: list[str] = []
+        converted: Conversions = {}
         with _ONE_AT_A_TIME, without_collection():
             try:
                 guard, self._guard = self._guard, None  # not again, if this is taken up later
-                changes = guard.changes() if guard else changes
+                if guard is not None:
+                    lost, converted = guard.changes()
                 if overwritten := edits.overwritten():
                     now = paths(self.model)
                     set_over = [f"{now[m]}.{name}".removeprefix(".") for m, name in overwritten if m in now]
             finally:
                 edits.undo()
                 self._edits = None
-            for path, kinds in changes.converted.items():
+            for path, kinds in converted.items():
                 convert(self._restored(path), kinds)
         if set_over:
             alert(
@@ -235,9 +238,9 @@ class Canonization:
                 "value of its own there. Set it outside the block.",
                 LostChangeWarning,
             )
-        if changes.lost:
+        if lost:
             alert(
-                f"{', '.join(changes.lost)}: changed while the model was canonical, and the change is lost, because "
+                f"{', '.join(lost)}: changed while the model was canonical, and the change is lost, because "
                 "these parameters are merged. Train or load the model outside the block, or use "
                 "canonized_copy(model).",
                 LostChangeWarning,

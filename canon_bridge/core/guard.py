@@ -6,8 +6,7 @@ values, an in-place step) is left as the user wants it; where it was done to wha
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -16,6 +15,8 @@ from torch import Tensor, nn
 from canon_bridge.core.restore import paths, refill
 
 Kind = tuple[torch.dtype, torch.device]
+# By the path of a module, from the kinds that its tensors had to those that they have now.
+Conversions = dict[str, dict[Kind, Kind]]
 
 _TABLES: Final = ("_parameters", "_buffers")
 _HOOKS: Final = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -46,18 +47,6 @@ class _Watched(NamedTuple):
     def now(self) -> Tensor | None:
         tensor = self.table.get(self.name)
         return tensor if isinstance(tensor, Tensor) and tensor.shape == self.shape and not tensor.is_meta else None
-
-
-@dataclass(frozen=True)
-class Changes:
-    """What happened to the tensors that stand in for those of a model: which hold other values, or are gone.
-
-    ``converted`` has by the path of a module, from the data type and device that its tensors had to those that they
-    have now.
-    """
-
-    lost: tuple[str, ...] = ()
-    converted: Mapping[str, dict[Kind, Kind]] = field(default_factory=dict[str, dict[Kind, Kind]])
 
 
 class Guard:
@@ -102,13 +91,13 @@ class Guard:
                         found[_kind(value)].append(_Watched(path, table, name, value.shape, _order(value)))
         self._watched = {kind: (group, _marks(group)) for kind, group in found.items()}
 
-    def changes(self) -> Changes:
-        """Return what was done since to the tensors that are watched.
+    def changes(self) -> tuple[list[str], Conversions]:
+        """Return which of the tensors that are watched hold other values now, or are gone, and what was converted.
 
         A conversion (``model.half()``, ``model.cuda()``) is no loss: what comes back is converted, too.
         """
         lost: list[str] = []
-        converted: dict[str, dict[Kind, Kind]] = {}
+        converted: Conversions = {}
         for kind, (group, before) in self._watched.items():
             kinds = {None if (now := watched.now) is None else _kind(now) for watched in group}
             if kinds == {kind} and torch.equal(_marks(group), before):
@@ -125,7 +114,7 @@ class Guard:
                     converted.setdefault(watched.module, {})[kind] = _kind(now)
                 if not same:
                     lost.append(watched.place)
-        return Changes(tuple(dict.fromkeys(lost)), converted)
+        return list(dict.fromkeys(lost)), converted
 
     def restore(self) -> None:
         """Put back tensor objects and storages that were replaced by equal ones, and the order of the keys."""
