@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Final, cast
 
@@ -72,13 +72,16 @@ def _make_explicit(edits: Edits, model: nn.Module, plan: Plan) -> None:
 
 
 def _merge_all(edits: Edits, model: nn.Module, plan: Plan, find: Find, compares: Compares) -> None:
-    maps: dict[str, Affine] = {}
+    copies: dict[str, list[Affine]] = {}  # by the path of a layer, the map of each norm that gets a copy of it
     for entry in plan.entries:
         if isinstance(entry, Merge):
             merge(edits, find, entry.chain, plan.options.clipped == "absorb", compares)
         elif isinstance(entry, Untangled):
-            maps[entry.norm] = norm_map(find(entry.norm))
-    _copy_layers(edits, find, plan, maps)
+            affine = norm_map(find(entry.norm))
+            for step in entry.copies:
+                copies.setdefault(step.module, []).append(affine.select(step.channels))
+    for path, affines in copies.items():
+        fold_after_copies(edits, find(path), affines)
     for leftover in plan.leftovers:
         norm = find(leftover.norm)
         _put_in_place(edits, model, norm, linear=per_channel_linear(norm))
@@ -96,8 +99,7 @@ def _adapt(edits: Edits, model: nn.Module, backend: Backend) -> None:
     for module in paths(model):
         adapted = backend.adapt(module)
         if adapted is not module:
-            share_hooks(module, adapted.train(module.training))
-            replace_child(edits, model, module, adapted)
+            _stand_in(edits, model, module, adapted.train(module.training))
     modules = list(paths(model))
     for module in modules:
         backend.prepare(edits, module)
@@ -142,25 +144,14 @@ def merge(
             fold_after(edits, module, arriving)
 
 
-def _copy_layers(edits: Edits, find: Find, plan: Plan, maps: Mapping[str, Affine]) -> None:
-    """Give layers a copy for each norm that is untangled from the others, with the map of that norm folded in."""
-    copies: dict[str, list[Affine]] = {}
-    for entry in plan.untangled:
-        for step in entry.copies:
-            copies.setdefault(step.module, []).append(maps[entry.norm].select(step.channels))
-    for path, affines in copies.items():
-        fold_after_copies(edits, find(path), affines)
-
-
 def _put_in_place(edits: Edits, model: nn.Module, norm: nn.Module, **layer: nn.Module) -> None:
     """Put a layer (by its name there) in the place of a norm, with its hooks, before what the norm calls after itself.
 
     Everywhere in the model where the norm is registered.
     """
     after = {name: getattr(norm, name) for name in children_after(norm)}
-    new = nn.Sequential(OrderedDict(layer | after)).eval() if after else layer.popitem()[1]
-    share_hooks(norm, new)
-    replace_child(edits, model, norm, new)
+    (new,) = [nn.Sequential(OrderedDict(layer | after)).eval()] if after else layer.values()
+    _stand_in(edits, model, norm, new)
 
 
 def per_channel_linear(norm: nn.Module, of: tuple[int, ...] | None = None) -> nn.Module:
@@ -177,9 +168,10 @@ def per_channel_linear(norm: nn.Module, of: tuple[int, ...] | None = None) -> nn
     return layer
 
 
-def share_hooks(norm: nn.Module, stand_in: nn.Module) -> None:
-    """Give the module that stands in for a norm the same hooks, as long as it does."""
-    vars(stand_in).update({name: value for name, value in vars(norm).items() if "hook" in name})
+def _stand_in(edits: Edits, model: nn.Module, module: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` in the place of a module, with the same hooks as long as it is there."""
+    vars(new).update({name: value for name, value in vars(module).items() if "hook" in name})
+    replace_child(edits, model, module, new)
 
 
 def replace_child(edits: Edits, model: nn.Module, child: nn.Module, new: nn.Module) -> None:
