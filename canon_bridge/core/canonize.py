@@ -277,9 +277,8 @@ class Canonization:
         return self._state() == self._planned_on
 
     def _state(self) -> tuple[object, ...]:
-        found = paths(self.model)
-        modules = tuple((path, id(module), type(module)) for module, path in found.items())
-        named = {path: module for module, path in found.items()}
+        named = {path: module for module, path in paths(self.model).items()}
+        modules = tuple((path, id(module), type(module)) for path, module in named.items())
         # What a forward reads as plain attributes has been written into its new forward.
         flags = tuple(
             (name, value)
