@@ -1,5 +1,6 @@
 """One forward and one backward pass on the canonical model, with the rules of a preset."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, cast
 
@@ -96,43 +97,43 @@ class OnCanonicalModel:
         target: Any,
         additional_forward_args: Any,
         verbose: bool,
-        taps: list[Tap] | None = None,
+        taps: Sequence[Tap] = (),
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return the relevance of each input and the target's score, shape ``(N,)``."""
         given = _format_tensor_into_tuples(inputs)
-        if taps is None:
+        if not taps:
             _check_differentiable(given)
         # Aliases of our own: the user's tensors keep their flags and gradients, also after an exception.
         leaves = tuple(t.detach().requires_grad_() if _is_differentiable(t) else t for t in given)
         arguments = (*leaves, *(_format_additional_forward_args(additional_forward_args) or ()))
         former, canonization = self._canonization, self.canonical(arguments)
-        if self._traced_with is None or canonization is not former:
-            return self._run(leaves, arguments, target, verbose, taps)
         try:
             return self._run(leaves, arguments, target, verbose, taps)
         except (FunctionChangedError, OtherCourseError):
+            if self._traced_with is None or canonization is not former:
+                raise
             self._plan(arguments)  # these values take another course than those it was traced with
             return self._run(leaves, arguments, target, verbose, taps)
 
     def _run(
-        self, leaves: tuple[Tensor, ...], arguments: Values, target: Any, verbose: bool, taps: list[Tap] | None
+        self, leaves: tuple[Tensor, ...], arguments: Values, target: Any, verbose: bool, taps: Sequence[Tap]
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         _check_no_other_rules(self.model)
         canonization = self.canonical(arguments)
-        for tap in taps or ():
+        for tap in taps:
             tap.begin(canonization.plan)
         is_known = self._is_checked and self._traced_with is None
         before = None if is_known else canonization.reference(arguments)
         with ExitStack() as stack:
             stack.enter_context(canonization)
             stack.enter_context(attached(self.model, self.preset, True, verbose))
-            for tap in taps or ():
+            for tap in taps:
                 stack.enter_context(tap.attached())
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             output = self.model(*arguments)
             score = _score(output, target)
-            explained = [leaf for leaf in leaves if leaf.requires_grad] or [v for tap in taps or () for v in tap.values]
+            explained = [leaf for leaf in leaves if leaf.requires_grad] or [v for tap in taps for v in tap.values]
             found: dict[Tensor, Tensor | None] = {}
             if score.requires_grad and explained:
                 gradients = torch.autograd.grad(score, explained, score.detach(), allow_unused=True)

@@ -131,6 +131,12 @@ def _is_seen_as_maximum(module: nn.Module) -> bool:
     return _LAST in vars(module)["_forward_hooks"] and compares_with_reference(module)
 
 
+def _prepare(edits: Edits, module: nn.Module) -> None:
+    _sign_outside(edits, module)
+    if not vars(module)["_modules"]:
+        edits.add_pre_hook(module, _own_inputs)
+
+
 def _sign_outside(edits: Edits, module: nn.Module) -> None:
     """Have a pooling that has absorbed a map compute the maximum for DeepLift, between signs that it does not see."""
     if "pool_sign" not in vars(module)["_buffers"] or _has_overlapping_windows(module):
@@ -179,8 +185,7 @@ def _is_of_captum(hook: object) -> bool:
 BACKEND = Backend(_addition, has_rules=True)
 PREPROCESSING = Backend(
     _ruled,
-    _sign_outside,
-    _own_inputs,
+    _prepare,
     ("rule", "activations", "activation", "input", "output"),
     leaves_hook=_is_of_captum,
     compares_with_reference=compares_with_reference,

@@ -12,7 +12,7 @@ from canon_bridge.core.alerts import (
     UncoveredOperationWarning,
 )
 from canon_bridge.core.apply import merge
-from canon_bridge.core.canonize import Canonization, check_module
+from canon_bridge.core.canonize import Canonization
 from canon_bridge.core.explicit import (
     Add,
     Arithmetic,
@@ -34,6 +34,7 @@ from canon_bridge.core.explicit import (
 from canon_bridge.core.forwards import bind_forward
 from canon_bridge.core.layers.linear import LINEAR, is_linear, register_layer
 from canon_bridge.core.norms import check_norm, is_norm, normalized, register_norm, width
+from canon_bridge.core.obstacles import check_module
 from canon_bridge.core.operations import Kind, operation_of_module, register_operation
 from canon_bridge.core.options import Backend, Clipped, ExampleInputs, LeftoverOption, Options, Prefer, Scope
 from canon_bridge.core.plan import Chain, Leftover, Merge, Plan, Refusal, Step, Uncovered, Untangled

@@ -572,7 +572,7 @@ def register_activation(type_or_name: TypeKey) -> None:
     ...         return (x + (x * x + 4).sqrt()) / 2
     >>> register_activation(Squareplus)
     """
-    ACTIVATIONS.add(type_or_name, absorb_into_activation)
+    ACTIVATIONS[type_or_name] = absorb_into_activation
 
 
 def find_absorber(module: nn.Module, *, again: bool = False) -> Absorb | None:

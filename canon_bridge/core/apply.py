@@ -2,9 +2,9 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,17 +40,23 @@ Find = Callable[[str], nn.Module]
 def carry_out(edits: Edits, model: nn.Module, plan: Plan, backend: Backend) -> list[Loss]:
     """Make a model canonical, in place, and return what precision the merges lose.
 
-    Parameters
-    ----------
-    edits : Edits
-        The journal; its undo makes the model itself again.
-    model : nn.Module
-        The model, in the state that the plan was made for.
-    plan : Plan
-        What is done; values are read anew.
-    backend : Backend
-        What the framework wants besides.
+    The undo of the journal makes the model itself again. The model is in the state that the plan was made for, but for
+    its values, which are read anew.
     """
+    _make_explicit(edits, model, plan)
+    find = finder(model)  # what is found stays found where a norm, which may be a part of another, is replaced
+    for path in plan.out_of_place:
+        edits.set(find(path), "__dict__", "inplace", False)
+    for path in plan.plain:
+        make_plain(edits, find(path))
+    lost = losses(model, plan)
+    _merge_all(edits, model, plan, find, backend.compares_with_reference or compares_with_baselines)
+    watch_hooks(edits, model, plan, backend.has_rules)
+    _adapt(edits, model, backend)
+    return lost
+
+
+def _make_explicit(edits: Edits, model: nn.Module, plan: Plan) -> None:
     for rewrite in plan.rewrites:
         container = model.get_submodule(rewrite.path)
         for name, make in rewrite.children:
@@ -63,71 +69,29 @@ def carry_out(edits: Edits, model: nn.Module, plan: Plan, backend: Backend) -> l
         make = find_entry(EXPANSIONS, former)
         assert make is not None  # the plan has asked
         replace_child(edits, model, former, make(former).train(former.training))
-    find = finder(model)  # what is found stays found where a norm, which may be a part of another, is replaced
-    for path in plan.out_of_place:
-        edits.set(find(path), "__dict__", "inplace", False)
-    for path in plan.plain:
-        make_plain(edits, find(path))
-    lost = losses(model, plan)
-    compares = backend.compares_with_reference or compares_with_baselines
-    maps: dict[str, Affine] = {}
+
+
+def _merge_all(edits: Edits, model: nn.Module, plan: Plan, find: Find, compares: Compares) -> None:
+    copies: dict[str, list[Affine]] = {}  # by the path of a layer, the map of each norm that gets a copy of it
     for entry in plan.entries:
         if isinstance(entry, Merge):
             merge(edits, find, entry.chain, plan.options.clipped == "absorb", compares)
         elif isinstance(entry, Untangled):
-            maps[entry.norm] = norm_map(find(entry.norm))
-    copy_layers(edits, find, plan, maps)
+            affine = norm_map(find(entry.norm))
+            for step in entry.copies:
+                copies.setdefault(step.module, []).append(affine.select(step.channels))
+    for path, affines in copies.items():
+        fold_after_copies(edits, find(path), affines)
     for leftover in plan.leftovers:
-        make_linear(edits, model, find(leftover.norm))
+        norm = find(leftover.norm)
+        _put_in_place(edits, model, norm, linear=per_channel_linear(norm))
     for entry in plan.untangled:
-        select_copy(edits, model, find(entry.norm), entry)
+        norm = find(entry.norm)
+        rest = per_channel_linear(norm, entry.rest) if entry.rest else None
+        _put_in_place(edits, model, norm, selected=Selected(entry.index, entry.rest, entry.ranks, rest).eval())
     for norm in [find(entry.norm) for entry in plan.merges]:
         if children_after(norm):
-            replace_child(edits, model, norm, sequence_after(norm))
-    watch_hooks(edits, model, plan, backend.has_rules)
-    _adapt(edits, model, backend)
-    return lost
-
-
-def drop_scratch(modules: Iterable[nn.Module], names: tuple[str, ...]) -> Callable[[], None]:
-    """Return an action that makes the plain attributes ``names`` of the modules what they are now, or absent."""
-    present = [
-        (vars(module), {name: vars(module)[name] for name in names if name in vars(module)}) for module in modules
-    ]
-
-    def restore() -> None:
-        for attributes, former in present:
-            for name in names:
-                attributes.pop(name, None)
-            attributes.update(former)
-
-    return restore
-
-
-def drop_hooks(
-    modules: Iterable[nn.Module], is_left: Callable[[object], bool], found: Callable[[], None]
-) -> Callable[[], None]:
-    """Return an action that removes the hooks that a framework has left since, because it was interrupted.
-
-    Parameters
-    ----------
-    modules : iterable of nn.Module
-        Where to look.
-    is_left : callable
-        Whether a hook is one of the framework.
-    found : callable
-        Called where there was one.
-    """
-    tables: list[dict[int, Any]] = [vars(module)[table] for module in modules for table in _HOOKS]
-    present = [(table, set(table)) for table in tables]
-
-    def restore() -> None:
-        for table, keys in present:
-            for key in [key for key, hook in table.items() if key not in keys and is_left(hook)]:
-                found()
-                del table[key]
-
-    return restore
+            _put_in_place(edits, model, norm)
 
 
 def _adapt(edits: Edits, model: nn.Module, backend: Backend) -> None:
@@ -135,19 +99,12 @@ def _adapt(edits: Edits, model: nn.Module, backend: Backend) -> None:
     for module in paths(model):
         adapted = backend.adapt(module)
         if adapted is not module:
-            share_hooks(module, adapted.train(module.training))
-            replace_child(edits, model, module, adapted)
+            _stand_in(edits, model, module, adapted.train(module.training))
     modules = list(paths(model))
     for module in modules:
         backend.prepare(edits, module)
     if backend.differentiable:
         make_live(edits, modules)
-    if backend.leaf_hook is not None:
-        for module in modules:
-            if not vars(module)["_modules"]:
-                edits.add_pre_hook(module, backend.leaf_hook)
-    if backend.scratch:
-        edits.on_undo(drop_scratch(modules, backend.scratch))
 
 
 def merge(
@@ -187,60 +144,14 @@ def merge(
             fold_after(edits, module, arriving)
 
 
-def copy_layers(edits: Edits, find: Find, plan: Plan, maps: Mapping[str, Affine]) -> None:
-    """Give layers a copy for each norm that is untangled from the others, with the map of that norm folded in.
-
-    Parameters
-    ----------
-    edits : Edits
-        The journal.
-    find : callable
-        From a path to the module.
-    plan : Plan
-        What is done; a layer has one copy for each of its untangled norms that name it, in their order.
-    maps : mapping
-        The map of each norm that is untangled, by its path.
-    """
-    copies: dict[str, list[Affine]] = {}
-    for entry in plan.untangled:
-        for step in entry.copies:
-            copies.setdefault(step.module, []).append(maps[entry.norm].select(step.channels))
-    for path, affines in copies.items():
-        fold_after_copies(edits, find(path), affines)
-
-
-def select_copy(edits: Edits, model: nn.Module, norm: nn.Module, entry: Untangled) -> None:
-    """Put in the place of a norm what selects its copies of the layers before, everywhere where it is registered.
-
-    Parameters
-    ----------
-    edits : Edits
-        The journal.
-    model : nn.Module
-        The model.
-    norm : nn.Module
-        The norm.
-    entry : Untangled
-        What becomes of it; its channels that come from no copy get a per-channel linear layer.
-    """
-    rest = per_channel_linear(norm, entry.rest) if entry.rest else None
-    _put_in_place(edits, model, norm, "selected", Selected(entry.index, entry.rest, entry.ranks, rest).eval())
-
-
-def make_linear(edits: Edits, model: nn.Module, norm: nn.Module) -> None:
-    """Put a per-channel linear layer, a 1x1 depthwise convolution, in the place of a norm that nothing can take.
+def _put_in_place(edits: Edits, model: nn.Module, norm: nn.Module, **layer: nn.Module) -> None:
+    """Put a layer (by its name there) in the place of a norm, with its hooks, before what the norm calls after itself.
 
     Everywhere in the model where the norm is registered.
     """
-    _put_in_place(edits, model, norm, "linear", per_channel_linear(norm))
-
-
-def _put_in_place(edits: Edits, model: nn.Module, norm: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put a layer in the place of a norm, with its hooks, before what the norm calls after itself."""
-    if children_after(norm):
-        layer = sequence_after(norm, (name, layer))
-    share_hooks(norm, layer)
-    replace_child(edits, model, norm, layer)
+    after = {name: getattr(norm, name) for name in children_after(norm)}
+    (new,) = [nn.Sequential(OrderedDict(layer | after)).eval()] if after else layer.values()
+    _stand_in(edits, model, norm, new)
 
 
 def per_channel_linear(norm: nn.Module, of: tuple[int, ...] | None = None) -> nn.Module:
@@ -257,17 +168,10 @@ def per_channel_linear(norm: nn.Module, of: tuple[int, ...] | None = None) -> nn
     return layer
 
 
-def sequence_after(norm: nn.Module, *first: tuple[str, nn.Module]) -> nn.Sequential:
-    """Return the children that a norm calls after itself, as a sequence with the names and hooks of the norm."""
-    children = [(name, getattr(norm, name)) for name in children_after(norm)]
-    sequence = nn.Sequential(OrderedDict([*first, *children])).eval()
-    share_hooks(norm, sequence)
-    return sequence
-
-
-def share_hooks(norm: nn.Module, stand_in: nn.Module) -> None:
-    """Give the module that stands in for a norm the same hooks, as long as it does."""
-    vars(stand_in).update({name: value for name, value in vars(norm).items() if "hook" in name})
+def _stand_in(edits: Edits, model: nn.Module, module: nn.Module, new: nn.Module) -> None:
+    """Put ``new`` in the place of a module, with the same hooks as long as it is there."""
+    vars(new).update({name: value for name, value in vars(module).items() if "hook" in name})
+    replace_child(edits, model, module, new)
 
 
 def replace_child(edits: Edits, model: nn.Module, child: nn.Module, new: nn.Module) -> None:
@@ -305,5 +209,4 @@ def _per_channel_linear(layer: nn.Module, input: Tensor) -> Tensor:
     return output if wide.dtype == input.dtype else output.to(input.dtype)
 
 
-_HOOKS: Final = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _PLAIN: Final = (bool, int, float, str)

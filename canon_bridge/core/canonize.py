@@ -2,22 +2,22 @@
 
 import copy
 import threading
-from types import TracebackType
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from canon_bridge.core.alerts import FunctionChangedError, LostChangeWarning, PrecisionWarning, alert
-from canon_bridge.core.apply import carry_out, drop_hooks, replace_child
+from canon_bridge.core.apply import carry_out, replace_child
 from canon_bridge.core.explicit import OfRank
 from canon_bridge.core.first_change import first_change
 from canon_bridge.core.garbage import without_collection
-from canon_bridge.core.guard import Changes, Guard, convert
+from canon_bridge.core.guard import Conversions, Guard, convert
 from canon_bridge.core.layers.linear import computes_weight, make_plain, why_not_foldable
 from canon_bridge.core.layers.parameters import keeping_graph
 from canon_bridge.core.norms import check_norm, is_identity
-from canon_bridge.core.obstacles import check_values, check_wrappers
+from canon_bridge.core.obstacles import check_module, check_values
 from canon_bridge.core.options import Backend, Clipped, ExampleInputs, LeftoverOption, Options, Prefer, Scope
 from canon_bridge.core.plan import Plan
 from canon_bridge.core.planner import IS_IDENTITY
@@ -110,27 +110,26 @@ class Canonization:
                 self._check()
                 lost = self._enter(edits)
             self._explained = explained(lost)
-            doubts = doubtful(lost)
-            messages = [describe(doubts)] if doubts else []
+            doubts = [describe(found)] if (found := doubtful(lost)) else []
             if before is not None:
-                messages = self._measure(before, self.reference(before.arguments).outputs, messages, "example_inputs")
-            if messages:
-                alert(": ".join(messages), PrecisionWarning)
+                self.check_function(before, self.reference(before.arguments).outputs, "example_inputs", doubts)
+            elif doubts:
+                alert(doubts[0], PrecisionWarning)
             return self.model
-        except BaseException as error:
+        except BaseException:
             if self._edits is edits:  # not that of another thread, which has it canonical
                 self._edits = self._guard = None
             edits.undo()
-            if isinstance(error, FunctionChangedError) and before is not None:
-                raise self._named(error, before) from None
             raise
 
     def reference(self, arguments: tuple[Any, ...]) -> Reference:
         """Run the model, which is not canonical, to compare it later; see :meth:`check_function`."""
         return reference(self.model, arguments)
 
-    def check_function(self, before: Reference, after: list[Tensor]) -> None:
-        """Compare what the canonical model has returned with what the model itself returns; outside the block.
+    def check_function(
+        self, before: Reference, after: list[Tensor], inputs: str = "these inputs", doubts: Sequence[str] = ()
+    ) -> None:
+        """Compare what the canonical model has returned with what the model itself returns.
 
         Parameters
         ----------
@@ -138,6 +137,10 @@ class Canonization:
             Of the model itself.
         after : list of Tensor
             All tensors in the output of the canonical model.
+        inputs : str, default "these inputs"
+            What they were computed from, in words.
+        doubts : sequence of str
+            What there is to warn of already.
 
         Raises
         ------
@@ -149,50 +152,39 @@ class Canonization:
         PrecisionWarning
             If they differ by more than rounding.
         """
-        try:
-            messages = self._measure(before, after, [], "these inputs")
-        except FunctionChangedError as error:
-            raise self._named(error, before) from None
-        if messages:
-            alert(": ".join(messages), PrecisionWarning)
-
-    def _measure(self, before: Reference, after: list[Tensor], doubts: list[str], inputs: str) -> list[str]:
-        """Return what to warn of, given the doubts that there were before."""
         self.function_error, is_rounding = function_error(before.outputs, after)
-        is_rounding = is_rounding or self.function_error <= rounding_inside(self.model, before)
         measured = (
             f"canonization changed the output of {self.plan.model} on {inputs} by {self.function_error:.1e} relative "
             "to its largest value"
         )
-        if not is_rounding and not self.function_error <= self._allowed(before):
-            if not self.function_error <= sensitivity(self.model, before):
-                raise FunctionChangedError(measured)
-            doubts = ["rounding of the inputs alone changes it as much: every map of this model is as uncertain."]
-        if not is_rounding and not doubts:
-            doubts = ["more than rounding accounts for; use model.double() for attribution."]
-        return [measured, *doubts] if doubts else []
+        allowed = max(before.rounding, self._explained)
+        if not is_rounding and not self.function_error <= (inside := rounding_inside(self.model, before)):
+            if self.function_error <= allowed:
+                doubts = doubts or ["more than rounding accounts for; use model.double() for attribution."]
+            elif self.function_error <= (own := sensitivity(self.model, before)):
+                doubts = ["rounding of the inputs alone changes it as much: every map of this model is as uncertain."]
+            else:
+                raise self._changed(measured, before, max(allowed, inside, own))
+        if doubts:
+            alert(": ".join([measured, *doubts]), PrecisionWarning)
 
-    def _allowed(self, before: Reference) -> float:
-        return max(before.rounding, self._explained)
-
-    def _named(self, error: FunctionChangedError, before: Reference) -> FunctionChangedError:
+    def _changed(self, measured: str, before: Reference, allowed: float) -> FunctionChangedError:
+        """Return the error that says which step of the plan changes the function, of a model that is itself again."""
         with _ONE_AT_A_TIME:
-            inside = rounding_inside(self.model, before), sensitivity(self.model, before)
-            allowed = max(self._allowed(before), *inside)
+            if self._edits is not None and other_writer(self.model) is None:
+                self._edits.undo()
             step = first_change(self.model, self.plan, before, allowed)
         return FunctionChangedError(
-            f"{error}, which precision does not account for. It differs first {step}. No map of this model would be "
-            "right: please report it, unless the model draws random numbers or counts its calls, which has to end "
+            f"{measured}, which precision does not account for. It differs first {step}. No map of this model would "
+            "be right: please report it, unless the model draws random numbers or counts its calls, which has to end "
             "first."
         )
 
     def _enter(self, edits: Edits) -> list[Loss]:
-        guard = Guard(self.model)
+        guard = Guard(self.model, self.backend.scratch, self.backend.leaves_hook)
         edits.on_undo(guard.restore)
         with keeping_graph(self.backend.differentiable):
             lost = carry_out(edits, self.model, self.plan, self.backend)
-        if self.backend.leaves_hook is not None:
-            edits.on_undo(drop_hooks(paths(self.model), self.backend.leaves_hook, guard.insist))
         guard.watch(self.model)
         self._edits, self._guard = edits, guard
         return lost
@@ -224,18 +216,21 @@ class Canonization:
         edits = self._edits
         if edits is None:
             return
-        changes, set_over = Changes(), list[str]()
+        lost: list[str] = []
+        set_over: list[str] = []
+        converted: Conversions = {}
         with _ONE_AT_A_TIME, without_collection():
             try:
                 guard, self._guard = self._guard, None  # not again, if this is taken up later
-                changes = guard.changes() if guard else changes
+                if guard is not None:
+                    lost, converted = guard.changes()
                 if overwritten := edits.overwritten():
                     now = paths(self.model)
                     set_over = [f"{now[m]}.{name}".removeprefix(".") for m, name in overwritten if m in now]
             finally:
                 edits.undo()
                 self._edits = None
-            for path, kinds in changes.converted.items():
+            for path, kinds in converted.items():
                 convert(self._restored(path), kinds)
         if set_over:
             alert(
@@ -243,9 +238,9 @@ class Canonization:
                 "value of its own there. Set it outside the block.",
                 LostChangeWarning,
             )
-        if changes.lost:
+        if lost:
             alert(
-                f"{', '.join(changes.lost)}: changed while the model was canonical, and the change is lost, because "
+                f"{', '.join(lost)}: changed while the model was canonical, and the change is lost, because "
                 "these parameters are merged. Train or load the model outside the block, or use "
                 "canonized_copy(model).",
                 LostChangeWarning,
@@ -268,9 +263,7 @@ class Canonization:
     def __enter__(self) -> nn.Module:
         return self.apply()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.undo()
 
     def __repr__(self) -> str:
@@ -284,9 +277,8 @@ class Canonization:
         return self._state() == self._planned_on
 
     def _state(self) -> tuple[object, ...]:
-        found = paths(self.model)
-        modules = tuple((path, id(module), type(module)) for module, path in found.items())
-        named = {path: module for module, path in found.items()}
+        named = {path: module for module, path in paths(self.model).items()}
+        modules = tuple((path, id(module), type(module)) for path, module in named.items())
         # What a forward reads as plain attributes has been written into its new forward.
         flags = tuple(
             (name, value)
@@ -322,14 +314,6 @@ class Canonization:
         for module, path in paths(self.model).items():
             if path in merged:
                 check_norm(module, path)
-
-
-def check_module(model: object) -> None:
-    """Raise ``TypeError`` if the model is something else, or a wrapper that hides one."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module.")
-    check_wrappers(model)
-    check_values(model)
 
 
 def canonize(
@@ -459,12 +443,9 @@ def canonized_copy(
 
 def _copy(model: nn.Module) -> nn.Module:
     # Tensors that hooks have computed (weight_norm) cannot be copied: they are parameters meanwhile.
-    edits = Edits()
-    try:
+    with Edits() as edits:
         for module in model.modules():
             if computes_weight(module) and why_not_foldable(module) is None:
                 make_plain(edits, module)
         with torch.inference_mode(False):  # a copy that is made in there may be trained outside
             return copy.deepcopy(model)
-    finally:
-        edits.undo()

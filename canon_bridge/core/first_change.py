@@ -1,5 +1,6 @@
 """Which step of a plan changes the function of a model: found by carrying out more or less of the plan."""
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -18,44 +19,26 @@ _KEY: Final = -1  # of a hook; torch counts from 0
 
 
 def first_change(model: nn.Module, plan: Plan, reference: Reference, allowed: float) -> str:
-    """Return the first step of a plan after which the function of a model differs, in words.
+    """Return the first step of a plan after which the function of a model differs by more than allowed, in words.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The model, as it is without the plan; so it is left.
-    plan : Plan
-        A plan that changes the function.
-    reference : Reference
-        What the model computes, and on what.
-    allowed : float
-        The largest deviation that is no change.
+    The model is as it is without the plan, and so it is left.
     """
     beginnings = list(_beginnings(plan))
-    unchanged, changed = 0, len(beginnings) - 1
-    if _differs(model, beginnings[0][1], reference, allowed):
+
+    def differs(beginning: tuple[str, Plan]) -> bool:
+        with Edits() as edits:
+            try:
+                carry_out(edits, model, beginning[1], Backend())
+                return not function_error(reference.outputs, outputs(model, reference.arguments))[0] <= allowed
+            except Exception:  # whatever it is that cannot be computed any more
+                return True
+
+    if differs(beginnings[0]):
         first = _unlike_itself(model, reference, allowed)
         return f"in {first}, without any change: the model is another function at every call"
-    if not _differs(model, beginnings[changed][1], reference, allowed):
+    if not differs(beginnings[-1]):
         return "in the modules of the framework"
-    while changed - unchanged > 1:
-        middle = (unchanged + changed) // 2
-        if _differs(model, beginnings[middle][1], reference, allowed):
-            changed = middle
-        else:
-            unchanged = middle
-    return beginnings[changed][0]
-
-
-def _differs(model: nn.Module, plan: Plan, reference: Reference, allowed: float) -> bool:
-    edits = Edits()
-    try:
-        carry_out(edits, model, plan, Backend())
-        return not function_error(reference.outputs, outputs(model, reference.arguments))[0] <= allowed
-    except Exception:  # whatever it is that cannot be computed any more
-        return True
-    finally:
-        edits.undo()
+    return beginnings[bisect_left(beginnings, True, 1, len(beginnings) - 1, key=differs)][0]
 
 
 def _unlike_itself(model: nn.Module, reference: Reference, allowed: float) -> str:
@@ -68,19 +51,15 @@ def _unlike_itself(model: nn.Module, reference: Reference, allowed: float) -> st
 
 def _outputs_of_modules(model: nn.Module, reference: Reference) -> list[tuple[str, list[Tensor]]]:
     found: list[tuple[str, list[Tensor]]] = []
-    edits = Edits()
-    try:
+
+    def keep(path: str, module: nn.Module, args: Any, output: Any) -> None:
+        found.append((path, tensors_in(output)))
+
+    with Edits() as edits:
         for path, module in model.named_modules():
-            hook = partial(_keep, found, path)
-            edits.set(module, "_forward_hooks", _KEY, hook)
+            edits.set(module, "_forward_hooks", _KEY, partial(keep, path))
         outputs(model, reference.arguments)
-    finally:
-        edits.undo()
     return found
-
-
-def _keep(found: list[tuple[str, list[Tensor]]], path: str, module: nn.Module, args: Any, output: Any) -> None:
-    found.append((path, tensors_in(output)))
 
 
 def _beginnings(plan: Plan) -> Iterator[tuple[str, Plan]]:

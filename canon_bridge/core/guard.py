@@ -6,8 +6,7 @@ values, an in-place step) is left as the user wants it; where it was done to wha
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -16,8 +15,11 @@ from torch import Tensor, nn
 from canon_bridge.core.restore import paths, refill
 
 Kind = tuple[torch.dtype, torch.device]
+# By the path of a module, from the kinds that its tensors had to those that they have now.
+Conversions = dict[str, dict[Kind, Kind]]
 
 _TABLES: Final = ("_parameters", "_buffers")
+_HOOKS: Final = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _BITS: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SAMPLE: Final = 1024
 
@@ -47,26 +49,19 @@ class _Watched(NamedTuple):
         return tensor if isinstance(tensor, Tensor) and tensor.shape == self.shape and not tensor.is_meta else None
 
 
-@dataclass(frozen=True)
-class Changes:
-    """What happened to the tensors that stand in for those of a model.
+class Guard:
+    """Remember the tensor objects, storages and key order of a whole model; :meth:`restore` puts them back.
 
-    Attributes
-    ----------
-    lost : tuple of str
-        The names of those that hold other values, or are gone.
-    converted : dict
-        By the path of a module, from the data type and device that its tensors had to those that they have now.
+    So it does with what a framework leaves on modules: the plain attributes ``scratch``, and, where it is interrupted,
+    hooks that ``leaves_hook`` says are its own.
     """
 
-    lost: tuple[str, ...] = ()
-    converted: Mapping[str, dict[Kind, Kind]] = field(default_factory=dict[str, dict[Kind, Kind]])
-
-
-class Guard:
-    """Remember the tensor objects, storages and key order of a whole model; :meth:`restore` puts them back."""
-
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        scratch: tuple[str, ...] = (),
+        leaves_hook: Callable[[object], bool] | None = None,
+    ) -> None:
         self._orders = [(t, list(t)) for module in paths(model) for name in _TABLES if (t := vars(module)[name])]
         self._held = [
             _Held(table, name, value, value.detach(), value.requires_grad)
@@ -77,11 +72,14 @@ class Guard:
         self._own = {id(held.tensor) for held in self._held}
         self._storages = {_storage(held.alias) for held in self._held}
         self._watched: dict[Kind, tuple[list[_Watched], Tensor]] = {}
-        self._insists = False
-
-    def insist(self) -> None:
-        """Have :meth:`restore` put back every storage: a framework was interrupted before it had put back values."""
-        self._insists = True
+        self._scratch = scratch
+        attributes = [vars(module) for module in (paths(model) if scratch else ())]
+        self._attributes = [(now, {name: now[name] for name in scratch if name in now}) for now in attributes]
+        self._hooks: list[tuple[dict[int, Any], set[int], Callable[[object], bool]]] = []
+        if leaves_hook is not None:
+            tables = [vars(module)[name] for module in paths(model) for name in _HOOKS]
+            self._hooks = [(table, set(table), leaves_hook) for table in tables]
+        self._insists = False  # on every storage: a framework was interrupted before it had put back values
 
     def watch(self, model: nn.Module) -> None:
         """Remember the values of the tensors that are not the model's own: what is done to them is lost."""
@@ -93,33 +91,34 @@ class Guard:
                         found[_kind(value)].append(_Watched(path, table, name, value.shape, _order(value)))
         self._watched = {kind: (group, _marks(group)) for kind, group in found.items()}
 
-    def changes(self) -> Changes:
-        """Return what was done since to the tensors that are watched.
+    def changes(self) -> tuple[list[str], Conversions]:
+        """Return which of the tensors that are watched hold other values now, or are gone, and what was converted.
 
         A conversion (``model.half()``, ``model.cuda()``) is no loss: what comes back is converted, too.
         """
         lost: list[str] = []
-        converted: dict[str, dict[Kind, Kind]] = {}
+        converted: Conversions = {}
         for kind, (group, before) in self._watched.items():
             kinds = {None if (now := watched.now) is None else _kind(now) for watched in group}
             if kinds == {kind} and torch.equal(_marks(group), before):
                 continue
-            start = 0
-            for watched in group:
-                now, size = watched.now, _size(watched.shape)
-                mark, start = before[start : start + size], start + size
-                if now is not None and _kind(now) == kind:
+            marks = before.split([_size(watched.shape) for watched in group])
+            for watched, mark in zip(group, marks, strict=True):
+                now = watched.now
+                if now is None:
+                    same = False
+                elif _kind(now) == kind:
                     same = torch.equal(_marks([watched]), mark)
                 else:
-                    same = now is not None and _is_converted(now, watched.order, mark, kind[0])
-                if now is not None and _kind(now) != kind:
+                    same = _is_converted(now, watched.order, mark, kind[0])
                     converted.setdefault(watched.module, {})[kind] = _kind(now)
                 if not same:
                     lost.append(watched.place)
-        return Changes(tuple(dict.fromkeys(lost)), converted)
+        return list(dict.fromkeys(lost)), converted
 
     def restore(self) -> None:
         """Put back tensor objects and storages that were replaced by equal ones, and the order of the keys."""
+        self._drop_left()
         for table, name, tensor, alias, requires_grad in self._held:
             current = table.get(name)
             if isinstance(current, Tensor) and current is not tensor and _same_storage(current, alias):
@@ -135,6 +134,16 @@ class Guard:
             if list(table) != names and set(table) == set(names):
                 refill(table, {name: table[name] for name in names})
 
+    def _drop_left(self) -> None:
+        for table, keys, is_left in self._hooks:
+            for key in [key for key, hook in table.items() if key not in keys and is_left(hook)]:
+                self._insists = True
+                del table[key]
+        for now, former in self._attributes:
+            for name in self._scratch:
+                now.pop(name, None)
+            now.update(former)
+
     def _holds(self, tensor: Tensor) -> bool:
         """Return whether the tensor is one of the model's own, or a view of one."""
         return id(tensor) in self._own or tensor.numel() == 0 or _storage(tensor) in self._storages
@@ -142,15 +151,7 @@ class Guard:
 
 @torch.no_grad()
 def convert(module: nn.Module, kinds: dict[Kind, Kind]) -> None:
-    """Give the tensors of a module, and of the modules in it, another data type and device, as ``module.to`` does.
-
-    Parameters
-    ----------
-    module : nn.Module
-        The module.
-    kinds : dict
-        From the data type and device of a tensor to those that it gets; others stay as they are.
-    """
+    """Give the tensors of a module, and of those in it, the data type and device that ``kinds`` has for theirs."""
     for table in (vars(part)[name] for part in paths(module) for name in _TABLES):
         for name, tensor in list(table.items()):
             if isinstance(tensor, Tensor) and _kind(tensor) in kinds:
@@ -170,16 +171,13 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _same_kind(left: Tensor, right: Tensor) -> bool:
-    return left.dtype == right.dtype and left.shape == right.shape and left.device == right.device
-
-
 def _same_storage(left: Tensor, right: Tensor) -> bool:
-    return left.data_ptr() == right.data_ptr() and _same_kind(left, right) and left.stride() == right.stride()
+    is_place = left.data_ptr() == right.data_ptr() and _kind(left) == _kind(right)
+    return is_place and left.shape == right.shape and left.stride() == right.stride()
 
 
 def _same_values(left: Tensor, right: Tensor) -> bool:
-    return _same_kind(left, right) and torch.equal(left.detach(), right)
+    return _kind(left) == _kind(right) and torch.equal(left.detach(), right)
 
 
 def _order(tensor: Tensor) -> list[int]:

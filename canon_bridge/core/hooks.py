@@ -6,6 +6,7 @@ refused when it happens, since nothing else tells what a hook returns. Elsewhere
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -22,16 +23,8 @@ _SIDES: Final = {"_forward_pre_hooks": "input", "_forward_hooks": "output"}
 def watch_hooks(edits: Edits, model: nn.Module, plan: Plan, has_rules: bool) -> None:
     """Have the hooks of a model say where they change values; nothing changes for those that only look.
 
-    Parameters
-    ----------
-    edits : Edits
-        The journal.
-    model : nn.Module
-        The model, with the plan carried out, and before hooks of a framework are on it.
-    plan : Plan
-        What was merged.
-    has_rules : bool
-        Whether maps are made of the canonical model.
+    The plan is carried out, and hooks of a framework are not on the model yet; ``has_rules`` says whether maps are
+    made of it.
     """
     crossed: dict[tuple[str, str], str] = {}
     for norm, before, after in _gaps(plan):
@@ -46,7 +39,7 @@ def watch_hooks(edits: Edits, model: nn.Module, plan: Plan, has_rules: bool) -> 
             if not hooks or (norm is None and not has_rules):
                 continue
             watched = {k: _Watched(hook, path, side, norm) for k, hook in hooks.items() if not _is_own(hook)}
-            edits.on_undo(_Unwatch(hooks, watched))
+            edits.on_undo(partial(_unwatch, hooks, watched))
             hooks.update(watched)
 
 
@@ -99,22 +92,16 @@ class _Watched:
         return result
 
 
-@dataclass(eq=False)
-class _Unwatch:
+def _unwatch(hooks: dict[int, Any], watched: dict[int, _Watched]) -> None:
     """Put the hooks themselves back, but for those that were removed since."""
-
-    hooks: dict[int, Any]
-    watched: dict[int, _Watched]
-
-    def __call__(self) -> None:
-        for key, watched in self.watched.items():
-            holder = self.hooks.get(key)
-            if holder is watched:
-                self.hooks[key] = watched.hook
-            while isinstance(holder, _Watched):  # a block that began later, and ends later, watches the hook, too
-                if holder.hook is watched:
-                    holder.hook = watched.hook
-                holder = holder.hook
+    for key, watcher in watched.items():
+        holder = hooks.get(key)
+        if holder is watcher:
+            hooks[key] = watcher.hook
+        while isinstance(holder, _Watched):  # a block that began later, and ends later, watches the hook, too
+            if holder.hook is watcher:
+                holder.hook = watcher.hook
+            holder = holder.hook
 
 
 def _is_own(hook: Any) -> bool:

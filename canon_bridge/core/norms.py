@@ -219,7 +219,7 @@ def register_norm(
             raise TypeError(f"{name} is {value!r}; it must be a function, see canon_bridge.register_norm.")
     if not ranks or not all(type(rank) is int and rank >= 2 for rank in ranks):
         raise ValueError(f"ranks is {ranks!r}; it must hold the numbers of dimensions of (N, C, *spatial), from 2 on.")
-    NORMS.add(type_or_name, NormType(read, write, ranks=tuple(ranks), then=tuple(then), frozen=frozen, width=width))
+    NORMS[type_or_name] = NormType(read, write, ranks=tuple(ranks), then=tuple(then), frozen=frozen, width=width)
 
 
 def norm_entry(module: nn.Module) -> NormType | None:

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+import torch
 from torch import nn
 
 from canon_bridge.core.registry import Registry
@@ -17,39 +18,48 @@ WRAPPERS: Final = Registry[str](
 )
 
 
-def check_wrappers(model: nn.Module) -> None:
-    """Raise ``TypeError`` if the model, or a module in it, is one of ``WRAPPERS``."""
+def check_module(model: object) -> None:
+    """Raise ``TypeError`` if the model is no module, or a module in it hides another, and see :func:`check_values`."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module.")
     for module, path in paths(model).items():
         attribute = WRAPPERS.find(module)
-        if attribute is None:
-            continue
-        kind = type(module).__name__
-        if not path:
-            raise TypeError(
-                f"model is a {kind}, which hides the module that it runs: use model.{attribute} instead. Inside the "
-                f"block the {kind} runs the canonical model, too."
+        if attribute is not None:
+            kind = type(module).__name__
+            advice = (
+                f"put {path}.{attribute} in its place, and wrap the model as a whole if at all."
+                if path
+                else f"use model.{attribute} instead. Inside the block the {kind} runs the canonical model, too."
             )
-        raise TypeError(
-            f"{path} is a {kind}, which hides the module that it runs: put {path}.{attribute} in its place, and wrap "
-            "the model as a whole if at all."
-        )
+            raise TypeError(f"{path or 'model'} is a {kind}, which hides the module that it runs: {advice}")
+    check_values(model)
+
+
+def check_types(model: nn.Module) -> None:
+    """Raise ``TypeError`` for modules whose parts cannot be changed: scripted and quantized ones."""
+    for path, module in model.named_modules():
+        kind = type(module).__module__
+        if isinstance(module, torch.jit.ScriptModule):
+            found = "a scripted module"
+        elif "quantized" in kind and kind.startswith("torch."):
+            found = f"a quantized module ({type(module).__name__})"
+        else:
+            continue
+        raise TypeError(f"{path or 'the model'} is {found}, which cannot be changed; canonize the model it came from.")
 
 
 def check_values(model: nn.Module) -> None:
     """Raise ``ValueError`` if a tensor of the model is on the meta device, or has no size yet."""
     for module, path in paths(model).items():
         for name, tensor in (*vars(module)["_parameters"].items(), *vars(module)["_buffers"].items()):
-            if tensor is None:
-                continue
             place = f"{path}.{name}".removeprefix(".")
             if nn.parameter.is_lazy(tensor):
                 raise ValueError(
                     f"{place} of a {type(module).__name__} has no size yet; call the model on one input first, as for "
                     "training."
                 )
-            if not tensor.is_meta:
-                continue
-            raise ValueError(
-                f"{place} is on the meta device and has no values that could be merged; load the weights first "
-                "(model.to_empty(device=...), then model.load_state_dict(...))."
-            )
+            if tensor is not None and tensor.is_meta:
+                raise ValueError(
+                    f"{place} is on the meta device and has no values that could be merged; load the weights first "
+                    "(model.to_empty(device=...), then model.load_state_dict(...))."
+                )

@@ -67,8 +67,6 @@ class Backend:
         From a module of the canonical model to the one that the framework wants in its place, or the module itself.
     prepare : callable
         From the journal and a module of the canonical model, after ``adapt``: changes that module.
-    leaf_hook : callable or None
-        A forward pre-hook for every module without children.
     scratch : tuple of str
         Attributes that the framework leaves on modules; removed (or put back) when the block ends.
     leaves_hook : callable or None
@@ -85,7 +83,6 @@ class Backend:
 
     adapt: Callable[[nn.Module], nn.Module] = _as_it_is
     prepare: Callable[[Edits, nn.Module], None] = _leave
-    leaf_hook: Callable[[nn.Module, Any], Any] | None = None
     scratch: tuple[str, ...] = ()
     leaves_hook: Callable[[object], bool] | None = None
     differentiable: bool = False

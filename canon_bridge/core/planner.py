@@ -1,9 +1,8 @@
 """Decide what becomes of each normalization layer; nothing is written to the model."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -11,8 +10,9 @@ from canon_bridge.core.explicit import EXPANSIONS
 from canon_bridge.core.garbage import without_collection
 from canon_bridge.core.layers.linear import computes_weight, is_linear, why_not_foldable
 from canon_bridge.core.norms import check_norm, is_identity, is_norm
+from canon_bridge.core.obstacles import check_types
 from canon_bridge.core.options import Options, Scope
-from canon_bridge.core.plan import Chain, Entry, Leftover, Merge, Obstacle, Plan, Refusal, Untangled, Words, words
+from canon_bridge.core.plan import Entry, Leftover, Merge, Obstacle, Plan, Refusal, Untangled, Words, words
 from canon_bridge.core.registry import find_entry
 from canon_bridge.core.rewrite import ExplicitFlow, ModuleCall, make_explicit
 from canon_bridge.core.search import Network, find_left, find_right, name_of
@@ -22,6 +22,8 @@ from canon_bridge.core.untangle import Untangling
 
 IS_IDENTITY = "it is the identity already"
 _READ = "a forward reads its tensors by itself"
+# Which ways a norm may go, in the order in which they are tried; "untangled" leaves activations as they are.
+_WAYS: Final = {"left": ("left", "right"), "right": ("right", "left"), "untangled": ("left", "copies", "right")}
 
 
 @without_collection()
@@ -31,23 +33,9 @@ def make_plan(model: nn.Module, options: Options, scope: Scope, arguments: tuple
     The order of resolution: BatchNorms in the order of the data flow; for each, the preferred direction, then the
     other one, then what ``leftover`` says. A merge sees those before it as carried out.
 
-    Parameters
-    ----------
-    model : nn.Module
-        The model, in evaluation mode; it is not changed.
-    options : Options
-        The keywords of ``canonize``.
-    scope : Scope
-        Which part of it to plan.
-    arguments : tuple, optional
-        What to trace the model with, besides the example inputs of the options.
-
-    Raises
-    ------
-    ValueError
-        If a BatchNorm is in training mode or has no running statistics.
-    TracingError
-        If the data flow cannot be found.
+    The model is traced with the example inputs of the options, else with the arguments if there are any. Raises
+    ``TracingError`` if its data flow cannot be found, and ``ValueError`` if a BatchNorm is in training mode or has no
+    running statistics.
     """
     check_types(model)
     for path, module in model.named_modules():
@@ -72,19 +60,6 @@ def make_plan(model: nn.Module, options: Options, scope: Scope, arguments: tuple
     )
 
 
-def check_types(model: nn.Module) -> None:
-    """Raise ``TypeError`` for modules whose parts cannot be changed: scripted and quantized ones."""
-    for path, module in model.named_modules():
-        kind = type(module).__module__
-        if isinstance(module, torch.jit.ScriptModule):
-            found = "a scripted module"
-        elif "quantized" in kind and kind.startswith("torch."):
-            found = f"a quantized module ({type(module).__name__})"
-        else:
-            continue
-        raise TypeError(f"{path or 'the model'} is {found}, which cannot be changed; canonize the model it came from.")
-
-
 class _Planner:
     """The normalization layers of one flow, resolved one after the other."""
 
@@ -95,6 +70,7 @@ class _Planner:
         self.untangling = Untangling(self.network, with_rest=options.leftover == "linear")
         self.staying: dict[str, str] = {}  # why, of norms that compute something, whatever the options are
         self.norms = {operation.path: operation for operation in self.network.in_order() if is_norm(operation.module)}
+        self.modules = {call.path: call.module for call in self.network.operations.values()}
         network = self.network
         network.identities |= {path for path, norm in self.norms.items() if is_identity(norm.module)}
         if scope.kinds is not None:
@@ -134,56 +110,45 @@ class _Planner:
 
     def expanded(self) -> tuple[str, ...]:
         """Return the modules that are several operations in one, which become modules of their own."""
-        calls = self.network.operations.values()
-        return tuple(dict.fromkeys(call.path for call in calls if find_entry(EXPANSIONS, call.module) is not None))
+        return tuple(path for path, module in self.modules.items() if find_entry(EXPANSIONS, module) is not None)
 
     def computed_weights(self) -> tuple[str, ...]:
         """Return the linear layers whose weight becomes a plain parameter."""
-        linears = {o.path: o.module for o in self.network.operations.values() if is_linear(o.module)}
+        linears = {path: module for path, module in self.modules.items() if is_linear(module)}
         return tuple(
             path for path, module in linears.items() if computes_weight(module) and why_not_foldable(module) is None
         )
 
     def _resolve(self, norm: ModuleCall) -> Entry:
-        network, path = self.network, norm.path
-        if path in network.identities:
+        path = norm.path
+        if path in self.network.identities:
             return Refusal(path, IS_IDENTITY)
-        if path in network.read_elsewhere:
+        if path in self.network.read_elsewhere:
             return self._stays(path, _READ)
-        if self.options.prefer == "untangled":
-            return self._untangle(norm)
-        find = {"left": find_left, "right": find_right}
-        other = "right" if self.options.prefer == "left" else "left"
         obstacles: list[Words] = []
         for into_norms in (False, True):  # a linear layer on either side comes before another norm
             obstacles = []
-            for direction in (self.options.prefer, other):
-                chain = find[direction](network, norm, into_norms=into_norms)
-                if isinstance(chain, Obstacle):
-                    obstacles.append(words(f"{direction}: {{}}", chain.reason))
-                elif self.scope.kinds is None or chain.kind in self.scope.kinds:
-                    return Merge(chain)
+            for way in _WAYS[self.options.prefer]:
+                found = self._go(way, norm, into_norms)
+                if isinstance(found, Obstacle):
+                    obstacles.append(words(f"{way}: {{}}", found.reason))
+                elif found is not None:
+                    return found
         return self._rest(
             path, words("; ".join("{}" for _ in obstacles), *obstacles) or "such a merge was not asked for"
         )
 
-    def _untangle(self, norm: ModuleCall) -> Entry:
-        """Return what becomes of a norm where nothing may be thresholded: it goes left, into a copy if need be."""
-        network = self.network
-        obstacles: list[Words] = []
-        for into_norms in (False, True):
-            left = find_left(network, norm, into_norms=into_norms)
-            if isinstance(left, Chain):
-                return Merge(left)
-            copies = self.untangling.find(norm)
-            if isinstance(copies, Untangled):
-                return copies
-            right = find_right(network, norm, into_norms=into_norms)
-            if isinstance(right, Chain) and not right.absorbers:
-                return Merge(right)
-            what = right.reason if isinstance(right, Obstacle) else _changed(right)
-            obstacles = [words("left: {}", left.reason), words("copies: {}", copies.reason), words("right: {}", what)]
-        return self._rest(norm.path, words("; ".join("{}" for _ in obstacles), *obstacles))
+    def _go(self, way: str, norm: ModuleCall, into_norms: bool) -> Merge | Untangled | Obstacle | None:
+        """Return what becomes of a norm this way, or why it cannot go; None where this was not asked for."""
+        if way == "copies":
+            return self.untangling.find(norm)
+        find = find_left if way == "left" else find_right
+        chain = find(self.network, norm, into_norms=into_norms)
+        if isinstance(chain, Obstacle):
+            return chain
+        if self.options.prefer == "untangled" and chain.absorbers:
+            return Obstacle(words("{} would have to be changed", Words(chain.absorbers[0], "an activation")))
+        return Merge(chain) if self.scope.kinds is None or chain.kind in self.scope.kinds else None
 
     def _stays(self, path: str, reason: str) -> Refusal:
         self.staying[path] = reason
@@ -193,8 +158,3 @@ class _Planner:
         """Return what becomes of a layer that nothing takes."""
         is_linear_wanted = self.options.leftover == "linear" and self.scope.kinds is None
         return (Leftover if is_linear_wanted else Refusal)(path, reason)
-
-
-def _changed(chain: Chain) -> Words:
-    """Return why a merge to the right is none that leaves activations as they are."""
-    return words("{} would have to be changed", Words(chain.absorbers[0], "an activation"))

@@ -117,11 +117,6 @@ def plan_for(model: nn.Module, options: Options, scope: Scope, arguments: tuple[
     return plan
 
 
-def forget_plans() -> None:
-    """Have all plans made anew."""
-    _KEPT.clear()
-
-
 def _versions(module: nn.Module) -> list[Any]:
     tensors = (*vars(module)["_parameters"].values(), *vars(module)["_buffers"].values())
     return [version for tensor in tensors if tensor is not None for version in _version(tensor)]

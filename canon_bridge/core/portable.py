@@ -33,10 +33,7 @@ def named(called: Any, name: str) -> Callable[..., Any]:
 def portable(value: Any) -> Any:
     """Return the value if pickle can store it, else something that is called like it and can be stored.
 
-    Raises
-    ------
-    pickle.PicklingError
-        When that is stored, if the value cannot be found again by a name.
+    That raises ``pickle.PicklingError`` when it is stored, if the value cannot be found again by a name.
     """
     try:
         pickle.dumps(value)

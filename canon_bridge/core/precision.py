@@ -3,7 +3,7 @@
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from canon_bridge.core.norms import mean_ratio, width
 from canon_bridge.core.plan import Merge, Plan
 from canon_bridge.core.restore import finder, paths
+from canon_bridge.core.tables import shortened
 from canon_bridge.core.trace.preserve import preserved
 from canon_bridge.core.trace.tracer import copied
 
@@ -30,34 +31,38 @@ _LISTED: Final = 5
 _ROUNDINGS: Final = 100.0
 
 
-@dataclass(frozen=True)
-class Loss:
-    """A BatchNorm whose merge loses precision.
-
-    Attributes
-    ----------
-    norm : str
-        Its path.
-    ratio : float
-        ``max |s mean| / max |weight|``, how many standard deviations the mean is from zero.
-    eps : float
-        The machine epsilon of the merge.
-    """
+class Loss(NamedTuple):
+    """A BatchNorm whose merge may lose precision."""
 
     norm: str
-    ratio: float
-    eps: float
+    ratio: float  # max |s mean| / max |weight|: how many standard deviations the mean is from zero
+    eps: float  # of the coarsest type in the merge
 
 
-def imprecise(model: nn.Module, plan: Plan) -> dict[str, float]:
-    """Return the BatchNorms whose merge loses precision, and their ratio, see :func:`doubtful`."""
-    return doubtful(losses(model, plan))
+def losses(model: nn.Module, plan: Plan) -> list[Loss]:
+    """Return what the merges of a plan lose, in a model where they are still to be carried out.
 
-
-def doubtful(found: list[Loss]) -> dict[str, float]:
-    """Return the losses that are worth a warning, by the path of the BatchNorm the ratio, largest first."""
-    ratios = {loss.norm: loss.ratio for loss in found if loss.ratio >= max(_SMALLEST_RATIO, _RATIO / loss.eps)}
-    return dict(sorted(ratios.items(), key=lambda item: -item[1]))
+    Merges to the left, also into copies, are as precise as the BatchNorm; so is a per-channel linear layer in float32
+    and above.
+    """
+    find = finder(model)
+    found: defaultdict[torch.device, list[tuple[str, Tensor, float]]] = defaultdict(list)
+    with_linear_layer = [entry for entry in plan.untangled if entry.rest]
+    for entry in (*plan.merges, *plan.leftovers, *with_linear_layer):
+        if isinstance(entry, Merge) and entry.chain.direction == "left":
+            continue
+        norm, layers = find(entry.norm), entry.chain.targets if isinstance(entry, Merge) else ()
+        dtype = _coarsest_dtype([norm, *map(find, layers)])
+        if width(norm) and (isinstance(entry, Merge) or dtype.itemsize <= 2):
+            ratio = mean_ratio(norm)
+            if ratio is not None:
+                found[ratio.device].append((entry.norm, ratio, torch.finfo(dtype).eps))
+    result: list[Loss] = []
+    for device, here in found.items():  # which is looked at once
+        wide = torch.float64 if device.type == "cpu" else torch.float32
+        ratios = torch.stack([ratio.to(wide) for _, ratio, _ in here]).nan_to_num(0.0, torch.inf).tolist()
+        result += [Loss(norm, ratio, eps) for (norm, _, eps), ratio in zip(here, ratios, strict=True)]
+    return result
 
 
 def explained(found: list[Loss]) -> float:
@@ -68,78 +73,36 @@ def explained(found: list[Loss]) -> float:
     return 10 * sum(_LOSS * loss.ratio * loss.eps for loss in found)
 
 
-def losses(model: nn.Module, plan: Plan) -> list[Loss]:
-    """Return what the merges of a plan lose, in a model where they are still to be carried out.
-
-    Merges to the left, also into copies, are as precise as the BatchNorm; so is a per-channel linear layer in float32
-    and above.
-    """
-    find = finder(model)
-    found: list[tuple[str, Tensor | None, float]] = []
-    with_linear_layer = [entry for entry in plan.untangled if entry.rest]
-    for entry in (*plan.merges, *plan.leftovers, *with_linear_layer):
-        if isinstance(entry, Merge) and entry.chain.direction == "left":
-            continue
-        norm, layers = find(entry.norm), entry.chain.targets if isinstance(entry, Merge) else ()
-        dtype = _coarsest_dtype([norm, *map(find, layers)])
-        if width(norm) and (isinstance(entry, Merge) or dtype.itemsize <= 2):
-            found.append((entry.norm, mean_ratio(norm), torch.finfo(dtype).eps))
-    ratios = _numbers([ratio for _, ratio, _ in found])
-    return [Loss(norm, ratio, eps) for (norm, _, eps), ratio in zip(found, ratios, strict=True)]
+def doubtful(found: list[Loss]) -> list[Loss]:
+    """Return the losses that are worth a warning, the largest first."""
+    large = [loss for loss in found if loss.ratio >= max(_SMALLEST_RATIO, _RATIO / loss.eps)]
+    return sorted(large, key=lambda loss: -loss.ratio)
 
 
-def _numbers(values: list[Tensor | None]) -> list[float]:
-    """Return the numbers in tensors, looked at once for each device; 0 for None, and for NaN."""
-    numbers = [0.0] * len(values)
-    by_device: defaultdict[torch.device, list[tuple[int, Tensor]]] = defaultdict(list)
-    for place, value in enumerate(values):
-        if value is not None:
-            by_device[value.device].append((place, value.double() if value.device.type == "cpu" else value.float()))
-    for group in by_device.values():
-        here = torch.stack([value for _, value in group]).nan_to_num(0.0, torch.inf).tolist()
-        for (place, _), number in zip(group, here, strict=True):
-            numbers[place] = number
-    return numbers
-
-
-def _coarsest_dtype(modules: list[nn.Module]) -> torch.dtype:
-    dtypes: set[torch.dtype] = set()
-    for module in modules:
-        for part in paths(module) if vars(module)["_modules"] else (module,):
-            for table in (vars(part)["_parameters"], vars(part)["_buffers"]):
-                dtypes.update(tensor.dtype for tensor in table.values() if tensor is not None)
-    floating = (dtype for dtype in dtypes if dtype.is_floating_point)
-    return max(floating, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64)
-
-
-def describe(found: dict[str, float]) -> str:
+def describe(found: list[Loss]) -> str:
     """Return a sentence that names the BatchNorms and says what to do."""
-    names = ", ".join(f"{path or 'the model'} ({ratio:.1e})" for path, ratio in list(found.items())[:_LISTED])
-    more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+    names = shortened([f"{loss.norm or 'the model'} ({loss.ratio:.1e})" for loss in found], _LISTED)
     return (
-        f"the mean of {names}{more} is that many standard deviations from zero: merged to the right, such a "
+        f"the mean of {names} is that many standard deviations from zero: merged to the right, such a "
         "BatchNorm loses precision, about 3 times this ratio times the machine epsilon. Use model.double() for "
         'attribution, or prefer="left" where a linear layer precedes it; example_inputs=x measures what it costs.'
     )
 
 
+def _coarsest_dtype(modules: list[nn.Module]) -> torch.dtype:
+    parts = [vars(part) for module in modules for part in paths(module)]
+    tensors = (t for part in parts for table in ("_parameters", "_buffers") for t in part[table].values())
+    dtypes = {tensor.dtype for tensor in tensors if tensor is not None and tensor.is_floating_point()}
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float64)
+
+
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What a model computes before it is canonical.
+    """What a model computes before it is canonical."""
 
-    Attributes
-    ----------
-    arguments : tuple
-        The positional arguments of the model.
-    outputs : list of Tensor
-        All tensors in the output.
-    rounding : float
-        The largest deviation, relative to the largest value, that rounding accounts for.
-    """
-
-    arguments: tuple[Any, ...]
-    outputs: list[Tensor]
-    rounding: float
+    arguments: tuple[Any, ...]  # the positional ones
+    outputs: list[Tensor]  # all tensors in the output
+    rounding: float  # the largest deviation, relative to the largest value, that rounding accounts for
 
 
 def reference(model: nn.Module, arguments: tuple[Any, ...]) -> Reference:
@@ -197,11 +160,8 @@ def sensitivity(model: nn.Module, before: Reference) -> float:
     epsilon = max(epsilons, default=0.0)
     nudges = [partial(_nudged, epsilon, torch.Generator().manual_seed(seed)) for seed in range(3)]
     nudged = [tree_map_only(Tensor, nudge, before.arguments) for nudge in nudges]
-    found: list[list[Tensor]] = []
-    for arguments in (before.arguments, before.arguments, *nudged):
-        with preserved(model):
-            found.append(outputs(model, arguments))
-    first, again, *others = found
+    runs = [reference(model, arguments) for arguments in (before.arguments, before.arguments, *nudged)]
+    first, again, *others = [run.outputs for run in runs]
     if function_error(first, again)[0] > 0:  # another function at every call
         return 0.0
     return _ROUNDINGS * max(function_error(first, other)[0] for other in others)

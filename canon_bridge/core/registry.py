@@ -4,7 +4,8 @@ A key is a type, or the qualified name of a type in a package that need not be i
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections import UserDict
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -29,13 +30,8 @@ _HARMLESS: Final = frozenset(
 # fmt: on
 
 
-class Registry(MutableMapping[TypeKey, T]):
+class Registry(UserDict[TypeKey, T]):
     """A table with one entry for each type of module.
-
-    Parameters
-    ----------
-    entries : mapping of (type or str) to an entry
-        What it begins with.
 
     Attributes
     ----------
@@ -45,59 +41,28 @@ class Registry(MutableMapping[TypeKey, T]):
 
     changes: ClassVar[int] = 0
 
-    def __init__(self, entries: Mapping[TypeKey, T]) -> None:
-        self._entries: dict[TypeKey, T] = {}
-        self.update(entries)
-
     def find(self, module: nn.Module) -> T | None:
-        """Return the entry for a module, or None.
+        """Return the entry for a module, or None; whether a forward was set on the instance is not looked at.
 
         A type counts as what it was before parametrizations. A subclass has the entry of its base class where it
         overrides nothing that the base class computes with (usually it has an ``__init__`` of its own), and none else.
-
-        Parameters
-        ----------
-        module : nn.Module
-            The module; whether a forward was set on the instance is not looked at.
         """
-        return find_entry(self._entries, module)
-
-    def add(self, key: TypeKey, entry: T) -> None:
-        """Put in an entry; one that the key has already is replaced.
-
-        Raises
-        ------
-        TypeError
-            If the key is neither a subclass of ``nn.Module`` nor a qualified name.
-        """
-        _check_key(key)
-        self._entries[key] = entry
-        Registry.changes += 1
-
-    def types(self) -> tuple[type[nn.Module], ...]:
-        """Return the keys that are types."""
-        return tuple(key for key in self._entries if isinstance(key, type))
+        return find_entry(self.data, module)
 
     def by_type(self) -> dict[type[nn.Module], T]:
         """Return the entries of all types, also of those named whose modules are imported by now."""
-        found = {key if isinstance(key, type) else _imported(key): entry for key, entry in self._entries.items()}
+        found = {key if isinstance(key, type) else _imported(key): entry for key, entry in self.items()}
         return {kind: entry for kind, entry in found.items() if kind is not None}
 
-    def __getitem__(self, key: TypeKey) -> T:
-        return self._entries[key]
-
     def __setitem__(self, key: TypeKey, entry: T) -> None:
-        self.add(key, entry)
-
-    def __delitem__(self, key: TypeKey) -> None:
-        del self._entries[key]
+        """Put in an entry; raise ``TypeError`` if the key is neither a subclass of ``nn.Module`` nor a full name."""
+        _check_key(key)
+        self.data[key] = entry
         Registry.changes += 1
 
-    def __iter__(self) -> Iterator[TypeKey]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
+    def __delitem__(self, key: TypeKey) -> None:
+        del self.data[key]
+        Registry.changes += 1
 
 
 def find_entry(entries: Mapping[TypeKey, T], module: nn.Module) -> T | None:

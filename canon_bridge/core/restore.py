@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from torch import nn
 
@@ -92,7 +92,7 @@ _REGISTER: Final[weakref.WeakKeyDictionary[nn.Module, list[weakref.ref[_Layer]]]
 
 
 class Edits:
-    """A journal of writes to module slots.
+    """A journal of writes to module slots; as a context manager it is undone when the block ends.
 
     Invariant: after :meth:`undo` each slot holds the very object that it held before this journal wrote to it, or
     what a younger journal has put above; keys that were new are gone, those that were removed are back in their
@@ -106,6 +106,12 @@ class Edits:
 
     def __len__(self) -> int:
         return sum(len(layer.old) for layer in self._stack)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.undo()
 
     def set(self, module: nn.Module, table: str, name: Key, value: object) -> None:
         """Put ``value`` into a slot of the module.
@@ -275,12 +281,7 @@ def finder(model: nn.Module) -> Callable[[str], nn.Module]:
 def follow_mode(module: nn.Module, stand_in: nn.Module, mode: bool) -> None:
     """Put a module that was out of the model into the mode that the user has given to its stand-in since.
 
-    Parameters
-    ----------
-    module, stand_in : nn.Module
-        What was taken out, and what ``train()`` and ``eval()`` have reached in its place.
-    mode : bool
-        The ``training`` flag of the stand-in at first.
+    ``mode`` is the ``training`` flag that the stand-in had at first.
     """
     if stand_in.training != mode:
         module.train(stand_in.training)

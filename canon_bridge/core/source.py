@@ -19,12 +19,7 @@ _PRINTS_ITSELF: Final = (int, str, bool, type(None))
 def write_forward(graph: fx.Graph, signature: inspect.Signature) -> tuple[str, dict[str, Any]]:
     """Return the source of ``forward(self, ...)`` of a graph, and its constants by the names that it gives them.
 
-    Parameters
-    ----------
-    graph : fx.Graph
-        Its placeholders have the names of the arguments.
-    signature : inspect.Signature
-        That of the forward, without ``self``.
+    Placeholders of the graph have the names of the arguments; the signature is that of the forward without ``self``.
     """
     source = _Source(graph, signature)
     return source.text(), source.constants
@@ -40,13 +35,15 @@ class _Source:
         self.graph, self.signature = graph, signature
         self.constants: dict[str, Any] = {}
         taken = {*signature.parameters, *(node.name for node in graph.nodes), "forward"}
-        self.prefix = next(prefix for n in range(1, len(taken) + 2) if not _begins(prefix := "_" * n, taken))
+        lengths = range(1, len(taken) + 2)
+        self.prefix = next("_" * n for n in lengths if not any(name.startswith("_" * n) for name in taken))
         self.owner = f"{self.prefix}self"
 
     def text(self) -> str:
         """Return the whole definition."""
         parameters = [
-            p.replace(annotation=p.empty, default=self._default(p.default)) for p in self.signature.parameters.values()
+            p.replace(annotation=p.empty, default=p.empty if p.default is p.empty else _Name(self.constant(p.default)))
+            for p in self.signature.parameters.values()
         ]
         header = str(inspect.Signature(parameters)).removeprefix("(")
         last = {name: node for node in self.graph.nodes for name in node.all_input_nodes}
@@ -80,9 +77,6 @@ class _Source:
             return f"{self.constant(slice)}(*{self.value((value.start, value.stop, value.step))})"
         return repr(value) if type(value) in _PRINTS_ITSELF else self.constant(value)
 
-    def _default(self, value: Any) -> Any:
-        return value if value is inspect.Parameter.empty else _Name(self.constant(value))
-
     def _computed(self, node: fx.Node) -> str:
         target, args = node.target, node.args
         if node.op == "placeholder":
@@ -115,7 +109,3 @@ class _Name(str):
 
     __slots__ = ()
     __repr__ = str.__str__
-
-
-def _begins(prefix: str, names: set[str]) -> bool:
-    return any(name.startswith(prefix) for name in names)

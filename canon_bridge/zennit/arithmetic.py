@@ -60,10 +60,18 @@ class InPlace(nn.Module):
 
 
 class _OneInput(nn.Module):
-    """A function of one input that carries data and of other values, which it is given before each call."""
+    """A function of one input that carries data and of other values, which it is given before each call.
 
-    function: Callable[..., Any]
-    others: tuple[Any, ...]
+    Parameters
+    ----------
+    function : callable
+        From the input and the other values to the output.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+        self.others: tuple[Any, ...] = ()
 
     def of(self, input: Tensor, *others: Any) -> Any:
         """Return ``function(input, *others)``; a rule on this module keeps relevance away from the others."""
@@ -81,31 +89,11 @@ class _OneInput(nn.Module):
 
 
 class Passed(_OneInput, nn.Softsign):
-    """An element-wise function; by its base class an activation for zennit, to which composites give Pass.
-
-    Parameters
-    ----------
-    function : callable
-        From the input and other values to the output.
-    """
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function, self.others = function, ()
+    """An element-wise function; by its base class an activation for zennit, to which composites give Pass."""
 
 
 class Distributed(_OneInput, Sum):
-    """A function that is linear in its input; by its base class a sum for zennit, to which composites give Norm.
-
-    Parameters
-    ----------
-    function : callable
-        From the input and other values to the output.
-    """
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function, self.others = function, ()
+    """A function that is linear in its input; by its base class a sum for zennit, to which composites give Norm."""
 
 
 class OfOneInput(Explicit):

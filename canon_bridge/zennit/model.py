@@ -1,5 +1,6 @@
 """Canonizers for whole models, of any architecture."""
 
+import copy
 from dataclasses import replace
 from typing import ClassVar, Self
 
@@ -101,15 +102,8 @@ class ModelCanonizer(Canonizer):
 
     def copy(self) -> Self:
         """Return a canonizer with the same keywords that is not applied to anything."""
-        twin = type(self).__new__(type(self))
-        ModelCanonizer.__init__(
-            twin,
-            self.options.prefer,
-            self.options.clipped,
-            self.options.leftover,
-            self.options.example_inputs,
-            self.backend.differentiable,
-        )
+        twin = copy.copy(self)
+        twin._canonization = None
         return twin
 
 

@@ -34,7 +34,7 @@ class Slope(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ACTIVATIONS, "_entries", dict(ACTIVATIONS))
+    monkeypatch.setattr(ACTIVATIONS, "data", dict(ACTIVATIONS))
     register_activation(Squareplus)
     register_activation(f"{__name__}.Slope")
 

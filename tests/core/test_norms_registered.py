@@ -65,7 +65,7 @@ def write(module: Any, affine: Affine) -> dict[str, object]:
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(NORMS, "_entries", dict(NORMS))
+    monkeypatch.setattr(NORMS, "data", dict(NORMS))
     register_norm(Standardize, read=read, write=write, ranks=(2, 3, 4, 5))
     register_norm(
         f"{__name__}.Affinity",

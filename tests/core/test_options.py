@@ -72,5 +72,5 @@ def test_the_core_itself_has_no_wishes() -> None:
     backend.prepare(edits, module)
     assert len(edits) == 0
     before.check()
-    assert not any((backend.leaf_hook, backend.scratch, backend.leaves_hook, backend.differentiable))
+    assert not any((backend.scratch, backend.leaves_hook, backend.differentiable))
     assert Scope() == Scope(kinds=None, explicit=True)

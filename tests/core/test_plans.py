@@ -182,7 +182,7 @@ def test_another_forward_of_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_registered_since(monkeypatch: pytest.MonkeyPatch) -> None:
     model = made()
     before = plan(model)
-    monkeypatch.setattr(NORMS, "_entries", dict(NORMS._entries))
+    monkeypatch.setattr(NORMS, "data", dict(NORMS))
     register_norm(
         Custom,
         read=lambda module: Affine(module.scale, torch.zeros_like(module.scale)),

@@ -170,7 +170,7 @@ def register_layer(
         raise ValueError(f"spatial is {spatial!r}; it must be 0, 1, 2 or 3, and not 0 for a transposed convolution.")
     if weight is not None and not callable(weight):
         raise TypeError(f"weight is {weight!r}; it must be a function from the module to the weight that it uses.")
-    LINEAR.add(type_or_name, LinearType(spatial, transposed, weight))
+    LINEAR[type_or_name] = LinearType(spatial, transposed, weight)
 
 
 def linear_type(module: nn.Module) -> LinearType:

@@ -65,7 +65,7 @@ class Features(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LINEAR, "_entries", dict(LINEAR))
+    monkeypatch.setattr(LINEAR, "data", dict(LINEAR))
     register_layer(Squared, spatial=2, weight=lambda module: module.weight**2)
     register_layer(f"{__name__}.Plain", spatial=2)
     register_layer(PlainTransposed, spatial=2, transposed=True)

@@ -15,7 +15,7 @@ from zennit.composites import EpsilonPlus
 
 import canon_bridge.captum
 from canon_bridge.captum import LRP
-from canon_bridge.core.plans import forget_plans
+from canon_bridge.core import plans
 from canon_bridge.zennit import ModelCanonizer
 from tests.support.faults.inject import INJECTORS, Counter, Fault
 from tests.support.faults.modes import Subject
@@ -67,14 +67,14 @@ def _target(output: Tensor) -> Any:
 def _interrupted(subject: Subject, act: Callable[[], None], stride: int, what: str) -> Iterator[str]:
     counter = Counter()
     with suppress(Exception), INJECTORS["operation"](counter):
-        forget_plans()
+        plans._KEPT.clear()
         act()  # Captum's own LRP does not know every module: then it raises by itself
     subject.check(what)
     yield "a whole run"
     for k in range(0, counter.count, stride):
         one = Counter(k)
         with suppress(Fault, Exception), INJECTORS["operation"](one):
-            forget_plans()
+            plans._KEPT.clear()
             act()
         subject.check(f"{what}, {one.where}", with_output=False)
         yield one.where

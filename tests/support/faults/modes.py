@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import checkpoint
 
 from canon_bridge import Canonization, canonize, plan
-from canon_bridge.core.plans import forget_plans
+from canon_bridge.core import plans
 from canon_bridge.core.restore import writes_in_force
 from tests.support.faults.inject import INJECTORS, Counter, Fault, steps
 from tests.support.snapshot import Snapshot
@@ -149,7 +149,7 @@ def planning(inject: str, subject: Subject, stride: int) -> Iterator[str]:
 
 
 def _plan_anew(subject: Subject, inputs: Tensor | None) -> None:
-    forget_plans()
+    plans._KEPT.clear()
     plan(subject.model, prefer=subject.prefer, example_inputs=inputs)
 
 
