@@ -518,43 +518,30 @@ def linear(weight: Any, bias: Any = None) -> nn.Module:
     return _with_tensors(nn.Linear(weight.shape[1], weight.shape[0], device="meta"), weight=weight, bias=bias)
 
 
-def convolution(module: MakeModule) -> MakeModule:
-    """Return what makes a convolution from its tensors and the other arguments of the function."""
-
-    def build(
-        weight: Any,
-        bias: Any = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> nn.Module:
-        out_channels, in_channels, *kernel = weight.shape
-        sizes = in_channels * groups, out_channels, tuple(kernel)
-        made = module(*sizes, stride, padding, dilation, groups, device="meta")
-        return _with_tensors(made, weight=weight, bias=bias)
-
-    return build
+def convolution(
+    weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> nn.Module:
+    """Return the convolution with the given tensors, of as many dimensions as its weight has."""
+    out_channels, in_channels, *kernel = weight.shape
+    module, sizes = getattr(nn, f"Conv{len(kernel)}d"), (in_channels * groups, out_channels, tuple(kernel))
+    made = module(*sizes, stride, padding, dilation, groups, device="meta")
+    return _with_tensors(made, weight=weight, bias=bias)
 
 
-def transposed_convolution(module: MakeModule) -> MakeModule:
-    """Return what makes a transposed convolution from its tensors and the other arguments of the function."""
-
-    def build(
-        weight: Any,
-        bias: Any = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        output_padding: Any = 0,
-        groups: int = 1,
-        dilation: Any = 1,
-    ) -> nn.Module:
-        in_channels, out_channels, *kernel = weight.shape
-        sizes = in_channels, out_channels * groups, tuple(kernel)
-        made = module(*sizes, stride, padding, output_padding, groups, dilation=dilation, device="meta")
-        return _with_tensors(made, weight=weight, bias=bias)
-
-    return build
+def transposed_convolution(
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> nn.Module:
+    """Return the transposed convolution with the given tensors, of as many dimensions as its weight has."""
+    in_channels, out_channels, *kernel = weight.shape
+    module, sizes = getattr(nn, f"ConvTranspose{len(kernel)}d"), (in_channels, out_channels * groups, tuple(kernel))
+    made = module(*sizes, stride, padding, output_padding, groups, dilation=dilation, device="meta")
+    return _with_tensors(made, weight=weight, bias=bias)
 
 
 def any_convolution(
@@ -567,12 +554,10 @@ def any_convolution(
     output_padding: Any,
     groups: int,
 ) -> nn.Module:
-    """Return a convolution of as many dimensions as its weight has, transposed or not."""
-    spatial = weight.dim() - 2
+    """Return a convolution, transposed or not."""
     if transposed:
-        make = transposed_convolution(getattr(nn, f"ConvTranspose{spatial}d"))
-        return make(weight, bias, stride, padding, output_padding, groups, dilation)
-    return convolution(getattr(nn, f"Conv{spatial}d"))(weight, bias, stride, padding, dilation, groups)
+        return transposed_convolution(weight, bias, stride, padding, output_padding, groups, dilation)
+    return convolution(weight, bias, stride, padding, dilation, groups)
 
 
 def _with_tensors(module: nn.Module, **tensors: Tensor | None) -> nn.Module:
