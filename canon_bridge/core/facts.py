@@ -28,54 +28,39 @@ from canon_bridge.core.operations import (
     overwritten,
 )
 
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # What makes real numbers of complex ones, and what makes complex ones of real ones.
-_REAL: Final = frozenset(
-    [
-        *("irfft", "irfft2", "irfftn", "hfft", "fft_irfft", "fft_irfft2", "_fft_c2r", "istft"),
-        *("real", "imag", "abs", "angle", "view_as_real", "is_complex", "isreal"),
-    ]
+_REAL: Final = _names(
+    "irfft irfft2 irfftn hfft fft_irfft fft_irfft2 _fft_c2r istft real imag abs angle view_as_real is_complex isreal"
 )
 _COMPLEX: Final = {entry.name for entry in OPERATIONS.values() if entry.note == OF_COMPLEX_NUMBERS} - _REAL | {
     "view_as_complex"
 }
 UNKNOWN: Final[Any] = object()
-_CALLS: Final = ("call_module", "call_function", "call_method")
 WORLDS: Final = range(3)
 
 # What reads no value of its arguments.
 _READS_NOTHING: Final = frozenset({Kind.SIZE, Kind.CREATION})
-# Operations that return values and indices.
-_PAIRS: Final = frozenset(["topk", "sort", "kthvalue", "mode", "cummax", "cummin"])
-# Results that are several tensors.
-_SEVERAL: Final = frozenset(
-    [
-        *_PAIRS,
-        "chunk",
-        "split",
-        "split_with_sizes",
-        "tensor_split",
-        "hsplit",
-        "vsplit",
-        "dsplit",
-        "unbind",
-        "unsafe_split",
-        "unsafe_chunk",
-        "aminmax",
-        "meshgrid",
-        "broadcast_tensors",
-        "unsafe_split_with_sizes",
-        *(f"{pool}{dim}d_with_indices" for pool in ("max_pool", "adaptive_max_pool") for dim in (1, 2, 3)),
-        *(f"fractional_max_pool{dim}d_with_indices" for dim in (2, 3)),
-    ]
+# What has a result of the sizes of its one operand, or of two together.
+_SAME_SIZES: Final = frozenset({Kind.ELEMENTWISE, Kind.NORMALISER})
+_ARITHMETIC: Final = _names("add sub rsub mul div")
+# Operations that return values and indices; those whose results are several tensors.
+_PAIRS: Final = _names("topk sort kthvalue mode cummax cummin")
+_SEVERAL: Final = _PAIRS | _names(
+    """chunk split split_with_sizes tensor_split hsplit vsplit dsplit unbind unsafe_split unsafe_chunk
+    unsafe_split_with_sizes aminmax meshgrid broadcast_tensors"""
 )
+_WITH_INDICES: Final = "_with_indices"
 # What reads how a tensor lies in memory, which tensors without memory do not tell; its type; where it is.
-_OF_MEMORY: Final = frozenset(["is_contiguous", "stride", "storage_offset", "is_leaf", "grad_fn", "names"])
-_OF_TYPE: Final = frozenset(
-    ["dtype", "is_floating_point", "is_complex", "is_quantized", "is_signed", "element_size", "itemsize", "nbytes"]
-)
-_OF_DEVICE: Final = frozenset(["device", "is_cuda", "get_device"])
+_OF_MEMORY: Final = _names("is_contiguous stride storage_offset is_leaf grad_fn names")
+_OF_TYPE: Final = _names("dtype is_floating_point is_complex is_quantized is_signed element_size itemsize nbytes")
+_OF_DEVICE: Final = _names("device is_cuda get_device")
 # What reads of all arguments but the first only the shape or the type.
-_LENDS_SHAPE: Final = frozenset(["reshape_as", "view_as", "expand_as", "type_as"])
+_LENDS_SHAPE: Final = _names("reshape_as view_as expand_as type_as")
 
 
 def note_data(node: fx.Node, module: nn.Module | None) -> None:
@@ -148,7 +133,7 @@ def returns_indices(node: object) -> bool:
     if entry.name in ("max", "min", "median", "nanmedian"):
         return "dim" in node.kwargs or any(isinstance(dim, int) for dim in node.args[1:2])
     is_asked = node.kwargs.get("return_indices") is True
-    return is_asked or entry.name in _PAIRS or entry.name.endswith("_with_indices")
+    return is_asked or entry.name in _PAIRS or entry.name.endswith(_WITH_INDICES)
 
 
 def is_tensor(value: object) -> bool:
@@ -165,7 +150,7 @@ def _is_several(value: object) -> bool:
     entry = entry_of(value) if isinstance(value, fx.Node) else None
     if isinstance(value, fx.Node) and value.kwargs.get("return_indices") is True:
         return True
-    return entry is not None and entry.name in _SEVERAL
+    return entry is not None and (entry.name in _SEVERAL or entry.name.endswith(_WITH_INDICES))
 
 
 class Aliases:
@@ -182,7 +167,9 @@ class Aliases:
     def __init__(self, graph: fx.Graph, modules: dict[fx.Node, nn.Module]) -> None:
         self.modules = modules
         self.order = {node: index for index, node in enumerate(graph.nodes)}
-        self._targets = {node: overwritten(node, modules.get(node)) for node in graph.nodes if node.op in _CALLS}
+        self._targets = {
+            node: overwritten(node, modules.get(node)) for node in graph.nodes if node.op.startswith("call")
+        }
         self._origins: dict[fx.Node, frozenset[fx.Node]] = {}
         self._readers: dict[fx.Node, list[tuple[fx.Node, fx.Node]]] = {}
         for node in graph.nodes:
@@ -236,7 +223,7 @@ class Aliases:
 
     def _bases(self, node: fx.Node) -> list[fx.Node]:
         """Return the arguments whose memory the result may be."""
-        if node.op in ("placeholder", "get_attr", "output"):
+        if not node.op.startswith("call"):
             return []
         target = self.overwritten(node)
         entry = entry_of(node)
@@ -316,9 +303,9 @@ class Facts:
         is_in_place = (first is UNKNOWN or _are_tensors(first)) and overwritten(node, module) is not None
         if entry is None or entry.kind is Kind.WITHOUT_RULE or is_in_place:
             return first if entry is not None and is_in_place else UNKNOWN
-        if entry.kind in (Kind.ELEMENTWISE, Kind.NORMALISER):
+        if entry.kind in _SAME_SIZES:
             return first if _are_tensors(first) else UNKNOWN
-        if entry.name in ("add", "sub", "rsub", "mul", "div", "maximum", "minimum"):
+        if entry.name in _ARITHMETIC or entry.name in ("maximum", "minimum"):
             operands = [self.of(value) for value in node.args[:2]]
             return self._broadcast(operands) if any(map(_are_tensors, operands)) else self._run(node, module)
         if node.op == "call_module" and (any(True for _ in module.parameters()) if module is not None else True):
@@ -427,7 +414,7 @@ def _keeps_sizes(node: fx.Node) -> bool:
     entry = entry_of(node)
     if entry is None or len(node.all_input_nodes) != 1:
         return False
-    return entry.kind in (Kind.ELEMENTWISE, Kind.NORMALISER) or entry.name in ("add", "sub", "rsub", "mul", "div")
+    return entry.kind in _SAME_SIZES or entry.name in _ARITHMETIC
 
 
 def call(node: fx.Node, module: nn.Module | None, args: Any, kwargs: Any) -> Any:
