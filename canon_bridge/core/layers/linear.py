@@ -374,41 +374,10 @@ def out_channels(module: nn.Module) -> int:
     return int(module.out_channels if linear_type(module).spatial else module.out_features)  # pyright: ignore
 
 
-def fold_after(edits: Edits, module: nn.Module, affine: Affine) -> None:
-    r"""Fold an affine map that *follows* the layer into it (merge to the left).
+def fold_after(edits: Edits, module: nn.Module, *affines: Affine) -> None:
+    r"""Fold the affine map that *follows* the layer into it (merge to the left); of several maps, one copy for each.
 
     .. math:: W'_{o} = s_o W_o, \qquad b'_o = s_o b_o + t_o
-
-    Parameters
-    ----------
-    edits : Edits
-        The journal that records the writes.
-    module : nn.Module
-        A layer of a type in ``LINEAR``; its ``weight`` and ``bias`` slots get new Parameters.
-    affine : Affine
-        Scale :math:`s` and shift :math:`t`, shape ``(C_out,)``.
-
-    References
-    ----------
-    Guillemot et al. 2020, "Breaking Batch Normalization for better explainability of Deep Neural Networks
-    through Layer-wise Relevance Propagation", eq. 6.
-    """
-    weight, bias = _plain_parameters(edits, module)
-    dtype = working_dtype(weight.dtype)
-    scale, shift = _to(affine.scale, weight), _to(affine.shift, weight)
-    flat = _grouped(module, weight.to(dtype))
-    new_weight = (flat * _spread(scale, flat, module, is_input=False)).view_as(weight)
-    if bias is None:
-        new_bias = shift.clone()  # another layer may take the same map
-    else:
-        # The bias is (C_out,) or, after a fold_before with zero padding, (C_out, n_1, ..., n_d).
-        broadcast = (-1, *(1,) * (bias.dim() - 1))
-        new_bias = bias.to(dtype) * scale.view(broadcast) + shift.view(broadcast)
-    _write(edits, module, new_weight, new_bias)
-
-
-def fold_after_copies(edits: Edits, module: nn.Module, affines: Sequence[Affine]) -> None:
-    r"""Make a layer compute its output once for each of several affine maps that follow it (see :func:`fold_after`).
 
     The copies lie side by side in the output channels, those of one group together: copy :math:`k` of channel
     :math:`c` of group :math:`g` is channel :math:`(g K + k) C / G + c` of :math:`K C` for :math:`G` groups.
@@ -418,37 +387,42 @@ def fold_after_copies(edits: Edits, module: nn.Module, affines: Sequence[Affine]
     edits : Edits
         The journal that records the writes.
     module : nn.Module
-        A layer of a type in ``LINEAR``; its ``weight`` and ``bias`` slots get new Parameters, and its number of output
-        channels grows.
-    affines : sequence of Affine
-        The map of each copy, of shape ``(C_out,)``.
+        A layer of a type in ``LINEAR``; its ``weight`` and ``bias`` slots get new Parameters, and for several maps its
+        number of output channels grows.
+    affines : Affine
+        Scale :math:`s` and shift :math:`t` of each map, shape ``(C_out,)``.
+
+    References
+    ----------
+    Guillemot et al. 2020, "Breaking Batch Normalization for better explainability of Deep Neural Networks
+    through Layer-wise Relevance Propagation", eq. 6.
     """
     weight, bias = _plain_parameters(edits, module)
     dtype, entry = working_dtype(weight.dtype), linear_type(module)
-    channels, groups = out_channels(module), int(getattr(module, "groups", 1))
-    scales, shifts = (
-        torch.stack([_to(value, weight) for value in values])
-        for values in zip(*((affine.scale, affine.shift) for affine in affines), strict=True)
-    )
-    # (copies, C_out, ...) in which the copies of a group are then put together.
-    if entry.transposed:
-        grouped = weight.to(dtype).unflatten(0, (groups, -1))
-        factors = scales.view(len(affines), groups, 1, -1, *(1,) * (weight.dim() - 2))
-        new_weight = (grouped * factors).movedim(0, 2).flatten(2, 3).flatten(0, 1)
-    else:
-        new_weight = _side_by_side(weight.to(dtype) * scales.view(*scales.shape, *(1,) * (weight.dim() - 1)), groups)
-    new_bias = shifts
+    scales, shifts = ([_to(getattr(affine, name), weight) for affine in affines] for name in ("scale", "shift"))
+    flat = _grouped(module, weight.to(dtype))
+    place = 2 if entry.transposed else 1  # of the copies, before the outputs of each group
+    factors = torch.stack([_spread(scale, flat, module, is_input=False) for scale in scales], place)
+    shape = (weight.shape[0], -1, *weight.shape[2:]) if entry.transposed else (-1, *weight.shape[1:])
+    new_weight = (flat.unsqueeze(place) * factors).view(shape)
+    new_biases = shifts
     if bias is not None:
-        broadcast = (*scales.shape, *(1,) * (bias.dim() - 1))
-        new_bias = bias.to(dtype) * scales.view(broadcast) + shifts.view(broadcast)
-    _write(edits, module, new_weight, _side_by_side(new_bias, groups))
-    name = "out_channels" if entry.spatial else "out_features"
-    edits.set(module, "__dict__", name, channels * len(affines))
+        # The bias is (C_out,) or, after a fold_before with zero padding, (C_out, n_1, ..., n_d).
+        new_biases = [
+            bias.to(dtype) * _widen(scale, bias.dim()) + _widen(shift, bias.dim())
+            for scale, shift in zip(scales, shifts, strict=True)
+        ]
+    new_bias = _side_by_side(torch.stack(new_biases), int(getattr(module, "groups", 1)))
+    channels = out_channels(module) * len(affines)
+    _write(edits, module, new_weight, new_bias)
+    if len(affines) > 1:
+        edits.set(module, "__dict__", "out_channels" if entry.spatial else "out_features", channels)
 
 
 def _side_by_side(copies: Tensor, groups: int) -> Tensor:
     """Return ``(copies, C_out, ...)`` as ``(copies * C_out, ...)``, with the copies of each group together."""
-    return copies.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 2)
+    number, channels, *rest = copies.shape
+    return copies.view(number, groups, channels // groups, *rest).transpose(0, 1).reshape(-1, *rest)
 
 
 # How many entries a bias may have for each element of the weight. Measured: a 3x3 convolution of 64 channels needs
@@ -541,22 +515,7 @@ def _spread(values: Tensor, flat: Tensor, module: nn.Module, *, is_input: bool) 
 
 
 def _constant_through(module: nn.Module, flat: Tensor, shift: Tensor) -> Tensor:
-    """Return what a constant in each input channel puts into each output channel through each kernel tap.
-
-    Parameters
-    ----------
-    module : nn.Module
-        The layer.
-    flat : Tensor
-        Its grouped weight.
-    shift : Tensor
-        The constants, ``(C_in,)``.
-
-    Returns
-    -------
-    Tensor
-        Shape ``(C_out, *kernel)``.
-    """
+    """Return what constants ``(C_in,)`` put into each output channel through each kernel tap, ``(C_out, *kernel)``."""
     entry, channels = linear_type(module), flat.shape[0] * flat.shape[1]
     kernel = _weight_shape(module)[2:]
     # Without a product as large as the weight, which may be hundreds of megabytes.
