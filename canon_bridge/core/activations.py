@@ -35,8 +35,7 @@ Compares = Callable[[nn.Module], bool]
 
 def compares_with_baselines(module: nn.Module) -> bool:
     """Return whether a forward hook on the module is a method of an object whose ``attribute`` takes ``baselines``."""
-    owners = [getattr(hook, "__self__", None) for hook in module._forward_hooks.values()]
-    return any(_takes_baselines(type(owner)) for owner in owners if owner is not None)
+    return any(_takes_baselines(type(getattr(hook, "__self__", None))) for hook in module._forward_hooks.values())
 
 
 def _takes_baselines(kind: type) -> bool:
@@ -71,29 +70,11 @@ class _Absorbed:
 def _composed(
     edits: Edits, module: nn.Module, affine: Affine, write: Callable[[Edits, nn.Module, Affine], Affine], *stop: Any
 ) -> Affine:
-    r"""Have an activation absorb a map, together with one that it may have absorbed before.
+    r"""Have an activation absorb a map, together with one that it may have absorbed before; return what is left.
 
     With :math:`\phi(s x + b) = e \, g(x) + d` for the map absorbed earlier and :math:`e' g'(x) + d'` for both together,
-    :math:`g(s_2 x + b_2) = (e' g'(x) + d' - d) / e`.
-
-    Parameters
-    ----------
-    edits : Edits
-        The journal.
-    module : nn.Module
-        The activation.
-    affine : Affine
-        The map that comes before the module as it is now.
-    write : callable
-        From the journal, the module and the whole map to the map after the new activation, :math:`(e', d')`; it
-        changes the module.
-    *stop
-        The pre-hook that stops relevance and what comes before its arguments, if it stops; added once.
-
-    Returns
-    -------
-    Affine
-        From the output of the new activation to that of the activation as it was.
+    :math:`g(s_2 x + b_2) = (e' g'(x) + d' - d) / e`. ``write`` changes the module for the whole map and returns
+    :math:`(e', d')`; ``stop`` is the pre-hook that stops relevance, and its first arguments, added once.
     """
     earlier: _Absorbed | None = vars(module).get(_SLOT)
     whole = affine if earlier is None else earlier.whole.after(affine)
@@ -392,24 +373,28 @@ def _share(is_linear_by_pieces: bool, module: nn.Module, then: nn.Module, value:
     return torch.where(_buffer(then, "scale", wide) == 0, 0, share).to(value.dtype)
 
 
-class _Share(torch.autograd.Function):
+class _Identity(torch.autograd.Function):
+    """The identity; what kind of gradient it has is up to the second argument."""
+
+    @staticmethod
+    def forward(input: Tensor, second: object) -> Tensor:
+        return input.view_as(input)
+
+    @staticmethod
+    def jvp(ctx: Any, *grad_inputs: Any) -> Tensor:
+        return grad_inputs[0].view_as(grad_inputs[0])
+
+
+class _Share(_Identity):
     """The identity, with a gradient that is multiplied by a share unless it is the module's own.
 
     Nothing passes where the share is zero.
     """
 
     @staticmethod
-    def forward(input: Tensor, share: Callable[[Tensor], Tensor | None]) -> Tensor:
-        return input.view_as(input)
-
-    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Callable[[Tensor], Tensor | None]], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0])
         ctx.share, ctx.call = inputs[1], object()
-
-    @staticmethod
-    def jvp(ctx: Any, *grad_inputs: Any) -> Tensor:
-        return grad_inputs[0].view_as(grad_inputs[0])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -421,20 +406,12 @@ class _Share(torch.autograd.Function):
         return gradient if share is None else torch.where(share == 0, 0, gradient * share), None
 
 
-class _OwnGradient(torch.autograd.Function):
+class _OwnGradient(_Identity):
     """The identity, with a gradient that is marked as that of a call."""
-
-    @staticmethod
-    def forward(input: Tensor, call: object) -> Tensor:
-        return input.view_as(input)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, object], output: Tensor) -> None:
         ctx.own = inputs[1]
-
-    @staticmethod
-    def jvp(ctx: Any, *grad_inputs: Any) -> Tensor:
-        return grad_inputs[0].view_as(grad_inputs[0])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

@@ -75,11 +75,6 @@ class Labels:
         """Return the same in some of the worlds alone."""
         return Labels(self.channels, self.axis, self.rank, {world: self.value(world) for world in worlds})
 
-    @property
-    def has_moved(self) -> bool:
-        """Whether an operation was run on it."""
-        return bool(self.worlds)
-
     def shape(self, world: int) -> tuple[int, ...]:
         """Return the shape of the tensor in a world, as it was at the start."""
         batch, others = _SIZES[world]
