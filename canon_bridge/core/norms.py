@@ -307,19 +307,12 @@ def is_identity(module: nn.Module) -> bool:
         return False
     entry = norm_type(module)
     affine = entry.read(module)
-    if not bool((affine.scale == 1).all()) or not bool((affine.shift == 0).all()):
+    if not affine.is_identity():
         return False
     # Rounding may hide what is small. What is no tensor of the channels has to be what the identity has there.
     exact = entry.write(module, Affine.identity(affine.scale))
-    return all(_is_same(getattr(module, n), value) for n, value in exact.items() if not _is_per_channel(value))
-
-
-def _is_per_channel(value: object) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0
-
-
-def _is_same(present: Any, wanted: Any) -> bool:
-    return bool(present == wanted)
+    per_channel = {name for name, value in exact.items() if isinstance(value, Tensor) and value.dim()}
+    return all(bool(getattr(module, name) == exact[name]) for name in exact.keys() - per_channel)
 
 
 def write(edits: Edits, norm: nn.Module, affine: Affine) -> Mapping[str, object]:
@@ -360,6 +353,12 @@ def _own(value: Tensor, former: object) -> Tensor:
     return value.to(former.dtype if isinstance(former, Tensor) else value.dtype, copy=True)
 
 
+def norm_map(norm: nn.Module) -> Affine:
+    """Return the map of a norm, with its graph if that is kept."""
+    with gradients():
+        return norm_type(norm).read(norm)
+
+
 def take(edits: Edits, norm: nn.Module, ranks: tuple[int, ...] = (), paths: str = "") -> Affine:
     """Return the map of a norm, and make the norm the identity.
 
@@ -374,9 +373,7 @@ def take(edits: Edits, norm: nn.Module, ranks: tuple[int, ...] = (), paths: str 
     paths : str, default ""
         What is merged, for the message.
     """
-    entry = norm_type(norm)
-    with gradients():
-        affine = entry.read(norm)
+    entry, affine = norm_type(norm), norm_map(norm)
     neutral = write(edits, norm, Affine.identity(affine.scale))
     merged = _Merged(
         neutral,
@@ -421,8 +418,7 @@ class _Merged:
             key = norm_type(norm), input.dtype
             self.is_exact = _EXACT.get(key)
             if self.is_exact is None:
-                affine = key[0].read(norm)
-                self.is_exact = bool((affine.scale == 1).all() and (affine.shift == 0).all())
+                self.is_exact = key[0].read(norm).is_identity()
                 if key[0].determined:
                     _EXACT[key] = self.is_exact
         return self.is_exact
@@ -432,10 +428,10 @@ def _is_dense(input: Tensor) -> bool:
     return input.is_contiguous() or (input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last))
 
 
-def _holds(present: object, value: object, dtype: torch.dtype) -> bool:
+def _holds(present: Any, value: object, dtype: torch.dtype) -> bool:
     """Return whether an attribute has a value, told by values: writes to ``.data`` leave no other trace."""
     if not isinstance(value, Tensor):
-        return _is_same(present, value)
+        return bool(present == value)
     return isinstance(present, Tensor) and present.dtype == dtype and torch.equal(present, value.to(present))
 
 
@@ -479,16 +475,10 @@ def compose(edits: Edits, norm: nn.Module, affine: Affine, comes_before: bool) -
     comes_before : bool
         Whether it is applied before the norm.
     """
+    own = norm_map(norm)
     with gradients():
-        own = norm_type(norm).read(norm)
         affine = affine.repeat(own.scale.numel() // affine.scale.numel())
         write(edits, norm, own.after(affine) if comes_before else affine.after(own))
-
-
-def norm_map(norm: nn.Module) -> Affine:
-    """Return the map of a norm."""
-    with gradients():
-        return norm_type(norm).read(norm)
 
 
 def as_convolution(norm: nn.Module, of: tuple[int, ...] | None = None) -> tuple[Tensor, Tensor]:
