@@ -63,6 +63,24 @@ _OF_DEVICE: Final = _names("device is_cuda get_device")
 _LENDS_SHAPE: Final = _names("reshape_as view_as expand_as type_as")
 
 
+def ranks_of(module: nn.Module) -> tuple[int, ...]:
+    """Return how many dimensions the input of a layer or a norm may have; none for a layer on features: any will do."""
+    if is_norm(module):
+        return norm_type(module).ranks
+    spatial = linear_type(module).spatial
+    return (spatial + 2,) if spatial else ()
+
+
+def channels_in(module: nn.Module) -> int:
+    """Return how many channels a layer or a norm takes."""
+    return width(module) if is_norm(module) else in_channels(module)
+
+
+def channels_out(module: nn.Module) -> int:
+    """Return how many channels a layer or a norm puts out."""
+    return width(module) if is_norm(module) else out_channels(module)
+
+
 def note_data(node: fx.Node, module: nn.Module | None) -> None:
     """Note on a new node what it is, whether values of the input reach it, and whether relevance can flow through it.
 
@@ -298,7 +316,7 @@ class Facts:
         if module is not None and is_linear(module):
             return self._after_layer(module, first)
         if module is not None and is_norm(module):
-            return first if _are_tensors(first) else self._tensors(width(module), norm_type(module).ranks)
+            return first if _are_tensors(first) else self._tensors(width(module), ranks_of(module))
         # A number is never overwritten, whatever the operator is called.
         is_in_place = (first is UNKNOWN or _are_tensors(first)) and overwritten(node, module) is not None
         if entry is None or entry.kind is Kind.WITHOUT_RULE or is_in_place:
@@ -357,14 +375,14 @@ class Facts:
         return [self._meta((*tensor.shape[:2], *(size[w] for size in wide))) for w, tensor in enumerate(first)]
 
     def _after_layer(self, module: nn.Module, first: Any) -> Any:
-        spatial, channels = linear_type(module).spatial, out_channels(module)
+        ranks, channels = ranks_of(module), out_channels(module)
         if not _are_tensors(first):
-            return self._tensors(channels, (spatial + 2,)) if spatial else UNKNOWN
-        if not spatial:
+            return self._tensors(channels, ranks)
+        if not ranks:
             return [self._meta((*tensor.shape[:-1], channels)) for tensor in first]
-        if first[0].dim() != spatial + 2:
+        if first[0].dim() not in ranks:
             return UNKNOWN
-        wide = [self._new() for _ in range(spatial)]
+        wide = [self._new() for _ in range(first[0].dim() - 2)]
         return [self._meta((tensor.shape[0], channels, *(size[w] for size in wide))) for w, tensor in enumerate(first)]
 
     def _for_readers(self, node: fx.Node) -> Any:
@@ -374,11 +392,9 @@ class Facts:
             value = waiting.pop()
             seen.add(value)
             for reader in value.users:
-                module, is_first = self.modules.get(reader), reader.args[:1] == (value,)
-                if is_first and module is not None and is_linear(module) and linear_type(module).spatial:
-                    return self._tensors(in_channels(module), (linear_type(module).spatial + 2,))
-                if is_first and module is not None and is_norm(module):
-                    return self._tensors(width(module), norm_type(module).ranks)
+                module = self.modules.get(reader) if reader.args[:1] == (value,) else None
+                if module is not None and (is_linear(module) or is_norm(module)) and ranks_of(module):
+                    return self._tensors(channels_in(module), ranks_of(module))
                 if reader not in seen and _keeps_sizes(reader):
                     waiting.append(reader)
         return UNKNOWN

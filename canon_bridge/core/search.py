@@ -14,16 +14,19 @@ from torch.fx.node import map_arg
 
 from canon_bridge.core.activations import find_absorber, wanted_rank
 from canon_bridge.core.explicit import Explicit
-from canon_bridge.core.facts import UNKNOWN, Facts, call, entry_of, has_data, reads_values
-from canon_bridge.core.labels import OUTSIDE, Labels, Mixed, Positions, encode
-from canon_bridge.core.layers.linear import (
-    in_channels,
-    is_linear,
-    linear_type,
-    out_channels,
-    why_not_before,
-    why_not_foldable,
+from canon_bridge.core.facts import (
+    UNKNOWN,
+    Facts,
+    call,
+    channels_in,
+    channels_out,
+    entry_of,
+    has_data,
+    ranks_of,
+    reads_values,
 )
+from canon_bridge.core.labels import OUTSIDE, Labels, Mixed, Positions, encode
+from canon_bridge.core.layers.linear import is_linear, why_not_before, why_not_foldable
 from canon_bridge.core.norms import is_norm, norm_type, width
 from canon_bridge.core.operations import Kind
 from canon_bridge.core.plan import Chain, Obstacle, Step, Words, words
@@ -137,6 +140,11 @@ class Network:
 def name_of(operation: ModuleCall) -> Words:
     """Return the path of a module, or its type."""
     return Words(operation.path, type(operation.module).__name__)
+
+
+def counted(first: int, second: int) -> tuple[Words, Words]:
+    """Return two numbers of channels as words."""
+    return Words(str(first), "n"), Words(str(second), "m")
 
 
 def find_right(network: Network, norm: ModuleCall, *, into_norms: bool = True) -> Chain | Obstacle:
@@ -430,19 +438,14 @@ class _Right(Search):
         reason = None if is_norm(operation.module) else why_not_before(operation.module)
         if reason is not None:
             raise Blocked("{}: {}", name_of(operation), reason)
-        module, rank = operation.module, labels.dimensions()
-        spatial = 0 if is_norm(module) else linear_type(module).spatial
-        takes = width(module) if is_norm(module) else in_channels(module)
-        if is_norm(module):
-            fits = rank in norm_type(module).ranks
-        else:
-            fits = rank == spatial + 2 if spatial else rank is not None
-        positions = labels.along(1 if spatial or is_norm(module) else -1) if fits else None
+        rank, ranks, takes = labels.dimensions(), ranks_of(operation.module), channels_in(operation.module)
+        fits = rank in ranks if ranks else rank is not None
+        positions = labels.along(1 if ranks else -1) if fits else None
         if positions is None:
             raise self.misplaced(node.all_input_nodes[0], operation)
         if not positions.fits(takes):
-            numbers = Words(str(takes), "n"), Words(str(len(positions.channels)), "m")
-            raise Blocked("{} takes {} channels, it has {}", name_of(operation), *numbers)
+            counts = counted(takes, len(positions.channels))
+            raise Blocked("{} takes {} channels, it has {}", name_of(operation), *counts)
         self._arrive(node, operation, positions, False, 0)
 
     def _absorb(self, node: fx.Node, operation: ModuleCall, labels: Labels) -> None:
@@ -492,7 +495,7 @@ class _Left(Search):
             place = {channel: index for index, channel in enumerate(self._channels_at(node, between, producers))}
             count = 0
             for producer, operation in producers.items():
-                numbers = range(count, count := count + _width(operation))
+                numbers = range(count, count := count + channels_out(operation.module))
                 channels = tuple(place.get(number, OUTSIDE) for number in numbers)
                 self._arrive(producer, operation, Positions(channels), False, 0)
         steps = tuple(reached.step for reached in self.reached.values())
@@ -554,15 +557,14 @@ class _Left(Search):
         self.labels, count = {}, 0
         for node, operation in producers.items():
             rank = self._dimensions(node, operation) or assumed
-            is_last = not is_norm(operation.module) and not linear_type(operation.module).spatial
-            numbers = range(count, count := count + _width(operation))
-            self.labels[node] = Labels.start(numbers, rank - 1 if is_last else 1, rank)
+            numbers = range(count, count := count + channels_out(operation.module))
+            self.labels[node] = Labels.start(numbers, 1 if ranks_of(operation.module) else rank - 1, rank)
 
     def _dimensions(self, node: fx.Node, operation: ModuleCall) -> int | None:
         """Return how many dimensions the output of a layer has, or None if that is not known."""
-        spatial = 0 if is_norm(operation.module) else linear_type(operation.module).spatial
-        if spatial:
-            return spatial + 2
+        ranks = ranks_of(operation.module)
+        if len(ranks) == 1:
+            return ranks[0]
         is_next = any(user in self.network.calls(self.norm.path) for user in node.users)
         return self.rank if is_next else self.network.facts.rank(node)
 
@@ -585,11 +587,6 @@ class _Left(Search):
         if positions.repeats or len(set(positions.channels)) != len(positions.channels):
             raise Blocked("a channel of {} comes to several of the norm", name_of(last))
         if len(positions.channels) != self.width or OUTSIDE in positions.channels:
-            numbers = Words(str(len(positions.channels)), "n"), Words(str(self.width), "m")
-            raise Blocked("{} puts out {} channels, it wants {}", name_of(last), *numbers)
+            counts = counted(len(positions.channels), self.width)
+            raise Blocked("{} puts out {} channels, it wants {}", name_of(last), *counts)
         return positions.channels
-
-
-def _width(operation: ModuleCall) -> int:
-    """Return how many channels a layer or a norm puts out."""
-    return width(operation.module) if is_norm(operation.module) else out_channels(operation.module)

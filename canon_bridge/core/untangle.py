@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 
 from torch import fx
 
-from canon_bridge.core.facts import has_data
+from canon_bridge.core.facts import has_data, ranks_of
 from canon_bridge.core.labels import OUTSIDE, WORLDS, Labels, Positions
-from canon_bridge.core.layers.linear import is_linear, linear_type, out_channels
+from canon_bridge.core.layers.linear import is_linear, out_channels
 from canon_bridge.core.norms import is_norm, norm_type
-from canon_bridge.core.plan import Obstacle, Step, Untangled, Words
+from canon_bridge.core.plan import Obstacle, Step, Untangled
 from canon_bridge.core.rewrite import ModuleCall
-from canon_bridge.core.search import Blocked, Network, Search
+from canon_bridge.core.search import Blocked, Network, Search, counted
 
 # Where values are joined, sizes do not matter: the smallest worlds will do.
 _WORLDS = ((0, 1), (1, 2))
@@ -178,9 +178,7 @@ class _Selection(Search):
         copies = {layer: len(self.readers[layer]) for layer in before.layers}
         several = single if set(copies.values()) == {1} else self._numbers_at(source, copies)
         if len(single) != self.width:
-            raise Blocked(
-                "{} channels come to it, it has {}", Words(str(len(single)), "n"), Words(str(self.width), "m")
-            )
+            raise Blocked("{} channels come to it, it has {}", *counted(len(single), self.width))
         return self._untangled(single, copies, {number: place for place, number in enumerate(several)})
 
     def _untangled(self, single: Sequence[int], copies: Mapping[fx.Node, int], places: Mapping[int, int]) -> Untangled:
@@ -240,14 +238,11 @@ class _Selection(Search):
 
     def _numbers_at(self, source: fx.Node, copies: Mapping[fx.Node, int]) -> tuple[int, ...]:
         """Return what comes to the norm: channels are numbered through all copies of all sources."""
-        error: Blocked | None = None
-        for worlds in _WORLDS:
-            try:
-                return self._numbers_in(worlds, source, copies)
-            except Blocked as blocked:
-                error = blocked
-        assert error is not None
-        raise error
+        first, second = _WORLDS
+        try:
+            return self._numbers_in(first, source, copies)
+        except Blocked:
+            return self._numbers_in(second, source, copies)
 
     def _numbers_in(self, worlds: tuple[int, ...], source: fx.Node, copies: Mapping[fx.Node, int]) -> tuple[int, ...]:
         started: dict[fx.Node, Labels] = {}
@@ -303,6 +298,7 @@ class _Selection(Search):
 
     def _axis_and_rank(self, node: fx.Node) -> tuple[int, int]:
         """Return where the channels of a source lie, and how many dimensions it has."""
-        spatial = linear_type(self.network.operations[node].module).spatial if node in self.readers else 0
-        rank = spatial + 2 if spatial else self.network.facts.rank(node) or self.rank
-        return rank - 1 if node in self.readers and not spatial else 1, rank
+        is_layer = node in self.readers
+        ranks = ranks_of(self.network.operations[node].module) if is_layer else ()
+        rank = ranks[0] if ranks else self.network.facts.rank(node) or self.rank
+        return rank - 1 if is_layer and not ranks else 1, rank
