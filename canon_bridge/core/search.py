@@ -248,9 +248,8 @@ class Search:
         module = operation.module if operation is not None and node.op == "call_module" else None
 
         def run(world: int) -> Any:
-            local = _World(self, world, sources[0])
-            joined = node.all_input_nodes if entry.name == "cat" else []
-            args, kwargs = map_arg((node.args, node.kwargs), lambda name: local.value(name, joined, node))
+            local, is_join = _World(self, world, sources[0], node), entry.name == "cat"
+            args, kwargs = map_arg((node.args, node.kwargs), lambda name: local.value(name, is_join))
             return call(node, module, args, kwargs)
 
         try:
@@ -295,12 +294,11 @@ class Search:
 
 
 class _World:
-    """Values of nodes in one world of the channel numbers: sizes are those of that world."""
+    """Values of nodes for an operation that reads them, in one world of the channel numbers, which has its sizes."""
 
-    def __init__(self, search: Search, world: int, source: fx.Node) -> None:
-        self.search, self.world = search, world
+    def __init__(self, search: Search, world: int, source: fx.Node, reader: fx.Node) -> None:
+        self.search, self.world, self.source, self.reader = search, world, source, reader
         self.facts = search.network.facts
-        self.source = source
 
     @functools.cached_property
     def sizes(self) -> dict[tuple[int, ...], int]:
@@ -313,29 +311,18 @@ class _World:
                 sizes.update(zip(zip(*shapes, strict=True), value.shape, strict=True))
         return sizes
 
-    def value(self, node: fx.Node, joined: list[fx.Node], reader: fx.Node) -> Any:
-        """Return what a node is in this world, for an operation that reads it.
-
-        Parameters
-        ----------
-        node : fx.Node
-            An argument of the operation.
-        joined : list of fx.Node
-            Where the operation joins tensors: those, which have the same sizes but along one axis.
-        reader : fx.Node
-            The operation.
-        """
+    def value(self, node: fx.Node, is_joined: bool = False) -> Any:
+        """Return what an argument is here; what is joined with others has their sizes but along one axis."""
         if node in self.search.labels:
             return self.search.labels[node].value(self.world)
-        entry = entry_of(node)
         if node.op == "get_attr":
             raise Mixed("it depends on a tensor of the model")
-        if not has_data(node) and node.op != "placeholder" and entry is not None:
+        if not has_data(node) and node.op != "placeholder" and entry_of(node) is not None:
             if (number := self._number(node)) is not None:
                 return number
-            args, kwargs = map_arg((node.args, node.kwargs), lambda name: self._size_of(name, reader))
+            args, kwargs = map_arg((node.args, node.kwargs), self._size_of)
             return call(node, None, args, kwargs)
-        return self._outside(node, joined, reader)
+        return self._outside(node, is_joined)
 
     def _number(self, node: fx.Node) -> int | None:
         """Return a size that is known by itself, though others of the same tensor need not be; else None."""
@@ -343,24 +330,23 @@ class _World:
         sizes = tuple(worlds) if worlds is not UNKNOWN and all(type(size) is int for size in worlds) else ()
         return self._local(sizes) if len(set(sizes)) == 1 or sizes in self.sizes else None
 
-    def _size_of(self, node: fx.Node, reader: fx.Node) -> Any:
-        return self.value(node, [], reader) if node.op != "get_attr" else self._outside(node, [], reader)
+    def _size_of(self, node: fx.Node) -> Any:
+        return self.value(node) if node.op != "get_attr" else self._outside(node, False)
 
-    def _outside(self, node: fx.Node, joined: list[fx.Node], reader: fx.Node) -> Tensor:
+    def _outside(self, node: fx.Node, is_joined: bool) -> Tensor:
         """Return a tensor of the right shape, all of it outside the channels of the norm."""
         shapes = self.facts.shapes(node)
-        like = self.search.labels[self.source].value(self.world)
-        if shapes is None and not joined:
+        if is_joined:
+            shape = self._beside(node, shapes)
+        elif shapes is None:
             raise Mixed(f"the shape of {self.search.network.name(node)} is not known")
-        if joined:
-            shape = self._beside(node, like, reader, shapes)
         else:
-            assert shapes is not None
             shape = [self._local(size) for size in zip(*shapes, strict=True)]
         return encode((OUTSIDE,)).expand(shape)
 
-    def _beside(self, node: fx.Node, like: Tensor, reader: fx.Node, shapes: Any) -> list[int]:
+    def _beside(self, node: fx.Node, shapes: Any) -> list[int]:
         """Return the shape of a tensor that is joined with another: the same but along one axis, which is known."""
+        like, reader = self.search.labels[self.source].value(self.world), self.reader
         dim: Any = reader.args[1] if len(reader.args) > 1 else reader.kwargs.get("dim", reader.kwargs.get("axis", 0))
         if type(dim) is not int:
             raise Mixed("it joins along a computed dimension")
@@ -460,9 +446,9 @@ class _Right(Search):
         self.numbers += 0 if known else len(positions.channels)
 
         def pool(world: int, value: Tensor) -> Any:
-            local, source = _World(self, world, node.all_input_nodes[0]), node.args[0]
+            local, source = _World(self, world, node.all_input_nodes[0], node), node.args[0]
             args, kwargs = map_arg(
-                (node.args, node.kwargs), lambda name: value if name is source else local.value(name, [], node)
+                (node.args, node.kwargs), lambda name: value if name is source else local.value(name)
             )
             pooled = call(node, module if node.op == "call_module" else None, args, kwargs)
             if not pooled.isfinite().all():  # a window of padding alone

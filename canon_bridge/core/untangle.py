@@ -5,7 +5,7 @@ channel alike, so it takes more of them, and each norm selects its own. Nothing 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from torch import fx
 
@@ -19,25 +19,6 @@ from canon_bridge.core.search import Blocked, Network, Search, counted
 
 # Where values are joined, sizes do not matter: the smallest worlds will do.
 _WORLDS = ((0, 1), (1, 2))
-
-
-@dataclass(frozen=True)
-class _Before:
-    """What the input of a norm is made of.
-
-    Attributes
-    ----------
-    layers : list of fx.Node
-        The layers that are copied for it.
-    others : list of fx.Node
-        What else is joined with them.
-    between : list of fx.Node
-        What lies between these and the norm.
-    """
-
-    layers: list[fx.Node] = field(default_factory=list[fx.Node])
-    others: list[fx.Node] = field(default_factory=list[fx.Node])
-    between: list[fx.Node] = field(default_factory=list[fx.Node])
 
 
 class Untangling:
@@ -162,7 +143,11 @@ class _Selection(Search):
     ) -> None:
         super().__init__(network, network.operations[node], rank, into_norms=False)
         self.node, self.readers, self.known = node, readers, known
-        self.before = _Before()
+        # What the input of the norm is made of: layers that are copied for it, what else is joined with them, and what
+        # lies between these and the norm.
+        self.layers: list[fx.Node] = []
+        self.others: list[fx.Node] = []
+        self.between: list[fx.Node] = []
         self._is_reached: dict[fx.Node, bool] = {}
 
     def result(self, with_rest: bool) -> Untangled:
@@ -170,24 +155,23 @@ class _Selection(Search):
         source = self.node.args[0]
         assert isinstance(source, fx.Node)
         self._reaches(source)
-        before = self.before
-        before.between.sort(key=self.network.order.__getitem__)
-        if before.others and not with_rest:
-            raise Blocked("{} before it is not linear", self.network.name(before.others[0]))
-        single = self._numbers_at(source, dict.fromkeys(before.layers, 1))
-        copies = {layer: len(self.readers[layer]) for layer in before.layers}
+        self.between.sort(key=self.network.order.__getitem__)
+        if self.others and not with_rest:
+            raise Blocked("{} before it is not linear", self.network.name(self.others[0]))
+        single = self._numbers_at(source, dict.fromkeys(self.layers, 1))
+        copies = {layer: len(self.readers[layer]) for layer in self.layers}
         several = single if set(copies.values()) == {1} else self._numbers_at(source, copies)
         if len(single) != self.width:
             raise Blocked("{} channels come to it, it has {}", *counted(len(single), self.width))
         return self._untangled(single, copies, {number: place for place, number in enumerate(several)})
 
     def _untangled(self, single: Sequence[int], copies: Mapping[fx.Node, int], places: Mapping[int, int]) -> Untangled:
-        steps = {layer: [OUTSIDE] * self._channels(layer) for layer in self.before.layers}
+        steps = {layer: [OUTSIDE] * self._channels(layer) for layer in self.layers}
         index = [OUTSIDE] * self.width
         rest: list[int] = []
         channel_of = {number: channel for channel, number in enumerate(single)}
         first = first_of_several = 0
-        for source in (*self.before.layers, *self.before.others):
+        for source in (*self.layers, *self.others):
             channels, count = self._channels(source), copies.get(source, 1)
             copy = self.readers[source].index(self.node) if source in steps else 0
             size = channels // (self._groups(source) if source in steps else 1)
@@ -223,7 +207,7 @@ class _Selection(Search):
 
     def _note(self, node: fx.Node) -> bool:
         if node in self.readers:
-            self.before.layers.append(node)
+            self.layers.append(node)
             return True
         if not self.network.is_passable(node):
             return False
@@ -231,9 +215,9 @@ class _Selection(Search):
         reached = [self._reaches(name) for name in inputs]
         if not any(reached):
             return False
-        self.before.between.append(node)
+        self.between.append(node)
         others = [name for name, is_reached in zip(inputs, reached, strict=True) if not is_reached]
-        self.before.others.extend(name for name in others if name not in self.before.others)
+        self.others.extend(name for name in others if name not in self.others)
         return True
 
     def _numbers_at(self, source: fx.Node, copies: Mapping[fx.Node, int]) -> tuple[int, ...]:
@@ -247,11 +231,11 @@ class _Selection(Search):
     def _numbers_in(self, worlds: tuple[int, ...], source: fx.Node, copies: Mapping[fx.Node, int]) -> tuple[int, ...]:
         started: dict[fx.Node, Labels] = {}
         first = 0
-        for node in (*self.before.layers, *self.before.others):
+        for node in (*self.layers, *self.others):
             number = self._channels(node) * copies.get(node, 1)
             started[node] = Labels.start(range(first, first + number), *self._axis_and_rank(node))
             first += number
-        for node in self.before.between:
+        for node in self.between:
             (before, *more) = [name for name in node.all_input_nodes if has_data(name)]
             is_alone = not more and before in started
             positions = self._alone(node, before, started[before]) if is_alone else None
@@ -260,7 +244,7 @@ class _Selection(Search):
                 numbers = [started[before].channels[number] for number in positions.channels]
                 started[node] = Labels.start(numbers, 1, self.rank)
         self.labels = {node: labels.in_worlds(worlds) for node, labels in started.items()}
-        for node in self.before.between:
+        for node in self.between:
             if node not in started:
                 self.pass_through(node)
         labels = self.labels[source]
@@ -269,7 +253,7 @@ class _Selection(Search):
             raise self.misplaced(source, self.norm)
         found = positions.channels
         if positions.repeats or len(set(found)) != len(found) or OUTSIDE in found:
-            raise Blocked("a channel of {} comes to several of its own", self.network.name(self.before.layers[0]))
+            raise Blocked("a channel of {} comes to several of its own", self.network.name(self.layers[0]))
         return found
 
     def _alone(self, node: fx.Node, before: fx.Node, labels: Labels) -> Positions | None:
