@@ -91,16 +91,16 @@ def note_data(node: fx.Node, module: nn.Module | None) -> None:
     entry = operation_of_module(module) if module is not None else operation_of_call(node)
     if entry is not None and entry.name == "getitem" and node.args[1:] == (1,) and returns_indices(node.args[0]):
         entry = OPERATIONS["argmax"]
-    values = _values_of(node, entry)
+    node.meta["operation"] = entry
+    values = values_read(node)
     if any(value.meta.get("is_complex", False) for value in values):
         node.meta["is_complex"] = entry is None or entry.name not in _REAL
         if entry is not None and entry.kind in WANTS_MODULE:
-            entry = replace(entry, kind=Kind.WITHOUT_RULE, note=OF_COMPLEX_NUMBERS)
+            node.meta["operation"] = entry = replace(entry, kind=Kind.WITHOUT_RULE, note=OF_COMPLEX_NUMBERS)
     else:
         node.meta["is_complex"] = entry is not None and entry.name in _COMPLEX
     before = [name.meta.get("has_data", True) for name in values]
     carried = [name.meta.get("carries", True) for name in values]
-    node.meta["operation"] = entry
     if node.op in ("placeholder", "get_attr"):
         node.meta["has_data"] = node.meta["carries"] = node.op == "placeholder"
         return
@@ -108,9 +108,9 @@ def note_data(node: fx.Node, module: nn.Module | None) -> None:
     node.meta["carries"] = any(carried) and (entry is None or entry.kind not in STOPS)
 
 
-def entry_of(node: fx.Node) -> Operation | None:
-    """Return what a node is, as :func:`note_data` noted it."""
-    return node.meta.get("operation")
+def entry_of(value: object) -> Operation | None:
+    """Return what a node is, as :func:`note_data` noted it; None if that is not known, and for what is no node."""
+    return value.meta.get("operation") if isinstance(value, fx.Node) else None
 
 
 def has_data(value: object) -> bool:
@@ -130,22 +130,19 @@ def reads_values(node: fx.Node, tensor: fx.Node) -> bool:
     entry = entry_of(node)
     if entry is not None and entry.kind in _READS_NOTHING:
         return False
-    return tensor in _values_of(node, entry)
+    return tensor in values_read(node)
 
 
 def values_read(node: fx.Node) -> list[fx.Node]:
     """Return the arguments of a call that it reads more of than their shape or type."""
-    return _values_of(node, entry_of(node))
-
-
-def _values_of(node: fx.Node, entry: Operation | None) -> list[fx.Node]:
+    entry = entry_of(node)
     lends_shape = entry is not None and entry.name in _LENDS_SHAPE
     return node.all_input_nodes[:1] if lends_shape else node.all_input_nodes
 
 
 def returns_indices(node: object) -> bool:
     """Return whether a call returns values and where they were."""
-    entry = entry_of(node) if isinstance(node, fx.Node) else None
+    entry = entry_of(node)
     if not isinstance(node, fx.Node) or entry is None:
         return False
     if entry.name in ("max", "min", "median", "nanmedian"):
@@ -165,7 +162,7 @@ def is_tensor(value: object) -> bool:
 
 
 def _is_several(value: object) -> bool:
-    entry = entry_of(value) if isinstance(value, fx.Node) else None
+    entry = entry_of(value)
     if isinstance(value, fx.Node) and value.kwargs.get("return_indices") is True:
         return True
     return entry is not None and (entry.name in _SEVERAL or entry.name.endswith(_WITH_INDICES))

@@ -7,6 +7,7 @@ knows by which tensors a layer computes.
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -121,38 +122,33 @@ def _tracks(module: nn.Module) -> bool:
     return getattr(module, "track_running_stats", False) is True
 
 
-def _batch_norm(*ranks: int, then: tuple[str, ...] = (), frozen: bool = False, applies: Any = _always) -> NormType:
-    return NormType(
-        *(_read_batch_norm, _write_batch_norm),
-        ranks=ranks,
-        then=then,
-        frozen=frozen,
-        width=_width_of_batch_norm,
-        statistics=_has_statistics,
-        mean_ratio=_mean_ratio_of_batch_norm,
-        applies=applies,
-        determined=True,
-    )
-
-
+_batch_norm = partial(
+    NormType,
+    _read_batch_norm,
+    _write_batch_norm,
+    width=_width_of_batch_norm,
+    statistics=_has_statistics,
+    mean_ratio=_mean_ratio_of_batch_norm,
+    determined=True,
+)
 _THEN: Final = ("drop", "act")
 
 NORMS: Final = Registry[NormType](
     {
-        nn.BatchNorm1d: _batch_norm(2, 3),
-        nn.BatchNorm2d: _batch_norm(4),
-        nn.BatchNorm3d: _batch_norm(5),
-        nn.SyncBatchNorm: _batch_norm(2, 3, 4, 5),
+        nn.BatchNorm1d: _batch_norm(ranks=(2, 3)),
+        nn.BatchNorm2d: _batch_norm(ranks=(4,)),
+        nn.BatchNorm3d: _batch_norm(ranks=(5,)),
+        nn.SyncBatchNorm: _batch_norm(ranks=(2, 3, 4, 5)),
         # By running statistics, where they keep any: as BatchNorms do. By those of the input they are no affine map.
-        nn.InstanceNorm1d: _batch_norm(3, applies=_tracks),
-        nn.InstanceNorm2d: _batch_norm(4, applies=_tracks),
-        nn.InstanceNorm3d: _batch_norm(5, applies=_tracks),
-        "canon_bridge.core.explicit.BatchNorm": _batch_norm(2, 3, 4, 5, frozen=True),
-        "torchvision.ops.misc.FrozenBatchNorm2d": _batch_norm(4, frozen=True),
-        "detectron2.layers.batch_norm.FrozenBatchNorm2d": _batch_norm(4, frozen=True),
-        "timm.layers.norm_act.BatchNormAct2d": _batch_norm(4, then=_THEN),
-        "timm.layers.norm_act.SyncBatchNormAct": _batch_norm(4, then=_THEN),
-        "timm.layers.norm_act.FrozenBatchNormAct2d": _batch_norm(4, then=_THEN, frozen=True),
+        nn.InstanceNorm1d: _batch_norm(ranks=(3,), applies=_tracks),
+        nn.InstanceNorm2d: _batch_norm(ranks=(4,), applies=_tracks),
+        nn.InstanceNorm3d: _batch_norm(ranks=(5,), applies=_tracks),
+        "canon_bridge.core.explicit.BatchNorm": _batch_norm(ranks=(2, 3, 4, 5), frozen=True),
+        "torchvision.ops.misc.FrozenBatchNorm2d": _batch_norm(ranks=(4,), frozen=True),
+        "detectron2.layers.batch_norm.FrozenBatchNorm2d": _batch_norm(ranks=(4,), frozen=True),
+        "timm.layers.norm_act.BatchNormAct2d": _batch_norm(ranks=(4,), then=_THEN),
+        "timm.layers.norm_act.SyncBatchNormAct": _batch_norm(ranks=(4,), then=_THEN),
+        "timm.layers.norm_act.FrozenBatchNormAct2d": _batch_norm(ranks=(4,), then=_THEN, frozen=True),
     }
 )
 
