@@ -169,15 +169,7 @@ def _is_several(value: object) -> bool:
 
 
 class Aliases:
-    """The memory that the nodes of a graph share.
-
-    Parameters
-    ----------
-    graph : fx.Graph
-        The operations in order.
-    modules : dict
-        The module that each node calls, where it calls one.
-    """
+    """The memory that the nodes of a graph share, and what they overwrite; ``modules`` are those that nodes call."""
 
     def __init__(self, graph: fx.Graph, modules: dict[fx.Node, nn.Module]) -> None:
         self.modules = modules
@@ -223,10 +215,7 @@ class Aliases:
     def read_after(self, node: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
         """Return who reads values, after ``node`` has overwritten its argument, of that memory by a name from before.
 
-        Returns
-        -------
-        list of (fx.Node, fx.Node)
-            The reader, and the name (node) by which it reads.
+        Each is a reader and the name (node) by which it reads.
         """
         target = self.overwritten(node)
         if target is None:
@@ -252,14 +241,8 @@ class Aliases:
 class Facts:
     """The sizes of the values of one flow, as far as they are known.
 
-    Parameters
-    ----------
-    graph : fx.Graph
-        The operations in order.
-    modules : dict
-        The module that each node calls, or becomes.
-    values : dict
-        The value of each node on example inputs, where the flow was traced with values.
+    ``modules`` are those that nodes call or become; ``values`` are those of nodes on example inputs, where the flow was
+    traced with values; ``root`` is the model.
     """
 
     def __init__(self, graph: fx.Graph, modules: dict[fx.Node, nn.Module], values: dict[fx.Node, Any], root: Any):

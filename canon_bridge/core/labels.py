@@ -93,13 +93,7 @@ class Labels:
         return line.view(-1, *(1,) * (self.rank - 1 - self.axis)).expand(self.shape(world)).contiguous()
 
     def moved(self, run: Callable[[int], Any]) -> "Labels":
-        """Return what an operation makes of it.
-
-        Parameters
-        ----------
-        run : callable
-            From a world to what is computed there.
-        """
+        """Return what an operation makes of it; ``run`` computes it in one world."""
         worlds: dict[int, Any] = {}
         reason = ""
         for world in WORLDS if not self.worlds else tuple(self.worlds):
@@ -154,14 +148,8 @@ class Labels:
     def renumbered(self, first: int, positions: Positions, run: Callable[[int, Tensor], Any] | None) -> "Labels":
         """Return what is behind an operation that gives each channel of axis 1 another map: new numbers from ``first``.
 
-        Parameters
-        ----------
-        first : int
-            The number of the first channel.
-        positions : Positions
-            Which channels lie on axis 1 before.
-        run : callable, optional
-            The operation, from a world and the value in it, if it may change other sizes.
+        ``positions`` are the channels on axis 1 before; ``run`` is the operation, from a world and the value in it, if
+        it may change other sizes.
         """
         numbers = tuple(range(first, first + len(positions.channels)))
         if not self.worlds:

@@ -312,17 +312,7 @@ def is_identity(module: nn.Module) -> bool:
 
 
 def write(edits: Edits, norm: nn.Module, affine: Affine) -> Mapping[str, object]:
-    """Make a norm compute a map, and return the values that its attributes have by then.
-
-    Parameters
-    ----------
-    edits : Edits
-        The journal that records the writes.
-    norm : nn.Module
-        A layer for which :func:`is_norm` holds.
-    affine : Affine
-        The map, of as many channels.
-    """
+    """Make a norm compute a map of as many channels, and return the values that its attributes have by then."""
     values = norm_type(norm).write(norm, affine)
     for (table, name), value in slots_for(norm, values).items():
         edits.set(norm, table, name, value)
@@ -358,16 +348,8 @@ def norm_map(norm: nn.Module) -> Affine:
 def take(edits: Edits, norm: nn.Module, ranks: tuple[int, ...] = (), paths: str = "") -> Affine:
     """Return the map of a norm, and make the norm the identity.
 
-    Parameters
-    ----------
-    edits : Edits
-        The journal that records the writes.
-    norm : nn.Module
-        A layer for which :func:`is_norm` holds.
-    ranks : tuple of int, default ()
-        The numbers of dimensions that the merge holds for, where the type accepts others, too: they are refused.
-    paths : str, default ""
-        What is merged, for the message.
+    ``ranks`` are the numbers of dimensions that the merge holds for, where the type accepts others, too: these are
+    refused, with ``paths``, what is merged, in the message.
     """
     entry, affine = norm_type(norm), norm_map(norm)
     neutral = write(edits, norm, Affine.identity(affine.scale))
@@ -460,16 +442,7 @@ def _merged(norm: nn.Module, merged: _Merged, input: Tensor) -> Tensor:
 def compose(edits: Edits, norm: nn.Module, affine: Affine, comes_before: bool) -> None:
     """Have a norm compute its own map together with one that comes before or after it.
 
-    Parameters
-    ----------
-    edits : Edits
-        The journal that records the writes.
-    norm : nn.Module
-        The norm.
-    affine : Affine
-        The other map; for a norm after a flatten it may have fewer channels.
-    comes_before : bool
-        Whether it is applied before the norm.
+    For a norm after a flatten the other map may have fewer channels.
     """
     own = norm_map(norm)
     with gradients():

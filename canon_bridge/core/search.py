@@ -148,22 +148,15 @@ def counted(first: int, second: int) -> tuple[Words, Words]:
 
 
 def find_right(network: Network, norm: ModuleCall, *, into_norms: bool = True) -> Chain | Obstacle:
-    """Return the chain from a norm to all layers after it, or what stands in the way.
+    """Return the chain from a norm, for every call of it, to all layers after it, or what stands in the way.
 
-    Parameters
-    ----------
-    network : Network
-        The flow.
-    norm : ModuleCall
-        The norm; if it is called several times, the chain holds for every call.
-    into_norms : bool
-        Whether other norms may take the map, too.
+    ``into_norms`` says whether other norms may take the map, too.
     """
     return _of_any_rank(network, norm, lambda rank: _Right(network, norm, rank, into_norms).run())
 
 
 def find_left(network: Network, norm: ModuleCall, *, into_norms: bool = True) -> Chain | Obstacle:
-    """Return the chain from a norm to the layers before it; parameters as for :func:`find_right`."""
+    """Return the chain from a norm, for every call of it, to the layers before it, as :func:`find_right` does."""
     return _of_any_rank(network, norm, lambda rank: _Left(network, norm, rank, into_norms).run())
 
 
@@ -186,15 +179,7 @@ def _of_any_rank(network: Network, norm: ModuleCall, search: Callable[[int], Cha
 
 
 class Blocked(Exception):  # noqa: N818 - not an error, it ends the search
-    """Raise where there is no chain; ``reason`` says why.
-
-    Parameters
-    ----------
-    reason : str
-        Words with braces for the names.
-    names : str
-        What is put there.
-    """
+    """Raise where there is no chain; ``reason`` says why, in words with braces for the ``names``."""
 
     def __init__(self, reason: str, *names: str) -> None:
         self.reason = words(reason, *names) if names else reason

@@ -47,12 +47,7 @@ _ENDS: Final[Mapping[str, str]] = {
 def find_uncovered(explicit: ExplicitFlow, staying: Mapping[str, str]) -> tuple[Uncovered, ...]:
     """Return the operations without a rule, in the order of the data flow.
 
-    Parameters
-    ----------
-    explicit : ExplicitFlow
-        The flow.
-    staying : dict
-        By the path of a norm that is neither merged nor the identity, why.
+    ``staying`` says by the path of a norm that is neither merged nor the identity why.
     """
     reasons = ((node, _why_it_stays(explicit, node, staying) or _why(explicit, node)) for node in _on_the_way(explicit))
     found = dict.fromkeys(_describe(explicit, node, reason) for node, reason in reasons if reason)

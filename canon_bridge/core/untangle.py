@@ -24,12 +24,7 @@ _WORLDS = ((0, 1), (1, 2))
 class Untangling:
     """The layers of one flow that are copied for the norms that read them.
 
-    Parameters
-    ----------
-    network : Network
-        The flow.
-    with_rest : bool
-        Whether channels of a norm that come from no such layer may become an explicit linear layer.
+    ``with_rest``: whether channels of a norm that come from no such layer may become an explicit linear layer.
     """
 
     def __init__(self, network: Network, with_rest: bool) -> None:

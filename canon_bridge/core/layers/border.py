@@ -124,15 +124,7 @@ def number_of_tap_sets(geometry: AxisGeometry) -> int:
 
 @lru_cache(maxsize=4096)
 def rows_by_position(geometry: AxisGeometry, size: int, output_size: int) -> tuple[int, ...]:
-    """Return for each of ``output_size`` positions the row of ``tap_sets`` that holds there.
-
-    Parameters
-    ----------
-    geometry : AxisGeometry
-        The axis.
-    size, output_size : int
-        Number of elements of the input and of the output on this axis.
-    """
+    """Return for each of ``output_size`` positions on an axis the row of ``tap_sets`` that holds there."""
     row_of = tap_sets(geometry).row_of
     return tuple(row_of[geometry.valid_taps(position, size)] for position in range(output_size))
 
@@ -182,18 +174,9 @@ class Border:
 def gather(compact: Tensor, borders: tuple[Border, ...], sizes: list[tuple[Number, Number]], first: int = 1) -> Tensor:
     """Spread a compact map ``(C, n_1, ..., n_d)`` over the positions of the output, ``(C, *output sizes)``.
 
-    Every element-wise change of the compact map commutes with this, so rules may clamp, square or zero it.
-
-    Parameters
-    ----------
-    compact : Tensor
-        One entry for each channel and each combination of tap sets; an axis of length 1 broadcasts.
-    borders : tuple of Border
-        One for each spatial axis.
-    sizes : list of (int, int)
-        Input size and output size on each axis.
-    first : int, default 1
-        The axis to begin with; those before it stay as they are.
+    It has one entry for each channel and each combination of tap sets; an axis of length 1 broadcasts. Every
+    element-wise change of it commutes with this, so rules may clamp, square or zero it. ``sizes`` are those of the
+    input and of the output on each axis; axes before ``first`` stay as they are.
     """
     for axis, (border, (size, output_size)) in list(enumerate(zip(borders, sizes, strict=True), start=1))[first - 1 :]:
         if compact.shape[axis] > 1:
@@ -213,16 +196,9 @@ def inner_values(compact: Tensor, borders: tuple[Border, ...]) -> Tensor | None:
 def add_at_border(
     output: Tensor, rest: Tensor, borders: tuple[Border, ...], sizes: list[tuple[Number, Number]]
 ) -> None:
-    """Add a compact map that is zero inside to an output, in place: only to the positions at its border.
+    """Add a compact map that is zero inside to an output ``(..., C, *output sizes)``, in place: only at its border.
 
-    Parameters
-    ----------
-    output : Tensor
-        ``(..., C, *output sizes)``.
-    rest : Tensor
-        A compact map minus its :func:`inner_values`.
-    borders, sizes
-        As for :func:`gather`.
+    ``rest`` is a compact map minus its :func:`inner_values`; borders and sizes are those of :func:`gather`.
     """
     for axis, (border, (size, output_size)) in enumerate(zip(borders, sizes, strict=True), start=1):
         if rest.shape[axis] == 1:

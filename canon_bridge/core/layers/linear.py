@@ -225,19 +225,11 @@ class Layer:
 
 
 def forward_from_slots(module: nn.Module, layer: Layer, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-    """Compute the layer with what its ``weight`` and ``bias`` slots hold now, whatever its class does with them.
+    """Compute a layer with what its ``weight`` and ``bias`` slots hold now, whatever its class does with them.
 
-    Parameters
-    ----------
-    module : nn.Module
-        A layer with an entry in ``LINEAR``. Its bias is ``(C_out,)``, or compact, with one entry for each distinct set
-        of taps on each axis, ``(C_out, n_1, ..., n_d)``, and is then gathered to the size of the output.
-    layer : Layer
-        What there is to know about it.
-    input : Tensor
-        As the class of the layer takes it.
-    output_size : list of int, optional
-        For transposed convolutions.
+    Its bias is ``(C_out,)``, or compact, with one entry for each distinct set of taps on each axis, ``(C_out, n_1, ...,
+    n_d)``, and is then gathered to the size of the output. Inputs are as the class takes them, ``output_size`` is for
+    transposed convolutions.
     """
     bias = module.bias
     if not isinstance(bias, Tensor) or bias.dim() == 1:
@@ -345,14 +337,8 @@ def computes_weight(module: nn.Module) -> bool:
 def make_plain(edits: Edits, module: nn.Module) -> None:
     """Make a linear layer hold its effective weight and bias (of evaluation mode, of this moment) as plain Parameters.
 
-    A layer that computes neither keeps its Parameters; a second call does nothing.
-
-    Parameters
-    ----------
-    edits : Edits
-        The journal; its undo makes the layer compute its weight again.
-    module : nn.Module
-        A layer for which :func:`is_linear` holds and :func:`why_not_foldable` gives no reason.
+    A layer that computes neither keeps its Parameters; a second call does nothing. :func:`why_not_foldable` must have
+    given no reason. Undone, the layer computes its weight again.
     """
     by_class = None if _has_own_forward(module) else linear_type(module).weight
     edits.hold(module)
@@ -434,10 +420,7 @@ MOST_ENTRIES_PER_WEIGHT: Final = 6
 def why_not_before(module: nn.Module) -> str | None:
     """Return the reason why :func:`fold_before` should not be called, or None if nothing is against it.
 
-    Parameters
-    ----------
-    module : nn.Module
-        A layer of a type in ``LINEAR``. Nothing is computed but the number of entries that its bias would have.
+    Nothing is computed but the number of entries that the bias would have.
     """
     geometries = axis_geometries(module)
     if not any(geometry.has_border for geometry in geometries):

@@ -52,16 +52,8 @@ def make_tensors_plain(edits: Edits, module: nn.Module, weight: Callable[[nn.Mod
     """Make computed ``weight`` and ``bias`` plain Parameters that hold the effective values of this moment.
 
     Hooks and parametrizations that computed them are taken out, with what they computed from. A module that computes
-    neither stays as it is.
-
-    Parameters
-    ----------
-    edits : Edits
-        The journal that records the writes.
-    module : nn.Module
-        Any module.
-    weight : callable, optional
-        For a class whose forward computes a weight from its tensors: stand-in (see :func:`evaluated`) to that weight.
+    neither stays as it is. For a class whose forward computes a weight from its tensors, ``weight`` makes that of the
+    stand-in (see :func:`evaluated`).
     """
     parametrized, families = _parametrizations(module), {name: _family(module, name) for name in TENSORS}
     computed = computed_tensors(module)
