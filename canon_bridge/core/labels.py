@@ -7,6 +7,8 @@ are not known take several values, worlds, and what holds in all of them is take
 of its own: a mean of several channels that is the number of another one by chance is so in one world alone.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -215,16 +217,9 @@ def _tensors(value: Any) -> list[Tensor]:
 def _repeated(lines: list[tuple[int, ...]]) -> Positions | None:
     """Return the numbers of which all lines are repetitions, each number as often as any other."""
     base = min(lines, key=len)
-    runs = [end - start for start, end in _runs(base)]
-    step = next(k for k in range(min(runs), 0, -1) if all(run % k == 0 for run in runs))
-    base = base[::step]
+    base = base[:: math.gcd(*(len(list(run)) for _, run in itertools.groupby(base)))]
     for line in lines:
         times, rest = divmod(len(line), len(base))
         if rest or line != tuple(number for number in base for _ in range(times)):
             return None
     return Positions(base, repeats=True)
-
-
-def _runs(line: tuple[int, ...]) -> list[tuple[int, int]]:
-    starts = [index for index, number in enumerate(line) if index == 0 or line[index - 1] != number]
-    return list(zip(starts, [*starts[1:], len(line)], strict=True))

@@ -459,26 +459,24 @@ class _Left(Search):
 
     def _find(self) -> Chain:
         for node in self.network.calls(self.norm.path):
-            between: list[fx.Node] = []
-            producers: dict[fx.Node, ModuleCall] = {}
-            self._back(node.args[0] if node.args else None, node, between, producers)
-            between.sort(key=self.network.order.__getitem__)
-            place = {channel: index for index, channel in enumerate(self._channels_at(node, between, producers))}
+            self.producers: dict[fx.Node, ModuleCall] = {}
+            self.between: list[fx.Node] = []
+            self._back(node.args[0] if node.args else None, node)
+            self.between.sort(key=self.network.order.__getitem__)
+            place = {channel: index for index, channel in enumerate(self._channels_at(node))}
             count = 0
-            for producer, operation in producers.items():
+            for producer, operation in self.producers.items():
                 numbers = range(count, count := count + channels_out(operation.module))
                 channels = tuple(place.get(number, OUTSIDE) for number in numbers)
                 self._arrive(producer, operation, Positions(channels), False, 0)
         steps = tuple(reached.step for reached in self.reached.values())
         return Chain(self.norm.path, self.width, "left", steps, tuple(self.through))
 
-    def _back(
-        self, node: object, reader: fx.Node, between: list[fx.Node], producers: dict[fx.Node, ModuleCall]
-    ) -> None:
+    def _back(self, node: object, reader: fx.Node) -> None:
         network = self.network
         if not isinstance(node, fx.Node) or node.op not in ("call_module", "call_function", "call_method"):
             raise Blocked("no linear layer comes before it")
-        if node in producers or node in between:
+        if node in self.producers or node in self.between:
             return
         operation = network.operations.get(node)
         if any(other is not reader for other in network.readers(node)):
@@ -489,44 +487,42 @@ class _Left(Search):
             if operation.path == self.norm.path:
                 raise Blocked("it feeds itself")
             self._check(operation)
-            producers[node] = operation
+            self.producers[node] = operation
             return
         is_identity = operation is not None and is_norm(operation.module)
         if not is_identity and not self.network.is_passable(node):
             raise Blocked("{} before it is not linear", network.name(node))
         for name in node.all_input_nodes:
             if has_data(name):
-                self._back(name, node, between, producers)
-        between.append(node)
+                self._back(name, node)
+        self.between.append(node)
 
-    def _channels_at(
-        self, node: fx.Node, between: list[fx.Node], producers: dict[fx.Node, ModuleCall]
-    ) -> tuple[int, ...]:
+    def _channels_at(self, node: fx.Node) -> tuple[int, ...]:
         """Return which channel of the layers, counted through all of them, lies where at the norm.
 
         Where it is not known how many dimensions the output of a layer has, what holds for all numbers with which the
         norm gets as many as it takes.
         """
-        known = all(self._dimensions(producer, operation) for producer, operation in producers.items())
+        known = all(self._dimensions(producer, operation) for producer, operation in self.producers.items())
         found: set[tuple[int, ...]] = set()
         blocked: Blocked | None = None
         for assumed in (0,) if known else (2, 3, 4, 5):
             try:
-                self._number(producers, assumed)
-                for inner in between:
+                self._number(assumed)
+                for inner in self.between:
                     self._forward(inner)
-                found.add(self._read(node, producers))
+                found.add(self._read(node))
             except Blocked as error:
                 blocked = error
         if len(found) == 1:
             return found.pop()
-        last = next(iter(producers.values()))
+        last = next(iter(self.producers.values()))
         raise blocked or Blocked("how many dimensions the output of {} has is not known", name_of(last))
 
-    def _number(self, producers: dict[fx.Node, ModuleCall], assumed: int) -> None:
+    def _number(self, assumed: int) -> None:
         """Give the channels of the layers numbers, counted through all of them."""
         self.labels, count = {}, 0
-        for node, operation in producers.items():
+        for node, operation in self.producers.items():
             rank = self._dimensions(node, operation) or assumed
             numbers = range(count, count := count + channels_out(operation.module))
             self.labels[node] = Labels.start(numbers, 1 if ranks_of(operation.module) else rank - 1, rank)
@@ -547,12 +543,12 @@ class _Left(Search):
         else:
             self.pass_through(node)
 
-    def _read(self, node: fx.Node, producers: dict[fx.Node, ModuleCall]) -> tuple[int, ...]:
+    def _read(self, node: fx.Node) -> tuple[int, ...]:
         source = node.args[0]
         assert isinstance(source, fx.Node)
         labels = self.labels[source]
         positions = labels.along(1) if labels.dimensions() == self.rank else None
-        last = next(iter(producers.values()))
+        last = next(iter(self.producers.values()))
         if positions is None:
             raise self.misplaced(source, last)
         if positions.repeats or len(set(positions.channels)) != len(positions.channels):
