@@ -25,7 +25,6 @@ from canon_bridge.core.layers.border import (
     gather,
     inner_values,
     number_of_tap_sets,
-    tap_sets,
 )
 from canon_bridge.core.layers.parameters import parameter, tracked
 from canon_bridge.core.layers.weights import TENSORS, computed_tensors, evaluated, make_tensors_plain
@@ -466,7 +465,7 @@ def fold_before(edits: Edits, module: nn.Module, affine: Affine) -> None:
     geometries = axis_geometries(module)
     if any(geometry.has_border for geometry in geometries):
         for axis, geometry in enumerate(geometries, start=1):
-            inside = torch.tensor(tap_sets(geometry).rows, dtype=dtype, device=taps.device)
+            inside = torch.tensor(Border.of(geometry).sets, dtype=dtype, device=taps.device)
             # Not as a product of matrices: autocast would compute that in half precision.
             taps = (taps.movedim(axis, -1).unsqueeze(-2) * inside).sum(-1).movedim(-1, axis)
     else:
