@@ -87,14 +87,9 @@ def _on_the_way(explicit: ExplicitFlow) -> list[fx.Node]:
             reached.update([node] if entry is None or entry.name != "relu" else ())
         if node.op == "output":
             reached.update([node, *node.all_input_nodes])
-        elif node in reached and not _stops(node):
+        elif node in reached and (entry is None or entry.kind not in STOPS):
             reached.update(_sources(explicit, node))
     return [node for node in graph.nodes if node in reached and node.op.startswith("call") and has_data(node)]
-
-
-def _stops(node: fx.Node) -> bool:
-    entry = entry_of(node)
-    return entry is not None and entry.kind in STOPS
 
 
 def _sources(explicit: ExplicitFlow, node: fx.Node) -> list[fx.Node]:
