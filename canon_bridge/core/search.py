@@ -243,11 +243,10 @@ class Search:
             raise Blocked("{}: {}", self.network.name(node), str(mixed)) from mixed
         self.through[entry.name] = None
 
-    def _arrive(
-        self, node: fx.Node, operation: ModuleCall, positions: Positions, absorbs: bool, first: int
-    ) -> _Reached:
-        step = Step(operation.path, positions.channels, absorbs)
-        reached = self.reached.setdefault(operation.path, _Reached(step, positions.repeats, first))
+    def _arrive(self, node: fx.Node, operation: ModuleCall, positions: Positions, first: int | None = None) -> _Reached:
+        """Note that the map arrives at a module; ``first`` numbers the first channel after one that absorbs."""
+        step = Step(operation.path, positions.channels, first is not None)
+        reached = self.reached.setdefault(operation.path, _Reached(step, positions.repeats, first or 0))
         if (reached.step, reached.repeats) != (step, positions.repeats):
             raise Blocked("{} is called in different ways", name_of(operation))
         reached.nodes.append(node)
@@ -417,7 +416,7 @@ class _Right(Search):
         if not positions.fits(takes):
             counts = counted(takes, len(positions.channels))
             raise Blocked("{} takes {} channels, it has {}", name_of(operation), *counts)
-        self._arrive(node, operation, positions, False, 0)
+        self._arrive(node, operation, positions)
 
     def _absorb(self, node: fx.Node, operation: ModuleCall, labels: Labels) -> None:
         module = operation.module
@@ -427,7 +426,7 @@ class _Right(Search):
         if positions is None or (positions.repeats and several):
             raise self.misplaced(node.all_input_nodes[0], operation)
         known = operation.path in self.reached
-        first = self._arrive(node, operation, positions, True, self.numbers).first
+        first = self._arrive(node, operation, positions, self.numbers).first
         self.numbers += 0 if known else len(positions.channels)
 
         def pool(world: int, value: Tensor) -> Any:
@@ -468,7 +467,7 @@ class _Left(Search):
             for producer, operation in self.producers.items():
                 numbers = range(count, count := count + channels_out(operation.module))
                 channels = tuple(place.get(number, OUTSIDE) for number in numbers)
-                self._arrive(producer, operation, Positions(channels), False, 0)
+                self._arrive(producer, operation, Positions(channels))
         steps = tuple(reached.step for reached in self.reached.values())
         return Chain(self.norm.path, self.width, "left", steps, tuple(self.through))
 
