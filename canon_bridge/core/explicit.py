@@ -187,12 +187,7 @@ class Product(Explicit):
     canonical_operation = "matmul"
 
     def __init__(
-        self,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        data: int,
-        signal: int | None = None,
+        self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any], data: int, signal: int | None = None
     ) -> None:
         super().__init__(function, args, kwargs, data)
         self.signal = signal
@@ -470,20 +465,6 @@ def batch_norm(
     return BatchNorm(running_mean, running_var, weight, bias, eps)
 
 
-def raw_batch_norm(
-    weight: Any,
-    bias: Any,
-    running_mean: Any,
-    running_var: Any,
-    training: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool = True,
-) -> nn.Module:
-    """Return the module of a normalization by running statistics, from the arguments of ``torch.batch_norm``."""
-    return batch_norm(running_mean, running_var, weight, bias, training, momentum, eps)
-
-
 def instance_norm(
     running_mean: Any = None,
     running_var: Any = None,
@@ -497,20 +478,6 @@ def instance_norm(
     if use_input_stats:
         raise ValueError("instance_norm by the statistics of the input is not an affine map")
     return batch_norm(running_mean, running_var, weight, bias, False, momentum, eps)
-
-
-def raw_instance_norm(
-    weight: Any,
-    bias: Any,
-    running_mean: Any,
-    running_var: Any,
-    use_input_stats: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool = True,
-) -> nn.Module:
-    """Return the module of the same, from the arguments of ``torch.instance_norm``."""
-    return instance_norm(running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
 
 
 def linear(weight: Any, bias: Any = None) -> nn.Module:

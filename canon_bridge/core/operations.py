@@ -282,13 +282,30 @@ def setitem_(target: Any, index: Any, value: Any) -> Any:
 _PAIRS: Final = ("adaptive_max_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d", "fractional_max_pool3d")
 _NN: Final[Any] = getattr(torch._C, "_nn")  # noqa: B009 - the type checker does not know it
 
+
+def _in_order(function: Callable[..., Any], names: str) -> Callable[..., Any]:
+    """Return what takes arguments of these names, in this order, and hands on those that a function has."""
+    known, kind = inspect.signature(function).parameters, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signature = inspect.Signature([inspect.Parameter(name, kind) for name in names.split()])
+
+    def ordered(*args: Any, **keywords: Any) -> Any:
+        given = signature.bind(*args, **keywords).arguments
+        return function(**{name: value for name, value in given.items() if name in known})
+
+    vars(ordered)["__signature__"] = signature
+    return ordered
+
+
+def _raw(name: str, by_batch: str) -> Operation:
+    """Return the entry of a norm for the function of torch itself, whose arguments are in another order."""
+    names = f"weight bias running_mean running_var {by_batch} momentum eps cudnn_enabled"
+    return replace(OPERATIONS[name], make=_in_order(_MAKERS[name], names))
+
+
 # Functions by themselves: arguments in another order than their namesake's, and what users have taught.
-_RAW_BATCH_NORM: Final = Operation("batch_norm", Kind.NORM, explicit.raw_batch_norm, _STATISTICS)
-_RAW_INSTANCE_NORM: Final = Operation("instance_norm", Kind.NORMALISER, explicit.raw_instance_norm, _STATISTICS)
 _BY_FUNCTION: Final[dict[Any, Operation]] = {
-    torch.batch_norm: _RAW_BATCH_NORM,
-    torch.ops.aten.batch_norm: _RAW_BATCH_NORM,
-    **dict.fromkeys((torch.instance_norm, torch.ops.aten.instance_norm), _RAW_INSTANCE_NORM),
+    **dict.fromkeys((torch.batch_norm, torch.ops.aten.batch_norm), _raw("batch_norm", "training")),
+    **dict.fromkeys((torch.instance_norm, torch.ops.aten.instance_norm), _raw("instance_norm", "use_input_stats")),
     setitem_: OPERATIONS["setitem"],
     OrderedDict: OPERATIONS["identity"],  # a dictionary of values
     torch.adaptive_max_pool1d: OPERATIONS["adaptive_max_pool1d_with_indices"],
@@ -310,30 +327,21 @@ class _NotRecorded:
 NOT_RECORDED: Final = _NotRecorded()
 
 
-def _batch_norm(
-    input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool, momentum: float, eps: float
-) -> Any:
-    return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-
-
-def _batch_norm_by_running_statistics(
-    input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: float, eps: float
-) -> Any:
-    return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
-
-
 def _group_norm(
     input: Any, weight: Any, bias: Any, batch: Any, channels: Any, positions: Any, group: int, eps: float
 ) -> Any:
     return F.group_norm(input, group, weight, bias, eps)
 
 
+_ORDER: Final = "input weight bias running_mean running_var"
 # Operators that put out two statistics besides, as programs have that `torch.export` has decomposed: what computes the
 # result alone.
 _WITH_STATISTICS: Final[dict[Any, Callable[..., Any]]] = {
-    torch.ops.aten._native_batch_norm_legit_no_training: _batch_norm_by_running_statistics,
-    torch.ops.aten._native_batch_norm_legit: _batch_norm,
-    **dict.fromkeys((torch.native_batch_norm, torch.ops.aten.native_batch_norm), _batch_norm),
+    torch.ops.aten._native_batch_norm_legit_no_training: _in_order(F.batch_norm, f"{_ORDER} momentum eps"),
+    **dict.fromkeys(
+        (torch.ops.aten._native_batch_norm_legit, torch.native_batch_norm, torch.ops.aten.native_batch_norm),
+        _in_order(F.batch_norm, f"{_ORDER} training momentum eps"),
+    ),
     **dict.fromkeys((torch.native_layer_norm, torch.ops.aten.native_layer_norm), F.layer_norm),
     **dict.fromkeys((torch.native_group_norm, torch.ops.aten.native_group_norm), _group_norm),
 }
