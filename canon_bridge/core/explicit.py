@@ -398,20 +398,7 @@ def max_pool(module: MakeModule) -> MakeModule:
         ceil_mode: bool = False,
         return_indices: bool = False,
     ) -> nn.Module:
-        if return_indices:
-            raise ValueError("return_indices=True: it has two outputs")
-        return module(kernel_size, stride, padding, dilation, ceil_mode=ceil_mode)
-
-    return build
-
-
-def adaptive_max_pool(module: MakeModule) -> MakeModule:
-    """Return what makes an adaptive max pooling from the arguments of the function."""
-
-    def build(output_size: Any, return_indices: bool = False) -> nn.Module:
-        if return_indices:
-            raise ValueError("return_indices=True: it has two outputs")
-        return module(output_size)
+        return module(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
 
     return build
 

@@ -216,11 +216,10 @@ _ALIASES: Final[Mapping[str, str]] = {
 
 
 def _pool_makers() -> Iterator[tuple[str, MakeModule]]:
-    adapt = {"max_pool": explicit.max_pool, "adaptive_max_pool": explicit.adaptive_max_pool}
     for kind in ("avg_pool", "max_pool", "adaptive_avg_pool", "adaptive_max_pool"):
         for dim in (1, 2, 3):
             module = getattr(nn, "".join(part.capitalize() for part in kind.split("_")) + f"{dim}d")
-            yield f"{kind}{dim}d", adapt.get(kind, lambda module: module)(module)
+            yield f"{kind}{dim}d", explicit.max_pool(module) if kind == "max_pool" else module
 
 
 _MAKERS: Final[Mapping[str, MakeModule]] = {
