@@ -5,7 +5,7 @@ Nothing here writes to a model or reads the values of its parameters.
 
 import functools
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -75,8 +75,12 @@ class Network:
         self.identities: set[str] = set()
         self.untouchable: set[str] = set()
         self._paths: dict[str, list[fx.Node]] = {}
-        for node in sorted(self.operations, key=self.order.__getitem__):
+        for node in self.ordered(self.operations):
             self._paths.setdefault(self.operations[node].path, []).append(node)
+
+    def ordered(self, nodes: Iterable[fx.Node]) -> list[fx.Node]:
+        """Return nodes in the order of the data flow."""
+        return sorted(nodes, key=self.order.__getitem__)
 
     def in_order(self) -> list[ModuleCall]:
         """Return the operations in the order of the data flow, each module once."""
@@ -101,7 +105,7 @@ class Network:
 
     def readers(self, node: fx.Node) -> list[fx.Node]:
         """Return who reads values of a node, not only its size, in order."""
-        return sorted((user for user in node.users if reads_values(user, node)), key=self.order.__getitem__)
+        return self.ordered(user for user in node.users if reads_values(user, node))
 
     def name(self, node: fx.Node) -> str:
         """Return what to call a node in a reason."""
@@ -260,7 +264,7 @@ class Search:
             if node in self.labels and node not in before:
                 before.add(node)
                 waiting += node.all_input_nodes
-        for node in sorted(before, key=self.network.order.__getitem__):
+        for node in self.network.ordered(before):
             sources = [self.labels[name] for name in node.all_input_nodes if name in self.labels]
             entry, was_passed = entry_of(node), bool(sources) and self.network.is_passable(node)
             kept = self.labels[node].kept(sources) if was_passed else 1
@@ -461,7 +465,7 @@ class _Left(Search):
             self.producers: dict[fx.Node, ModuleCall] = {}
             self.between: list[fx.Node] = []
             self._back(node.args[0] if node.args else None, node)
-            self.between.sort(key=self.network.order.__getitem__)
+            self.between = self.network.ordered(self.between)
             place = {channel: index for index, channel in enumerate(self._channels_at(node))}
             count = 0
             for producer, operation in self.producers.items():

@@ -50,21 +50,18 @@ class Untangling:
         """Decide which layers are copied: those of which all readers are norms that can select their copy."""
         network = self._network
         norms = {node: ranks for node in network.operations if (ranks := self._ranks(node)) is not None}
-        layers = [node for node in network.operations if self._may_be_copied(node)]
+        calls = network.operations.items()
+        layers = [node for node, call in calls if is_linear(call.module) and self._may_be_changed(call)]
         while True:
             readers = {layer: after for layer in layers if (after := self._norms_after(layer, norms))}
             found: dict[fx.Node, Untangled] = {}
-            failed = False
-            for node in sorted(
-                {norm for several in readers.values() for norm in several}, key=network.order.__getitem__
-            ):
+            for node in network.ordered({norm for several in readers.values() for norm in several}):
                 try:
                     found[node] = self._select(node, norms[node], readers)
                 except Blocked as blocked:
                     self._reasons[node] = blocked.reason
                     del norms[node]
-                    failed = True
-            if not failed:
+            if all(node in norms for several in readers.values() for node in several):
                 return found
 
     def _select(
@@ -90,19 +87,16 @@ class Untangling:
     def _ranks(self, node: fx.Node) -> tuple[int, ...] | None:
         """Return how many dimensions the input of a norm may have that can select; None for any other node."""
         network, operation = self._network, self._network.operations[node]
-        if not is_norm(operation.module) or len(network.calls(operation.path)) != 1:
-            return None
-        if operation.path in network.identities | network.untouchable or operation.path in network.read_elsewhere:
+        is_some_map = is_norm(operation.module) and operation.path not in network.identities
+        if not is_some_map or not self._may_be_changed(operation):
             return None
         ranks = norm_type(operation.module).ranks
         known = network.facts.rank(node.args[0] if node.args else None) if len(ranks) > 1 else None
         return ranks if known is None else (known,)
 
-    def _may_be_copied(self, node: fx.Node) -> bool:
-        network, operation = self._network, self._network.operations[node]
-        if not is_linear(operation.module) or len(network.calls(operation.path)) != 1:
-            return False
-        return network.why_not_into(operation) is None
+    def _may_be_changed(self, operation: ModuleCall) -> bool:
+        """Return whether a layer or a norm is called once and nothing else needs it as it is."""
+        return len(self._network.calls(operation.path)) == 1 and self._network.why_not_into(operation) is None
 
     def _norms_after(self, layer: fx.Node, norms: Mapping[fx.Node, tuple[int, ...]]) -> tuple[fx.Node, ...]:
         """Return the norms that read a layer, in order; none if anything else does."""
@@ -122,7 +116,7 @@ class Untangling:
                 elif reader not in seen:
                     seen.add(reader)
                     waiting.append(reader)
-        return tuple(sorted(found, key=network.order.__getitem__))
+        return tuple(network.ordered(found))
 
 
 class _Selection(Search):
@@ -150,7 +144,7 @@ class _Selection(Search):
         source = self.node.args[0]
         assert isinstance(source, fx.Node)
         self._reaches(source)
-        self.between.sort(key=self.network.order.__getitem__)
+        self.between = self.network.ordered(self.between)
         if self.others and not with_rest:
             raise Blocked("{} before it is not linear", self.network.name(self.others[0]))
         single = self._numbers_at(source, dict.fromkeys(self.layers, 1))
