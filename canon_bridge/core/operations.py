@@ -1,7 +1,7 @@
 """THE table of operations: what each is, by the name that ATen gives it, and how all its spellings lead to it.
 
 Tracing, making explicit, planning, both adapters and the audit read it. A new operation is one entry, or one call of
-:func:`register_operation`; a spelling that torch's own names do not tell is one entry of ``_ALIASES``.
+:func:`register_operation`; a spelling that torch's own names do not tell is one word in ``_CALLED``.
 """
 
 import dataclasses
