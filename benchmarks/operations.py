@@ -11,7 +11,6 @@ from canon_bridge.core.activations import find_absorber
 from canon_bridge.core.operations import (
     BY_ARGUMENT,
     OPERATIONS,
-    RULES,
     Kind,
     Operation,
     operation_of_function,
@@ -35,6 +34,23 @@ The signal of a product is the factor that carries data; of several, the one tha
 function puts out (a sigmoid, a softmax, a clamp: found by running it), at most moved, scaled or shifted since. Where
 none or all of them are gates, it is the one with more elements, else each gets an equal share.
 """
+
+RULES = {
+    Kind.LINEAR_LAYER: "the rule of the preset for linear layers",
+    Kind.NORM: "merged, then pass",
+    Kind.ELEMENTWISE: "pass",
+    Kind.MOVEMENT: "gradient: relevance goes where the element came from",
+    Kind.SELECTION: "gradient: the winner takes all",
+    Kind.LINEAR: "epsilon (Norm), R_in = x * vjp(R / y)",
+    Kind.SUM: "epsilon (Norm) over both terms",
+    Kind.PRODUCT: "the signal takes all",
+    Kind.NORMALISER: "pass, as if the statistics were constants",
+    Kind.SIZE: "no relevance",
+    Kind.CREATION: "no relevance",
+    Kind.RANDOM: "no relevance",
+    Kind.NOT_DIFFERENTIABLE: "no relevance",
+    Kind.WITHOUT_RULE: "none: named in Plan.uncovered",
+}
 
 PASSES = {
     Kind.LINEAR_LAYER: ("takes it", "takes it"),

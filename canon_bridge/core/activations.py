@@ -31,12 +31,15 @@ _SLOT: Final = "_absorbed"
 # Whether a method that is attached to a module compares with a reference input. For such a method a clipped unit is no
 # constant, since it may not be clipped there: all is passed on.
 Compares = Callable[[nn.Module], bool]
+# What absorbs a map, ``(edits, module, affine, clip_relevance, compares)``: from the journal that records the writes,
+# the module, the map before it (scale and shift of shape ``(C,)``), whether relevance that reaches a clipped unit stops
+# there, and for which modules it does not, to the map from the new output of the module to that of the former one.
+Absorb = Callable[[Edits, nn.Module, Affine, bool, Compares], Affine]
 
 
 def compares_with_baselines(module: nn.Module) -> bool:
     """Return whether a forward hook on the module is a method of an object whose ``attribute`` takes ``baselines``."""
-    owners = [getattr(hook, "__self__", None) for hook in module._forward_hooks.values()]
-    return any(_takes_baselines(type(owner)) for owner in owners if owner is not None)
+    return any(_takes_baselines(type(getattr(hook, "__self__", None))) for hook in module._forward_hooks.values())
 
 
 def _takes_baselines(kind: type) -> bool:
@@ -71,29 +74,11 @@ class _Absorbed:
 def _composed(
     edits: Edits, module: nn.Module, affine: Affine, write: Callable[[Edits, nn.Module, Affine], Affine], *stop: Any
 ) -> Affine:
-    r"""Have an activation absorb a map, together with one that it may have absorbed before.
+    r"""Have an activation absorb a map, together with one that it may have absorbed before; return what is left.
 
     With :math:`\phi(s x + b) = e \, g(x) + d` for the map absorbed earlier and :math:`e' g'(x) + d'` for both together,
-    :math:`g(s_2 x + b_2) = (e' g'(x) + d' - d) / e`.
-
-    Parameters
-    ----------
-    edits : Edits
-        The journal.
-    module : nn.Module
-        The activation.
-    affine : Affine
-        The map that comes before the module as it is now.
-    write : callable
-        From the journal, the module and the whole map to the map after the new activation, :math:`(e', d')`; it
-        changes the module.
-    *stop
-        The pre-hook that stops relevance and what comes before its arguments, if it stops; added once.
-
-    Returns
-    -------
-    Affine
-        From the output of the new activation to that of the activation as it was.
+    :math:`g(s_2 x + b_2) = (e' g'(x) + d' - d) / e`. ``write`` changes the module for the whole map and returns
+    :math:`(e', d')`; ``stop`` is the pre-hook that stops relevance, and its first arguments, added once.
     """
     earlier: _Absorbed | None = vars(module).get(_SLOT)
     whole = affine if earlier is None else earlier.whole.after(affine)
@@ -114,6 +99,12 @@ def _per_channel(values: Tensor, input: Tensor) -> Tensor:
     return values.to(input.dtype).view(-1, *(1,) * (input.dim() - 2))
 
 
+def _buffer(module: nn.Module, name: str, input: Tensor) -> Any:
+    """Return a buffer of the module in a shape that broadcasts against its input, or None where it has none."""
+    values = module._buffers.get(name)
+    return None if values is None else _per_channel(values, input)
+
+
 def absorb_into_relu(
     edits: Edits,
     module: nn.Module,
@@ -130,25 +121,10 @@ def absorb_into_relu(
     ``|s| < 1e-12`` or ``|t| > 6e4``, nothing is divided: thr is ``max(s x, -b)`` and the returned scale is 1. A ReLU
     that has absorbed a map already absorbs this one, which comes before it, too.
 
-    Parameters
-    ----------
-    edits : Edits
-        The journal that records the writes.
-    module : nn.Module
-        The ReLU; it gets buffers ``thr_value`` (``thr_sign`` where a scale is not above 0, ``thr_factor`` where one is
-        tiny), which move with the module and stay out of ``state_dict``.
-    affine : Affine
-        What came before the ReLU, scale :math:`s` and shift :math:`b` of shape ``(C,)``.
-    clip_relevance : bool
-        Whether relevance that reaches a clipped unit stops there (it then counts as absorbed by the bias of the next
-        layer) instead of travelling on to the input, which the clipped value does not depend on.
-    compares : callable, optional
-        Whether a method that is attached to the module compares with a reference input; then nothing stops.
-
-    Returns
-    -------
-    Affine
-        The map from thr's output to the ReLU's.
+    The ReLU gets buffers ``thr_value`` (``thr_sign`` where a scale is not above 0, ``thr_factor`` where one is tiny),
+    which move with the module and stay out of ``state_dict``. Parameters are those of ``Absorb``; with
+    ``clip_relevance`` what stops at a clipped unit counts as absorbed by the bias of the next layer, instead of
+    travelling on to the input, which the clipped value does not depend on.
 
     References
     ----------
@@ -211,8 +187,8 @@ def stop_at_clipped(compares: Compares, module: nn.Module, args: tuple[Tensor, .
 
 def _compared(module: nn.Module, input: Tensor) -> Tensor:
     """Return what is compared with the threshold: the input, times the scale in channels where that is tiny."""
-    factor = module._buffers.get("thr_factor")
-    return input if factor is None else input * _per_channel(factor, input)
+    factor = _buffer(module, "thr_factor", input)
+    return input if factor is None else input * factor
 
 
 def _bounds(module: nn.Module, input: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -220,11 +196,9 @@ def _bounds(module: nn.Module, input: Tensor) -> tuple[Tensor, Tensor | None]:
 
     None for the upper bounds where all scales are above 0.
     """
-    buffers: dict[str, Any] = module._buffers
-    sign, threshold = buffers.get("thr_sign"), _per_channel(buffers["thr_value"], input)
+    sign, threshold = _buffer(module, "thr_sign", input), _buffer(module, "thr_value", input)
     if sign is None:
         return threshold, None
-    sign = _per_channel(sign, input)
     return torch.where(sign >= 0, threshold, -torch.inf), torch.where(sign <= 0, threshold, torch.inf)
 
 
@@ -250,29 +224,20 @@ def absorb_into_activation(
     :math:`e = 1` and :math:`d = \phi(b)`. Where ``|s| < 1e-12``, or ``|b / s|`` or
     ``|phi(b) - b| / |s|`` is beyond 6e4, :math:`e = 1, d = b`.
 
+    The activation gets buffers ``act_scale``, ``act_shift``, ``act_factor``, ``act_offset`` (and ``act_live`` where a
+    scale is zero), which move with the module and are not in its state.
+
     Parameters
     ----------
-    edits : Edits
-        The journal that records the writes.
-    module : nn.Module
-        The activation, element by element; it gets buffers ``act_scale``, ``act_shift``, ``act_factor``,
-        ``act_offset`` (and ``act_live`` where a scale is zero), which move with the module and are not in its state.
-    affine : Affine
-        What came before the activation, scale :math:`s` and shift :math:`b` of shape ``(C,)``.
+    edits, module, affine, compares
+        See ``Absorb``.
     clip_relevance : bool
         Whether only the share of the relevance travels on to the input that :math:`\phi` lets pass, with
         :math:`z = s x + b` the share :math:`\phi(z) / z` limited to 0 to 1 (1 or 0 for a ReLU); the rest counts as
         absorbed by the bias of the next layer.
-    compares : callable, optional
-        As in :func:`absorb_into_relu`.
     is_linear_by_pieces : bool, default False
         For :math:`\phi(z) = a z` with different :math:`a` for either sign (leaky ReLUs): the share is then
         :math:`a x / g(x)`, for which LRP-0 is gradient times input.
-
-    Returns
-    -------
-    Affine
-        The map :math:`(e, d)` from the output of :math:`g` to that of :math:`\phi`.
 
     References
     ----------
@@ -303,9 +268,9 @@ def _general_activation(module: nn.Module, input: Tensor) -> Tensor:
     # In no less than float32 where it is divided: a tiny scale may be zero in float16.
     wide = _as_own_gradient(input).to(working_dtype(input.dtype))
     value = _activated(module, _before(module, wide))
-    general = (value - _buffer(module, "offset", wide)) / _buffer(module, "factor", wide)
-    is_live = "act_live" in module._buffers
-    return (general * _buffer(module, "live", wide) if is_live else general).to(input.dtype)
+    general = (value - _buffer(module, "act_offset", wide)) / _buffer(module, "act_factor", wide)
+    live = _buffer(module, "act_live", wide)
+    return (general if live is None else general * live).to(input.dtype)
 
 
 def _activated(module: nn.Module, before: Tensor) -> Tensor:
@@ -319,12 +284,7 @@ def _activated(module: nn.Module, before: Tensor) -> Tensor:
 
 
 def _before(module: nn.Module, input: Tensor) -> Tensor:
-    return input * _buffer(module, "scale", input) + _buffer(module, "shift", input)
-
-
-def _buffer(module: nn.Module, name: str, input: Tensor) -> Tensor:
-    buffers: dict[str, Any] = module._buffers
-    return _per_channel(buffers[f"act_{name}"], input)
+    return input * _buffer(module, "act_scale", input) + _buffer(module, "act_shift", input)
 
 
 # A rule replaces the gradient between a module's output and its input, and the share is for what a rule hands down.
@@ -384,32 +344,36 @@ def _share(is_linear_by_pieces: bool, module: nn.Module, then: nn.Module, value:
     activated = _activated(then, before)
     slope = activated / before
     if is_linear_by_pieces:
-        linear_part = slope * wide * _buffer(then, "scale", wide)
-        share = linear_part / (activated - _buffer(then, "offset", wide))
+        linear_part = slope * wide * _buffer(then, "act_scale", wide)
+        share = linear_part / (activated - _buffer(then, "act_offset", wide))
         share = torch.where(share.isfinite(), share, slope.nan_to_num(0, 0, 0))
     else:
         share = slope.nan_to_num(0, 1, 0).clamp(0, 1)
-    return torch.where(_buffer(then, "scale", wide) == 0, 0, share).to(value.dtype)
+    return torch.where(_buffer(then, "act_scale", wide) == 0, 0, share).to(value.dtype)
 
 
-class _Share(torch.autograd.Function):
+class _Identity(torch.autograd.Function):
+    """The identity; what kind of gradient it has is up to the second argument."""
+
+    @staticmethod
+    def forward(input: Tensor, second: object) -> Tensor:
+        return input.view_as(input)
+
+    @staticmethod
+    def jvp(ctx: Any, *grad_inputs: Any) -> Tensor:
+        return grad_inputs[0].view_as(grad_inputs[0])
+
+
+class _Share(_Identity):
     """The identity, with a gradient that is multiplied by a share unless it is the module's own.
 
     Nothing passes where the share is zero.
     """
 
     @staticmethod
-    def forward(input: Tensor, share: Callable[[Tensor], Tensor | None]) -> Tensor:
-        return input.view_as(input)
-
-    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Callable[[Tensor], Tensor | None]], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0])
         ctx.share, ctx.call = inputs[1], object()
-
-    @staticmethod
-    def jvp(ctx: Any, *grad_inputs: Any) -> Tensor:
-        return grad_inputs[0].view_as(grad_inputs[0])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -421,20 +385,12 @@ class _Share(torch.autograd.Function):
         return gradient if share is None else torch.where(share == 0, 0, gradient * share), None
 
 
-class _OwnGradient(torch.autograd.Function):
+class _OwnGradient(_Identity):
     """The identity, with a gradient that is marked as that of a call."""
-
-    @staticmethod
-    def forward(input: Tensor, call: object) -> Tensor:
-        return input.view_as(input)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, object], output: Tensor) -> None:
         ctx.own = inputs[1]
-
-    @staticmethod
-    def jvp(ctx: Any, *grad_inputs: Any) -> Tensor:
-        return grad_inputs[0].view_as(grad_inputs[0])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -455,21 +411,8 @@ def absorb_into_max_pool(
     .. math:: \max_k (s x_k + b) = s \, \mathrm{pool}(x) + b, \qquad
               \mathrm{pool}(x) = \max_k x_k \; (s \geq 0), \quad \min_k x_k \; (s < 0)
 
-    Parameters
-    ----------
-    edits : Edits
-        The journal that records the writes.
-    module : nn.Module
-        The pooling; it gets a buffer ``pool_sign`` that moves with the module and stays out of ``state_dict``.
-    affine : Affine
-        What came before the pooling, scale :math:`s` and shift :math:`b` of shape ``(C,)``.
-    clip_relevance, compares
-        Without meaning here: the winner of each window takes all relevance.
-
-    Returns
-    -------
-    Affine
-        The same map.
+    The pooling gets a buffer ``pool_sign`` that moves with the module and stays out of ``state_dict``. Parameters are
+    those of ``Absorb``, the last two without meaning here: the winner of each window takes all relevance.
     """
     sign = torch.where(affine.scale < 0, -1.0, 1.0).to(affine.scale.dtype)
     former = vars(module)["_buffers"].get("pool_sign")
@@ -479,8 +422,7 @@ def absorb_into_max_pool(
 
 
 def _signed_pool(module: nn.Module, input: Tensor, *sizes: Any) -> Tensor:
-    sign = pool_sign(module, input)
-    assert sign is not None  # it was written with this forward
+    sign = _buffer(module, "pool_sign", input)
     if is_eager(input) and bool((sign > 0).all()):
         return type(module).forward(module, input, *sizes)
     return type(module).forward(module, input * sign, *sizes) * sign
@@ -496,13 +438,8 @@ def pool_sign(module: nn.Module, value: Tensor) -> Tensor | None:
     value : Tensor
         Its input or output; the sign broadcasts against it.
     """
-    sign = module._buffers.get("pool_sign")
-    return None if sign is None else _per_channel(sign, value)
+    return _buffer(module, "pool_sign", value)
 
-
-# From the journal, the module, the map before it, whether relevance at clipped units stops and for which methods it
-# does not, to the map after it.
-Absorb = Callable[[Edits, nn.Module, Affine, bool, Compares], Affine]
 
 _leaky = partial(absorb_into_activation, is_linear_by_pieces=True)
 

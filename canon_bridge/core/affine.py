@@ -26,6 +26,10 @@ class Affine:
         """Return the map ``y = x``, of the shape, precision and device of a tensor."""
         return cls(torch.ones_like(like, requires_grad=False), torch.zeros_like(like, requires_grad=False))
 
+    def is_identity(self) -> bool:
+        """Return whether it is the map ``y = x``, to the bit."""
+        return bool((self.scale == 1).all()) and bool((self.shift == 0).all())
+
     def repeat(self, times: int) -> "Affine":
         """Return the map after a flatten that turns each channel into ``times`` neighbouring features."""
         if times == 1:

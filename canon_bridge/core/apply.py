@@ -15,7 +15,7 @@ from canon_bridge.core.affine import Affine
 from canon_bridge.core.explicit import EXPANSIONS, Selected
 from canon_bridge.core.forwards import bind_forward, forward_slots
 from canon_bridge.core.hooks import watch_hooks
-from canon_bridge.core.layers.linear import fold_after, fold_after_copies, fold_before, make_plain
+from canon_bridge.core.layers.linear import fold_after, fold_before, make_plain
 from canon_bridge.core.layers.parameters import make_live
 from canon_bridge.core.norms import (
     SHAPES,
@@ -81,7 +81,7 @@ def _merge_all(edits: Edits, model: nn.Module, plan: Plan, find: Find, compares:
             for step in entry.copies:
                 copies.setdefault(step.module, []).append(affine.select(step.channels))
     for path, affines in copies.items():
-        fold_after_copies(edits, find(path), affines)
+        fold_after(edits, find(path), *affines)
     for leftover in plan.leftovers:
         norm = find(leftover.norm)
         _put_in_place(edits, model, norm, linear=per_channel_linear(norm))

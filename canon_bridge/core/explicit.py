@@ -187,12 +187,7 @@ class Product(Explicit):
     canonical_operation = "matmul"
 
     def __init__(
-        self,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        data: int,
-        signal: int | None = None,
+        self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any], data: int, signal: int | None = None
     ) -> None:
         super().__init__(function, args, kwargs, data)
         self.signal = signal
@@ -403,20 +398,7 @@ def max_pool(module: MakeModule) -> MakeModule:
         ceil_mode: bool = False,
         return_indices: bool = False,
     ) -> nn.Module:
-        if return_indices:
-            raise ValueError("return_indices=True: it has two outputs")
-        return module(kernel_size, stride, padding, dilation, ceil_mode=ceil_mode)
-
-    return build
-
-
-def adaptive_max_pool(module: MakeModule) -> MakeModule:
-    """Return what makes an adaptive max pooling from the arguments of the function."""
-
-    def build(output_size: Any, return_indices: bool = False) -> nn.Module:
-        if return_indices:
-            raise ValueError("return_indices=True: it has two outputs")
-        return module(output_size)
+        return module(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
 
     return build
 
@@ -470,20 +452,6 @@ def batch_norm(
     return BatchNorm(running_mean, running_var, weight, bias, eps)
 
 
-def raw_batch_norm(
-    weight: Any,
-    bias: Any,
-    running_mean: Any,
-    running_var: Any,
-    training: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool = True,
-) -> nn.Module:
-    """Return the module of a normalization by running statistics, from the arguments of ``torch.batch_norm``."""
-    return batch_norm(running_mean, running_var, weight, bias, training, momentum, eps)
-
-
 def instance_norm(
     running_mean: Any = None,
     running_var: Any = None,
@@ -499,62 +467,35 @@ def instance_norm(
     return batch_norm(running_mean, running_var, weight, bias, False, momentum, eps)
 
 
-def raw_instance_norm(
-    weight: Any,
-    bias: Any,
-    running_mean: Any,
-    running_var: Any,
-    use_input_stats: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool = True,
-) -> nn.Module:
-    """Return the module of the same, from the arguments of ``torch.instance_norm``."""
-    return instance_norm(running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
-
-
 def linear(weight: Any, bias: Any = None) -> nn.Module:
     """Return the linear layer with the given tensors."""
     return _with_tensors(nn.Linear(weight.shape[1], weight.shape[0], device="meta"), weight=weight, bias=bias)
 
 
-def convolution(module: MakeModule) -> MakeModule:
-    """Return what makes a convolution from its tensors and the other arguments of the function."""
-
-    def build(
-        weight: Any,
-        bias: Any = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> nn.Module:
-        out_channels, in_channels, *kernel = weight.shape
-        sizes = in_channels * groups, out_channels, tuple(kernel)
-        made = module(*sizes, stride, padding, dilation, groups, device="meta")
-        return _with_tensors(made, weight=weight, bias=bias)
-
-    return build
+def convolution(
+    weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> nn.Module:
+    """Return the convolution with the given tensors, of as many dimensions as its weight has."""
+    out_channels, in_channels, *kernel = weight.shape
+    module, sizes = getattr(nn, f"Conv{len(kernel)}d"), (in_channels * groups, out_channels, tuple(kernel))
+    made = module(*sizes, stride, padding, dilation, groups, device="meta")
+    return _with_tensors(made, weight=weight, bias=bias)
 
 
-def transposed_convolution(module: MakeModule) -> MakeModule:
-    """Return what makes a transposed convolution from its tensors and the other arguments of the function."""
-
-    def build(
-        weight: Any,
-        bias: Any = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        output_padding: Any = 0,
-        groups: int = 1,
-        dilation: Any = 1,
-    ) -> nn.Module:
-        in_channels, out_channels, *kernel = weight.shape
-        sizes = in_channels, out_channels * groups, tuple(kernel)
-        made = module(*sizes, stride, padding, output_padding, groups, dilation=dilation, device="meta")
-        return _with_tensors(made, weight=weight, bias=bias)
-
-    return build
+def transposed_convolution(
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> nn.Module:
+    """Return the transposed convolution with the given tensors, of as many dimensions as its weight has."""
+    in_channels, out_channels, *kernel = weight.shape
+    module, sizes = getattr(nn, f"ConvTranspose{len(kernel)}d"), (in_channels, out_channels * groups, tuple(kernel))
+    made = module(*sizes, stride, padding, output_padding, groups, dilation=dilation, device="meta")
+    return _with_tensors(made, weight=weight, bias=bias)
 
 
 def any_convolution(
@@ -567,12 +508,10 @@ def any_convolution(
     output_padding: Any,
     groups: int,
 ) -> nn.Module:
-    """Return a convolution of as many dimensions as its weight has, transposed or not."""
-    spatial = weight.dim() - 2
+    """Return a convolution, transposed or not."""
     if transposed:
-        make = transposed_convolution(getattr(nn, f"ConvTranspose{spatial}d"))
-        return make(weight, bias, stride, padding, output_padding, groups, dilation)
-    return convolution(getattr(nn, f"Conv{spatial}d"))(weight, bias, stride, padding, dilation, groups)
+        return transposed_convolution(weight, bias, stride, padding, output_padding, groups, dilation)
+    return convolution(weight, bias, stride, padding, dilation, groups)
 
 
 def _with_tensors(module: nn.Module, **tensors: Tensor | None) -> nn.Module:

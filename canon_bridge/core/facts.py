@@ -28,54 +28,57 @@ from canon_bridge.core.operations import (
     overwritten,
 )
 
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # What makes real numbers of complex ones, and what makes complex ones of real ones.
-_REAL: Final = frozenset(
-    [
-        *("irfft", "irfft2", "irfftn", "hfft", "fft_irfft", "fft_irfft2", "_fft_c2r", "istft"),
-        *("real", "imag", "abs", "angle", "view_as_real", "is_complex", "isreal"),
-    ]
+_REAL: Final = _names(
+    "irfft irfft2 irfftn hfft fft_irfft fft_irfft2 _fft_c2r istft real imag abs angle view_as_real is_complex isreal"
 )
 _COMPLEX: Final = {entry.name for entry in OPERATIONS.values() if entry.note == OF_COMPLEX_NUMBERS} - _REAL | {
     "view_as_complex"
 }
 UNKNOWN: Final[Any] = object()
-_CALLS: Final = ("call_module", "call_function", "call_method")
 WORLDS: Final = range(3)
 
 # What reads no value of its arguments.
 _READS_NOTHING: Final = frozenset({Kind.SIZE, Kind.CREATION})
-# Operations that return values and indices.
-_PAIRS: Final = frozenset(["topk", "sort", "kthvalue", "mode", "cummax", "cummin"])
-# Results that are several tensors.
-_SEVERAL: Final = frozenset(
-    [
-        *_PAIRS,
-        "chunk",
-        "split",
-        "split_with_sizes",
-        "tensor_split",
-        "hsplit",
-        "vsplit",
-        "dsplit",
-        "unbind",
-        "unsafe_split",
-        "unsafe_chunk",
-        "aminmax",
-        "meshgrid",
-        "broadcast_tensors",
-        "unsafe_split_with_sizes",
-        *(f"{pool}{dim}d_with_indices" for pool in ("max_pool", "adaptive_max_pool") for dim in (1, 2, 3)),
-        *(f"fractional_max_pool{dim}d_with_indices" for dim in (2, 3)),
-    ]
+# What has a result of the sizes of its one operand, or of two together.
+_SAME_SIZES: Final = frozenset({Kind.ELEMENTWISE, Kind.NORMALISER})
+_ARITHMETIC: Final = _names("add sub rsub mul div")
+# Operations that return values and indices; those whose results are several tensors.
+_PAIRS: Final = _names("topk sort kthvalue mode cummax cummin")
+_SEVERAL: Final = _PAIRS | _names(
+    """chunk split split_with_sizes tensor_split hsplit vsplit dsplit unbind unsafe_split unsafe_chunk
+    unsafe_split_with_sizes aminmax meshgrid broadcast_tensors"""
 )
+_WITH_INDICES: Final = "_with_indices"
 # What reads how a tensor lies in memory, which tensors without memory do not tell; its type; where it is.
-_OF_MEMORY: Final = frozenset(["is_contiguous", "stride", "storage_offset", "is_leaf", "grad_fn", "names"])
-_OF_TYPE: Final = frozenset(
-    ["dtype", "is_floating_point", "is_complex", "is_quantized", "is_signed", "element_size", "itemsize", "nbytes"]
-)
-_OF_DEVICE: Final = frozenset(["device", "is_cuda", "get_device"])
+_OF_MEMORY: Final = _names("is_contiguous stride storage_offset is_leaf grad_fn names")
+_OF_TYPE: Final = _names("dtype is_floating_point is_complex is_quantized is_signed element_size itemsize nbytes")
+_OF_DEVICE: Final = _names("device is_cuda get_device")
 # What reads of all arguments but the first only the shape or the type.
-_LENDS_SHAPE: Final = frozenset(["reshape_as", "view_as", "expand_as", "type_as"])
+_LENDS_SHAPE: Final = _names("reshape_as view_as expand_as type_as")
+
+
+def ranks_of(module: nn.Module) -> tuple[int, ...]:
+    """Return how many dimensions the input of a layer or a norm may have; none for a layer on features: any will do."""
+    if is_norm(module):
+        return norm_type(module).ranks
+    spatial = linear_type(module).spatial
+    return (spatial + 2,) if spatial else ()
+
+
+def channels_in(module: nn.Module) -> int:
+    """Return how many channels a layer or a norm takes."""
+    return width(module) if is_norm(module) else in_channels(module)
+
+
+def channels_out(module: nn.Module) -> int:
+    """Return how many channels a layer or a norm puts out."""
+    return width(module) if is_norm(module) else out_channels(module)
 
 
 def note_data(node: fx.Node, module: nn.Module | None) -> None:
@@ -88,16 +91,16 @@ def note_data(node: fx.Node, module: nn.Module | None) -> None:
     entry = operation_of_module(module) if module is not None else operation_of_call(node)
     if entry is not None and entry.name == "getitem" and node.args[1:] == (1,) and returns_indices(node.args[0]):
         entry = OPERATIONS["argmax"]
-    values = _values_of(node, entry)
+    node.meta["operation"] = entry
+    values = values_read(node)
     if any(value.meta.get("is_complex", False) for value in values):
         node.meta["is_complex"] = entry is None or entry.name not in _REAL
         if entry is not None and entry.kind in WANTS_MODULE:
-            entry = replace(entry, kind=Kind.WITHOUT_RULE, note=OF_COMPLEX_NUMBERS)
+            node.meta["operation"] = entry = replace(entry, kind=Kind.WITHOUT_RULE, note=OF_COMPLEX_NUMBERS)
     else:
         node.meta["is_complex"] = entry is not None and entry.name in _COMPLEX
     before = [name.meta.get("has_data", True) for name in values]
     carried = [name.meta.get("carries", True) for name in values]
-    node.meta["operation"] = entry
     if node.op in ("placeholder", "get_attr"):
         node.meta["has_data"] = node.meta["carries"] = node.op == "placeholder"
         return
@@ -105,9 +108,9 @@ def note_data(node: fx.Node, module: nn.Module | None) -> None:
     node.meta["carries"] = any(carried) and (entry is None or entry.kind not in STOPS)
 
 
-def entry_of(node: fx.Node) -> Operation | None:
-    """Return what a node is, as :func:`note_data` noted it."""
-    return node.meta.get("operation")
+def entry_of(value: object) -> Operation | None:
+    """Return what a node is, as :func:`note_data` noted it; None if that is not known, and for what is no node."""
+    return value.meta.get("operation") if isinstance(value, fx.Node) else None
 
 
 def has_data(value: object) -> bool:
@@ -127,28 +130,25 @@ def reads_values(node: fx.Node, tensor: fx.Node) -> bool:
     entry = entry_of(node)
     if entry is not None and entry.kind in _READS_NOTHING:
         return False
-    return tensor in _values_of(node, entry)
+    return tensor in values_read(node)
 
 
 def values_read(node: fx.Node) -> list[fx.Node]:
     """Return the arguments of a call that it reads more of than their shape or type."""
-    return _values_of(node, entry_of(node))
-
-
-def _values_of(node: fx.Node, entry: Operation | None) -> list[fx.Node]:
+    entry = entry_of(node)
     lends_shape = entry is not None and entry.name in _LENDS_SHAPE
     return node.all_input_nodes[:1] if lends_shape else node.all_input_nodes
 
 
 def returns_indices(node: object) -> bool:
     """Return whether a call returns values and where they were."""
-    entry = entry_of(node) if isinstance(node, fx.Node) else None
+    entry = entry_of(node)
     if not isinstance(node, fx.Node) or entry is None:
         return False
     if entry.name in ("max", "min", "median", "nanmedian"):
         return "dim" in node.kwargs or any(isinstance(dim, int) for dim in node.args[1:2])
     is_asked = node.kwargs.get("return_indices") is True
-    return is_asked or entry.name in _PAIRS or entry.name.endswith("_with_indices")
+    return is_asked or entry.name in _PAIRS or entry.name.endswith(_WITH_INDICES)
 
 
 def is_tensor(value: object) -> bool:
@@ -162,27 +162,21 @@ def is_tensor(value: object) -> bool:
 
 
 def _is_several(value: object) -> bool:
-    entry = entry_of(value) if isinstance(value, fx.Node) else None
+    entry = entry_of(value)
     if isinstance(value, fx.Node) and value.kwargs.get("return_indices") is True:
         return True
-    return entry is not None and entry.name in _SEVERAL
+    return entry is not None and (entry.name in _SEVERAL or entry.name.endswith(_WITH_INDICES))
 
 
 class Aliases:
-    """The memory that the nodes of a graph share.
-
-    Parameters
-    ----------
-    graph : fx.Graph
-        The operations in order.
-    modules : dict
-        The module that each node calls, where it calls one.
-    """
+    """The memory that the nodes of a graph share, and what they overwrite; ``modules`` are those that nodes call."""
 
     def __init__(self, graph: fx.Graph, modules: dict[fx.Node, nn.Module]) -> None:
         self.modules = modules
         self.order = {node: index for index, node in enumerate(graph.nodes)}
-        self._targets = {node: overwritten(node, modules.get(node)) for node in graph.nodes if node.op in _CALLS}
+        self._targets = {
+            node: overwritten(node, modules.get(node)) for node in graph.nodes if node.op.startswith("call")
+        }
         self._origins: dict[fx.Node, frozenset[fx.Node]] = {}
         self._readers: dict[fx.Node, list[tuple[fx.Node, fx.Node]]] = {}
         for node in graph.nodes:
@@ -221,10 +215,7 @@ class Aliases:
     def read_after(self, node: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
         """Return who reads values, after ``node`` has overwritten its argument, of that memory by a name from before.
 
-        Returns
-        -------
-        list of (fx.Node, fx.Node)
-            The reader, and the name (node) by which it reads.
+        Each is a reader and the name (node) by which it reads.
         """
         target = self.overwritten(node)
         if target is None:
@@ -236,7 +227,7 @@ class Aliases:
 
     def _bases(self, node: fx.Node) -> list[fx.Node]:
         """Return the arguments whose memory the result may be."""
-        if node.op in ("placeholder", "get_attr", "output"):
+        if not node.op.startswith("call"):
             return []
         target = self.overwritten(node)
         entry = entry_of(node)
@@ -250,14 +241,8 @@ class Aliases:
 class Facts:
     """The sizes of the values of one flow, as far as they are known.
 
-    Parameters
-    ----------
-    graph : fx.Graph
-        The operations in order.
-    modules : dict
-        The module that each node calls, or becomes.
-    values : dict
-        The value of each node on example inputs, where the flow was traced with values.
+    ``modules`` are those that nodes call or become; ``values`` are those of nodes on example inputs, where the flow was
+    traced with values; ``root`` is the model.
     """
 
     def __init__(self, graph: fx.Graph, modules: dict[fx.Node, nn.Module], values: dict[fx.Node, Any], root: Any):
@@ -311,14 +296,14 @@ class Facts:
         if module is not None and is_linear(module):
             return self._after_layer(module, first)
         if module is not None and is_norm(module):
-            return first if _are_tensors(first) else self._tensors(width(module), norm_type(module).ranks)
+            return first if _are_tensors(first) else self._tensors(width(module), ranks_of(module))
         # A number is never overwritten, whatever the operator is called.
         is_in_place = (first is UNKNOWN or _are_tensors(first)) and overwritten(node, module) is not None
         if entry is None or entry.kind is Kind.WITHOUT_RULE or is_in_place:
             return first if entry is not None and is_in_place else UNKNOWN
-        if entry.kind in (Kind.ELEMENTWISE, Kind.NORMALISER):
+        if entry.kind in _SAME_SIZES:
             return first if _are_tensors(first) else UNKNOWN
-        if entry.name in ("add", "sub", "rsub", "mul", "div", "maximum", "minimum"):
+        if entry.name in _ARITHMETIC or entry.name in ("maximum", "minimum"):
             operands = [self.of(value) for value in node.args[:2]]
             return self._broadcast(operands) if any(map(_are_tensors, operands)) else self._run(node, module)
         if node.op == "call_module" and (any(True for _ in module.parameters()) if module is not None else True):
@@ -370,14 +355,14 @@ class Facts:
         return [self._meta((*tensor.shape[:2], *(size[w] for size in wide))) for w, tensor in enumerate(first)]
 
     def _after_layer(self, module: nn.Module, first: Any) -> Any:
-        spatial, channels = linear_type(module).spatial, out_channels(module)
+        ranks, channels = ranks_of(module), out_channels(module)
         if not _are_tensors(first):
-            return self._tensors(channels, (spatial + 2,)) if spatial else UNKNOWN
-        if not spatial:
+            return self._tensors(channels, ranks)
+        if not ranks:
             return [self._meta((*tensor.shape[:-1], channels)) for tensor in first]
-        if first[0].dim() != spatial + 2:
+        if first[0].dim() not in ranks:
             return UNKNOWN
-        wide = [self._new() for _ in range(spatial)]
+        wide = [self._new() for _ in range(first[0].dim() - 2)]
         return [self._meta((tensor.shape[0], channels, *(size[w] for size in wide))) for w, tensor in enumerate(first)]
 
     def _for_readers(self, node: fx.Node) -> Any:
@@ -387,11 +372,9 @@ class Facts:
             value = waiting.pop()
             seen.add(value)
             for reader in value.users:
-                module, is_first = self.modules.get(reader), reader.args[:1] == (value,)
-                if is_first and module is not None and is_linear(module) and linear_type(module).spatial:
-                    return self._tensors(in_channels(module), (linear_type(module).spatial + 2,))
-                if is_first and module is not None and is_norm(module):
-                    return self._tensors(width(module), norm_type(module).ranks)
+                module = self.modules.get(reader) if reader.args[:1] == (value,) else None
+                if module is not None and (is_linear(module) or is_norm(module)) and ranks_of(module):
+                    return self._tensors(channels_in(module), ranks_of(module))
                 if reader not in seen and _keeps_sizes(reader):
                     waiting.append(reader)
         return UNKNOWN
@@ -427,7 +410,7 @@ def _keeps_sizes(node: fx.Node) -> bool:
     entry = entry_of(node)
     if entry is None or len(node.all_input_nodes) != 1:
         return False
-    return entry.kind in (Kind.ELEMENTWISE, Kind.NORMALISER) or entry.name in ("add", "sub", "rsub", "mul", "div")
+    return entry.kind in _SAME_SIZES or entry.name in _ARITHMETIC
 
 
 def call(node: fx.Node, module: nn.Module | None, args: Any, kwargs: Any) -> Any:

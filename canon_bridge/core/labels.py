@@ -7,6 +7,8 @@ are not known take several values, worlds, and what holds in all of them is take
 of its own: a mean of several channels that is the number of another one by chance is so in one world alone.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -75,11 +77,6 @@ class Labels:
         """Return the same in some of the worlds alone."""
         return Labels(self.channels, self.axis, self.rank, {world: self.value(world) for world in worlds})
 
-    @property
-    def has_moved(self) -> bool:
-        """Whether an operation was run on it."""
-        return bool(self.worlds)
-
     def shape(self, world: int) -> tuple[int, ...]:
         """Return the shape of the tensor in a world, as it was at the start."""
         batch, others = _SIZES[world]
@@ -98,13 +95,7 @@ class Labels:
         return line.view(-1, *(1,) * (self.rank - 1 - self.axis)).expand(self.shape(world)).contiguous()
 
     def moved(self, run: Callable[[int], Any]) -> "Labels":
-        """Return what an operation makes of it.
-
-        Parameters
-        ----------
-        run : callable
-            From a world to what is computed there.
-        """
+        """Return what an operation makes of it; ``run`` computes it in one world."""
         worlds: dict[int, Any] = {}
         reason = ""
         for world in WORLDS if not self.worlds else tuple(self.worlds):
@@ -159,14 +150,8 @@ class Labels:
     def renumbered(self, first: int, positions: Positions, run: Callable[[int, Tensor], Any] | None) -> "Labels":
         """Return what is behind an operation that gives each channel of axis 1 another map: new numbers from ``first``.
 
-        Parameters
-        ----------
-        first : int
-            The number of the first channel.
-        positions : Positions
-            Which channels lie on axis 1 before.
-        run : callable, optional
-            The operation, from a world and the value in it, if it may change other sizes.
+        ``positions`` are the channels on axis 1 before; ``run`` is the operation, from a world and the value in it, if
+        it may change other sizes.
         """
         numbers = tuple(range(first, first + len(positions.channels)))
         if not self.worlds:
@@ -232,16 +217,9 @@ def _tensors(value: Any) -> list[Tensor]:
 def _repeated(lines: list[tuple[int, ...]]) -> Positions | None:
     """Return the numbers of which all lines are repetitions, each number as often as any other."""
     base = min(lines, key=len)
-    runs = [end - start for start, end in _runs(base)]
-    step = next(k for k in range(min(runs), 0, -1) if all(run % k == 0 for run in runs))
-    base = base[::step]
+    base = base[:: math.gcd(*(len(list(run)) for _, run in itertools.groupby(base)))]
     for line in lines:
         times, rest = divmod(len(line), len(base))
         if rest or line != tuple(number for number in base for _ in range(times)):
             return None
     return Positions(base, repeats=True)
-
-
-def _runs(line: tuple[int, ...]) -> list[tuple[int, int]]:
-    starts = [index for index, number in enumerate(line) if index == 0 or line[index - 1] != number]
-    return list(zip(starts, [*starts[1:], len(line)], strict=True))

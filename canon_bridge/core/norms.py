@@ -7,6 +7,7 @@ knows by which tensors a layer computes.
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -121,38 +122,33 @@ def _tracks(module: nn.Module) -> bool:
     return getattr(module, "track_running_stats", False) is True
 
 
-def _batch_norm(*ranks: int, then: tuple[str, ...] = (), frozen: bool = False, applies: Any = _always) -> NormType:
-    return NormType(
-        *(_read_batch_norm, _write_batch_norm),
-        ranks=ranks,
-        then=then,
-        frozen=frozen,
-        width=_width_of_batch_norm,
-        statistics=_has_statistics,
-        mean_ratio=_mean_ratio_of_batch_norm,
-        applies=applies,
-        determined=True,
-    )
-
-
+_batch_norm = partial(
+    NormType,
+    _read_batch_norm,
+    _write_batch_norm,
+    width=_width_of_batch_norm,
+    statistics=_has_statistics,
+    mean_ratio=_mean_ratio_of_batch_norm,
+    determined=True,
+)
 _THEN: Final = ("drop", "act")
 
 NORMS: Final = Registry[NormType](
     {
-        nn.BatchNorm1d: _batch_norm(2, 3),
-        nn.BatchNorm2d: _batch_norm(4),
-        nn.BatchNorm3d: _batch_norm(5),
-        nn.SyncBatchNorm: _batch_norm(2, 3, 4, 5),
+        nn.BatchNorm1d: _batch_norm(ranks=(2, 3)),
+        nn.BatchNorm2d: _batch_norm(ranks=(4,)),
+        nn.BatchNorm3d: _batch_norm(ranks=(5,)),
+        nn.SyncBatchNorm: _batch_norm(ranks=(2, 3, 4, 5)),
         # By running statistics, where they keep any: as BatchNorms do. By those of the input they are no affine map.
-        nn.InstanceNorm1d: _batch_norm(3, applies=_tracks),
-        nn.InstanceNorm2d: _batch_norm(4, applies=_tracks),
-        nn.InstanceNorm3d: _batch_norm(5, applies=_tracks),
-        "canon_bridge.core.explicit.BatchNorm": _batch_norm(2, 3, 4, 5, frozen=True),
-        "torchvision.ops.misc.FrozenBatchNorm2d": _batch_norm(4, frozen=True),
-        "detectron2.layers.batch_norm.FrozenBatchNorm2d": _batch_norm(4, frozen=True),
-        "timm.layers.norm_act.BatchNormAct2d": _batch_norm(4, then=_THEN),
-        "timm.layers.norm_act.SyncBatchNormAct": _batch_norm(4, then=_THEN),
-        "timm.layers.norm_act.FrozenBatchNormAct2d": _batch_norm(4, then=_THEN, frozen=True),
+        nn.InstanceNorm1d: _batch_norm(ranks=(3,), applies=_tracks),
+        nn.InstanceNorm2d: _batch_norm(ranks=(4,), applies=_tracks),
+        nn.InstanceNorm3d: _batch_norm(ranks=(5,), applies=_tracks),
+        "canon_bridge.core.explicit.BatchNorm": _batch_norm(ranks=(2, 3, 4, 5), frozen=True),
+        "torchvision.ops.misc.FrozenBatchNorm2d": _batch_norm(ranks=(4,), frozen=True),
+        "detectron2.layers.batch_norm.FrozenBatchNorm2d": _batch_norm(ranks=(4,), frozen=True),
+        "timm.layers.norm_act.BatchNormAct2d": _batch_norm(ranks=(4,), then=_THEN),
+        "timm.layers.norm_act.SyncBatchNormAct": _batch_norm(ranks=(4,), then=_THEN),
+        "timm.layers.norm_act.FrozenBatchNormAct2d": _batch_norm(ranks=(4,), then=_THEN, frozen=True),
     }
 )
 
@@ -307,33 +303,16 @@ def is_identity(module: nn.Module) -> bool:
         return False
     entry = norm_type(module)
     affine = entry.read(module)
-    if not bool((affine.scale == 1).all()) or not bool((affine.shift == 0).all()):
+    if not affine.is_identity():
         return False
     # Rounding may hide what is small. What is no tensor of the channels has to be what the identity has there.
     exact = entry.write(module, Affine.identity(affine.scale))
-    return all(_is_same(getattr(module, n), value) for n, value in exact.items() if not _is_per_channel(value))
-
-
-def _is_per_channel(value: object) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0
-
-
-def _is_same(present: Any, wanted: Any) -> bool:
-    return bool(present == wanted)
+    per_channel = {name for name, value in exact.items() if isinstance(value, Tensor) and value.dim()}
+    return all(bool(getattr(module, name) == exact[name]) for name in exact.keys() - per_channel)
 
 
 def write(edits: Edits, norm: nn.Module, affine: Affine) -> Mapping[str, object]:
-    """Make a norm compute a map, and return the values that its attributes have by then.
-
-    Parameters
-    ----------
-    edits : Edits
-        The journal that records the writes.
-    norm : nn.Module
-        A layer for which :func:`is_norm` holds.
-    affine : Affine
-        The map, of as many channels.
-    """
+    """Make a norm compute a map of as many channels, and return the values that its attributes have by then."""
     values = norm_type(norm).write(norm, affine)
     for (table, name), value in slots_for(norm, values).items():
         edits.set(norm, table, name, value)
@@ -360,23 +339,19 @@ def _own(value: Tensor, former: object) -> Tensor:
     return value.to(former.dtype if isinstance(former, Tensor) else value.dtype, copy=True)
 
 
+def norm_map(norm: nn.Module) -> Affine:
+    """Return the map of a norm, with its graph if that is kept."""
+    with gradients():
+        return norm_type(norm).read(norm)
+
+
 def take(edits: Edits, norm: nn.Module, ranks: tuple[int, ...] = (), paths: str = "") -> Affine:
     """Return the map of a norm, and make the norm the identity.
 
-    Parameters
-    ----------
-    edits : Edits
-        The journal that records the writes.
-    norm : nn.Module
-        A layer for which :func:`is_norm` holds.
-    ranks : tuple of int, default ()
-        The numbers of dimensions that the merge holds for, where the type accepts others, too: they are refused.
-    paths : str, default ""
-        What is merged, for the message.
+    ``ranks`` are the numbers of dimensions that the merge holds for, where the type accepts others, too: these are
+    refused, with ``paths``, what is merged, in the message.
     """
-    entry = norm_type(norm)
-    with gradients():
-        affine = entry.read(norm)
+    entry, affine = norm_type(norm), norm_map(norm)
     neutral = write(edits, norm, Affine.identity(affine.scale))
     merged = _Merged(
         neutral,
@@ -421,8 +396,7 @@ class _Merged:
             key = norm_type(norm), input.dtype
             self.is_exact = _EXACT.get(key)
             if self.is_exact is None:
-                affine = key[0].read(norm)
-                self.is_exact = bool((affine.scale == 1).all() and (affine.shift == 0).all())
+                self.is_exact = key[0].read(norm).is_identity()
                 if key[0].determined:
                     _EXACT[key] = self.is_exact
         return self.is_exact
@@ -432,10 +406,10 @@ def _is_dense(input: Tensor) -> bool:
     return input.is_contiguous() or (input.dim() == 4 and input.is_contiguous(memory_format=torch.channels_last))
 
 
-def _holds(present: object, value: object, dtype: torch.dtype) -> bool:
+def _holds(present: Any, value: object, dtype: torch.dtype) -> bool:
     """Return whether an attribute has a value, told by values: writes to ``.data`` leave no other trace."""
     if not isinstance(value, Tensor):
-        return _is_same(present, value)
+        return bool(present == value)
     return isinstance(present, Tensor) and present.dtype == dtype and torch.equal(present, value.to(present))
 
 
@@ -468,27 +442,12 @@ def _merged(norm: nn.Module, merged: _Merged, input: Tensor) -> Tensor:
 def compose(edits: Edits, norm: nn.Module, affine: Affine, comes_before: bool) -> None:
     """Have a norm compute its own map together with one that comes before or after it.
 
-    Parameters
-    ----------
-    edits : Edits
-        The journal that records the writes.
-    norm : nn.Module
-        The norm.
-    affine : Affine
-        The other map; for a norm after a flatten it may have fewer channels.
-    comes_before : bool
-        Whether it is applied before the norm.
+    For a norm after a flatten the other map may have fewer channels.
     """
+    own = norm_map(norm)
     with gradients():
-        own = norm_type(norm).read(norm)
         affine = affine.repeat(own.scale.numel() // affine.scale.numel())
         write(edits, norm, own.after(affine) if comes_before else affine.after(own))
-
-
-def norm_map(norm: nn.Module) -> Affine:
-    """Return the map of a norm."""
-    with gradients():
-        return norm_type(norm).read(norm)
 
 
 def as_convolution(norm: nn.Module, of: tuple[int, ...] | None = None) -> tuple[Tensor, Tensor]:

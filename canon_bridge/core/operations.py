@@ -1,7 +1,7 @@
 """THE table of operations: what each is, by the name that ATen gives it, and how all its spellings lead to it.
 
 Tracing, making explicit, planning, both adapters and the audit read it. A new operation is one entry, or one call of
-:func:`register_operation`; a spelling that torch's own names do not tell is one entry of ``_ALIASES``.
+:func:`register_operation`; a spelling that torch's own names do not tell is one word in ``_CALLED``.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,8 @@ from canon_bridge.core.explicit import MakeModule
 from canon_bridge.core.layers.linear import LINEAR
 from canon_bridge.core.norms import norm_entry
 from canon_bridge.core.registry import Registry, TypeKey, find_entry
+
+T = TypeVar("T")
 
 
 class Kind(Enum):
@@ -46,23 +48,6 @@ class Kind(Enum):
     NOT_DIFFERENTIABLE = "not differentiable"
     WITHOUT_RULE = "without a rule"
 
-
-RULES: Final[Mapping[Kind, str]] = {
-    Kind.LINEAR_LAYER: "the rule of the preset for linear layers",
-    Kind.NORM: "merged, then pass",
-    Kind.ELEMENTWISE: "pass",
-    Kind.MOVEMENT: "gradient: relevance goes where the element came from",
-    Kind.SELECTION: "gradient: the winner takes all",
-    Kind.LINEAR: "epsilon (Norm), R_in = x * vjp(R / y)",
-    Kind.SUM: "epsilon (Norm) over both terms",
-    Kind.PRODUCT: "the signal takes all",
-    Kind.NORMALISER: "pass, as if the statistics were constants",
-    Kind.SIZE: "no relevance",
-    Kind.CREATION: "no relevance",
-    Kind.RANDOM: "no relevance",
-    Kind.NOT_DIFFERENTIABLE: "no relevance",
-    Kind.WITHOUT_RULE: "none: named in Plan.uncovered",
-}
 
 # What no relevance comes through: a value that is computed so is a constant for everything after it.
 STOPS: Final = frozenset({Kind.SIZE, Kind.CREATION, Kind.RANDOM, Kind.NOT_DIFFERENTIABLE})
@@ -210,181 +195,77 @@ BY_ARGUMENT: Final[Mapping[str, tuple[str, Mapping[Any, Kind]]]] = {
     "scatter": ("reduce", {"add": Kind.LINEAR, "multiply": Kind.WITHOUT_RULE}),
 }
 
-# Names that mean the same operation; only those that torch's schemas do not tell.
+# What else an operation is called; only what torch's schemas do not tell.
+_CALLED: Final = """
+    abs: absolute; acos: arccos; acosh: arccosh; add: iadd __add__ __radd__; argmax: indices; asin: arcsin;
+    asinh: arcsinh; atan: arctan; atan2: arctan2; atanh: arctanh; bitwise_and: and_ iand; bitwise_not: invert;
+    bitwise_or: or_ ior; bitwise_xor: xor ixor; cat: concat concatenate; clamp: clip; conj: conj_physical;
+    digamma: special_psi; div: truediv divide true_divide itruediv; dropout: dropout1d dropout2d dropout3d
+    feature_dropout; floor_divide: floordiv ifloordiv; ge: greater_equal; getitem: __getitem__ values; gt: greater;
+    interpolate: upsample upsample_nearest upsample_bilinear; le: less_equal; len: __len__; lgamma: special_gammaln;
+    lt: less; matmul: imatmul; movedim: moveaxis; mul: multiply imul; multigammaln: mvlgamma;
+    native_batch_norm: _native_batch_norm_legit _native_batch_norm_legit_no_training; ne: not_equal; neg: negative;
+    numpy_T: T; pinverse: linalg_pinv; positive: pos; pow: ipow; remainder: mod imod; setitem: __setitem__;
+    sigmoid: special_expit; sub: subtract isub; swapaxes: swapdims transpose_; trapezoid: trapz; trunc: fix;
+    vstack: row_stack"""
 _ALIASES: Final[Mapping[str, str]] = {
-    **dict.fromkeys(("multiply", "imul"), "mul"),
-    **dict.fromkeys(("truediv", "divide", "true_divide", "itruediv"), "div"),
-    **dict.fromkeys(("subtract", "isub"), "sub"),
-    **dict.fromkeys(("iadd", "__add__", "__radd__"), "add"),
-    **dict.fromkeys(("negative",), "neg"),
-    **dict.fromkeys(("absolute",), "abs"),
-    **dict.fromkeys(("clip",), "clamp"),
-    **dict.fromkeys(("concat", "concatenate"), "cat"),
-    **dict.fromkeys(("row_stack",), "vstack"),
-    **dict.fromkeys(("moveaxis",), "movedim"),
-    **dict.fromkeys(("swapdims", "transpose_"), "swapaxes"),
-    **dict.fromkeys(("_native_batch_norm_legit", "_native_batch_norm_legit_no_training"), "native_batch_norm"),
-    **dict.fromkeys(("greater",), "gt"),
-    **dict.fromkeys(("less",), "lt"),
-    **dict.fromkeys(("greater_equal",), "ge"),
-    **dict.fromkeys(("less_equal",), "le"),
-    **dict.fromkeys(("not_equal",), "ne"),
-    **dict.fromkeys(("floordiv", "ifloordiv"), "floor_divide"),
-    **dict.fromkeys(("mod", "imod"), "remainder"),
-    **dict.fromkeys(("ipow",), "pow"),
-    **dict.fromkeys(("imatmul",), "matmul"),
-    **dict.fromkeys(("pos",), "positive"),
-    **dict.fromkeys(("fix",), "trunc"),
-    **dict.fromkeys(("invert",), "bitwise_not"),
-    **dict.fromkeys(("and_", "iand"), "bitwise_and"),
-    **dict.fromkeys(("or_", "ior"), "bitwise_or"),
-    **dict.fromkeys(("xor", "ixor"), "bitwise_xor"),
-    **dict.fromkeys(("not_",), "not"),
-    **dict.fromkeys(("arccos",), "acos"),
-    **dict.fromkeys(("arccosh",), "acosh"),
-    **dict.fromkeys(("arcsin",), "asin"),
-    **dict.fromkeys(("arcsinh",), "asinh"),
-    **dict.fromkeys(("arctan",), "atan"),
-    **dict.fromkeys(("arctanh",), "atanh"),
-    **dict.fromkeys(("special_expit",), "sigmoid"),
-    **dict.fromkeys(("upsample", "upsample_nearest", "upsample_bilinear"), "interpolate"),
-    **dict.fromkeys(("dropout1d", "dropout2d", "dropout3d", "feature_dropout"), "dropout"),
-    **dict.fromkeys(("scatter_value", "scatter_src"), "scatter"),
-    **dict.fromkeys(("T",), "numpy_T"),
-    **dict.fromkeys(("__setitem__", "setitem"), "setitem"),
-    **dict.fromkeys(("__getitem__", "values"), "getitem"),
-    **dict.fromkeys(("indices",), "argmax"),
-    **dict.fromkeys(("__len__",), "len"),
-    **dict.fromkeys(("clamp_max_", "minimum_"), "clamp_max"),
-    **dict.fromkeys(("matrix_multiply",), "matmul"),
-    **dict.fromkeys(("arctan2",), "atan2"),
-    **dict.fromkeys(("trapz",), "trapezoid"),
-    **dict.fromkeys(("special_gammaln",), "lgamma"),
-    **dict.fromkeys(("special_psi",), "digamma"),
-    **dict.fromkeys(("mvlgamma",), "multigammaln"),
-    **dict.fromkeys(("conj_physical",), "conj"),
-    **dict.fromkeys(("linalg_pinv",), "pinverse"),
-    **dict.fromkeys(("special_softmax",), "softmax"),
-    **dict.fromkeys(("special_log_softmax",), "log_softmax"),
+    spelling: name.strip()
+    for name, spellings in (entry.split(":") for entry in _CALLED.split(";"))
+    for spelling in spellings.split()
 }
-
-_POOL: Final = ("avg_pool", "max_pool", "adaptive_avg_pool", "adaptive_max_pool")
-_NORM_MAKERS: Final[Mapping[str, MakeModule]] = {
-    "batch_norm": explicit.batch_norm,
-    "instance_norm": explicit.instance_norm,
-}
-_TENSORS: Final = ("running_mean", "running_var", "weight", "bias")
 
 
 def _pool_makers() -> Iterator[tuple[str, MakeModule]]:
-    adapt = {"max_pool": explicit.max_pool, "adaptive_max_pool": explicit.adaptive_max_pool}
-    for kind in _POOL:
+    for kind in ("avg_pool", "max_pool", "adaptive_avg_pool", "adaptive_max_pool"):
         for dim in (1, 2, 3):
             module = getattr(nn, "".join(part.capitalize() for part in kind.split("_")) + f"{dim}d")
-            yield f"{kind}{dim}d", adapt.get(kind, lambda module: module)(module)
+            yield f"{kind}{dim}d", explicit.max_pool(module) if kind == "max_pool" else module
 
 
 _MAKERS: Final[Mapping[str, MakeModule]] = {
-    "relu": nn.ReLU,
-    "relu6": nn.ReLU6,
-    "hardtanh": nn.Hardtanh,
-    "clamp": explicit.clamp,
-    "clamp_min": explicit.clamp_min,
-    "leaky_relu": nn.LeakyReLU,
-    "rrelu": explicit.rrelu,
-    "elu": explicit.elu,
-    "selu": nn.SELU,
-    "celu": nn.CELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "mish": nn.Mish,
-    "hardswish": nn.Hardswish,
-    "hardsigmoid": nn.Hardsigmoid,
-    "sigmoid": nn.Sigmoid,
-    "expit": nn.Sigmoid,
-    "tanh": nn.Tanh,
-    "logsigmoid": nn.LogSigmoid,
-    "softplus": nn.Softplus,
-    "softsign": nn.Softsign,
-    "softshrink": nn.Softshrink,
-    "hardshrink": nn.Hardshrink,
-    "tanhshrink": nn.Tanhshrink,
-    "threshold": nn.Threshold,
-    **dict(_pool_makers()),
-}
-
-_LAYER_MAKERS: Final[Mapping[str, MakeModule]] = {
-    "linear": explicit.linear,
-    "convolution": explicit.any_convolution,
-    **{f"conv{dim}d": explicit.convolution(getattr(nn, f"Conv{dim}d")) for dim in (1, 2, 3)},
     **{
-        f"conv_transpose{dim}d": explicit.transposed_convolution(getattr(nn, f"ConvTranspose{dim}d"))
-        for dim in (1, 2, 3)
+        module.__name__.lower(): module
+        for module in (
+            *(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish),
+            *(nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.Softshrink),
+            *(nn.Hardshrink, nn.Tanhshrink, nn.Threshold),
+        )
     },
+    "leaky_relu": nn.LeakyReLU,
+    "expit": nn.Sigmoid,
+    **{name: getattr(explicit, name) for name in ("clamp", "clamp_min", "rrelu", "elu", "prelu")},
+    **dict(_pool_makers()),
+    **{name: getattr(explicit, name) for name in ("batch_norm", "instance_norm", "linear")},
+    "convolution": explicit.any_convolution,
+    **{f"conv{dim}d": explicit.convolution for dim in (1, 2, 3)},
+    **{f"conv_transpose{dim}d": explicit.transposed_convolution for dim in (1, 2, 3)},
+}
+_STATISTICS: Final = ("running_mean", "running_var", "weight", "bias")
+_TENSORS: Final[Mapping[str, tuple[str, ...]]] = {
+    "prelu": ("weight",),
+    "batch_norm instance_norm": _STATISTICS,
+    _KINDS[Kind.LINEAR_LAYER]: ("weight", "bias"),
 }
 
 # Results that may be an argument itself, which no schema of ATen says.
-_SHARING: Final = frozenset(
-    [
-        "type_as",
-        "float",
-        "double",
-        "half",
-        "bfloat16",
-        "type",
-        "dropout",
-        "alpha_dropout",
-        "feature_alpha_dropout",
-        "getitem",
-        "identity",
-        "setitem",
-        "broadcast_tensors",
-        "atleast_1d",
-        "atleast_2d",
-        "atleast_3d",
-        "meshgrid",
-        "data",
-        "real",
-        "requires_grad",
-        "cpu",
-        "cuda",
-        "pad",
-        "numpy_T",
-        "mT",
-        "H",
-        "copy",
-        "fill",
-        "zero",
-        "as_tensor",
-        "asarray",
-        *("positive", "sum_to_size", "einsum", "feature_dropout"),
-        *("unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk"),
-        *("detach", "numpy", "from_numpy", "long", "int", "short", "bool", "byte", "char"),
-    ]
-)
+_SHARING: Final = """type_as float double half bfloat16 type dropout alpha_dropout feature_alpha_dropout
+    feature_dropout getitem identity setitem broadcast_tensors atleast_1d atleast_2d atleast_3d meshgrid data real
+    requires_grad cpu cuda pad numpy_T mT H copy fill zero as_tensor asarray positive sum_to_size einsum unsafe_split
+    unsafe_split_with_sizes unsafe_chunk detach numpy from_numpy long int short bool byte char"""
+
+
+def _by_name(table: Mapping[str, T]) -> dict[str, T]:
+    return {name: value for names, value in table.items() for name in names.split()}
 
 
 def _entries() -> Iterator[Operation]:
-    data = {name: places for names, places in _DATA.items() for name in names.split()}
-    for entry in _entries_by_kind():
-        yield replace(entry, data=data.get(entry.name, ()))
-
-
-def _entries_by_kind() -> Iterator[Operation]:
+    tensors, data, sharing = _by_name(_TENSORS), _by_name(_DATA), _by_name({_SHARING: True})
     for kind, names in _KINDS.items():
         for name in names.split():
-            shares = True if name in _SHARING else None
-            if name in _LAYER_MAKERS:
-                yield Operation(name, kind, _LAYER_MAKERS[name], ("weight", "bias"))
-            elif name == "prelu":
-                yield Operation(name, kind, explicit.prelu, ("weight",))
-            elif name in _NORM_MAKERS:
-                yield Operation(name, kind, _NORM_MAKERS[name], _TENSORS)
-            else:
-                yield Operation(name, kind, _MAKERS.get(name), shares=shares)
-    for names, note in _WITHOUT_RULE.items():
-        for name in names.split():
-            yield Operation(name, Kind.WITHOUT_RULE, note=note)
+            more = tensors.get(name, ()), sharing.get(name), "", data.get(name, ())
+            yield Operation(name, kind, _MAKERS.get(name), *more)
+    for name, note in _by_name(_WITHOUT_RULE).items():
+        yield Operation(name, Kind.WITHOUT_RULE, note=note)
 
 
 OPERATIONS: Final[dict[str, Operation]] = {entry.name: entry for entry in _entries()}
@@ -400,13 +281,30 @@ def setitem_(target: Any, index: Any, value: Any) -> Any:
 _PAIRS: Final = ("adaptive_max_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d", "fractional_max_pool3d")
 _NN: Final[Any] = getattr(torch._C, "_nn")  # noqa: B009 - the type checker does not know it
 
+
+def _in_order(function: Callable[..., Any], names: str) -> Callable[..., Any]:
+    """Return what takes arguments of these names, in this order, and hands on those that a function has."""
+    known, kind = inspect.signature(function).parameters, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signature = inspect.Signature([inspect.Parameter(name, kind) for name in names.split()])
+
+    def ordered(*args: Any, **keywords: Any) -> Any:
+        given = signature.bind(*args, **keywords).arguments
+        return function(**{name: value for name, value in given.items() if name in known})
+
+    vars(ordered)["__signature__"] = signature
+    return ordered
+
+
+def _raw(name: str, by_batch: str) -> Operation:
+    """Return the entry of a norm for the function of torch itself, whose arguments are in another order."""
+    names = f"weight bias running_mean running_var {by_batch} momentum eps cudnn_enabled"
+    return replace(OPERATIONS[name], make=_in_order(_MAKERS[name], names))
+
+
 # Functions by themselves: arguments in another order than their namesake's, and what users have taught.
-_RAW_BATCH_NORM: Final = Operation("batch_norm", Kind.NORM, explicit.raw_batch_norm, _TENSORS)
-_RAW_INSTANCE_NORM: Final = Operation("instance_norm", Kind.NORMALISER, explicit.raw_instance_norm, _TENSORS)
 _BY_FUNCTION: Final[dict[Any, Operation]] = {
-    torch.batch_norm: _RAW_BATCH_NORM,
-    torch.ops.aten.batch_norm: _RAW_BATCH_NORM,
-    **dict.fromkeys((torch.instance_norm, torch.ops.aten.instance_norm), _RAW_INSTANCE_NORM),
+    **dict.fromkeys((torch.batch_norm, torch.ops.aten.batch_norm), _raw("batch_norm", "training")),
+    **dict.fromkeys((torch.instance_norm, torch.ops.aten.instance_norm), _raw("instance_norm", "use_input_stats")),
     setitem_: OPERATIONS["setitem"],
     OrderedDict: OPERATIONS["identity"],  # a dictionary of values
     torch.adaptive_max_pool1d: OPERATIONS["adaptive_max_pool1d_with_indices"],
@@ -428,30 +326,21 @@ class _NotRecorded:
 NOT_RECORDED: Final = _NotRecorded()
 
 
-def _batch_norm(
-    input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, training: bool, momentum: float, eps: float
-) -> Any:
-    return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-
-
-def _batch_norm_by_running_statistics(
-    input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: float, eps: float
-) -> Any:
-    return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
-
-
 def _group_norm(
     input: Any, weight: Any, bias: Any, batch: Any, channels: Any, positions: Any, group: int, eps: float
 ) -> Any:
     return F.group_norm(input, group, weight, bias, eps)
 
 
+_ORDER: Final = "input weight bias running_mean running_var"
 # Operators that put out two statistics besides, as programs have that `torch.export` has decomposed: what computes the
 # result alone.
 _WITH_STATISTICS: Final[dict[Any, Callable[..., Any]]] = {
-    torch.ops.aten._native_batch_norm_legit_no_training: _batch_norm_by_running_statistics,
-    torch.ops.aten._native_batch_norm_legit: _batch_norm,
-    **dict.fromkeys((torch.native_batch_norm, torch.ops.aten.native_batch_norm), _batch_norm),
+    torch.ops.aten._native_batch_norm_legit_no_training: _in_order(F.batch_norm, f"{_ORDER} momentum eps"),
+    **dict.fromkeys(
+        (torch.ops.aten._native_batch_norm_legit, torch.native_batch_norm, torch.ops.aten.native_batch_norm),
+        _in_order(F.batch_norm, f"{_ORDER} training momentum eps"),
+    ),
     **dict.fromkeys((torch.native_layer_norm, torch.ops.aten.native_layer_norm), F.layer_norm),
     **dict.fromkeys((torch.native_group_norm, torch.ops.aten.native_group_norm), _group_norm),
 }
@@ -475,11 +364,10 @@ _MODULES: Final[Mapping[str, Iterable[TypeKey]]] = {
     "pixel_unshuffle": (nn.PixelUnshuffle,),
     "channel_shuffle": (nn.ChannelShuffle,),
     "interpolate": (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d),
-    "pad": (
-        *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
-        *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
-        *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
-        *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+    "pad": tuple(
+        getattr(nn, f"{what}Pad{dim}d")
+        for what in ("Zero", "Constant", "Reflection", "Replication", "Circular")
+        for dim in (1, 2, 3)
     ),
     "im2col": (nn.Unfold,),
     "fold": (nn.Fold,),
@@ -575,21 +463,16 @@ def _learned(node: fx.Node) -> Operation | None:
 
 def is_elementwise(function: Callable[[Tensor], Any]) -> bool:
     """Return whether each element of the result comes from the element at the same place, by running the function."""
-    with torch.no_grad(), torch._C.DisableTorchFunction():  # not recorded, where a model is being traced
-        return _is_elementwise(function)
-
-
-def _is_elementwise(function: Callable[[Tensor], Any]) -> bool:
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64)
     order = torch.randperm(values.numel(), generator=generator)
+    moved = values.flatten()[order].view(values.shape)
     try:
-        result = function(values.clone())
-        moved = function(values.flatten()[order].view(values.shape).clone())
-        shorter = function(values[:1].clone())
+        with torch.no_grad(), torch._C.DisableTorchFunction():  # not recorded, where a model is being traced
+            result, of_moved, shorter = (function(value.clone()) for value in (values, moved, values[:1]))
         return bool(
             result.shape == values.shape
-            and torch.allclose(result.flatten()[order], moved.flatten(), rtol=1e-9)
+            and torch.allclose(result.flatten()[order], of_moved.flatten(), rtol=1e-9)
             and torch.allclose(result[:1], shorter, rtol=1e-9)
         )
     except Exception:  # whatever it raises on such a tensor
@@ -692,13 +575,16 @@ def _works_in_place(node: fx.Node, module: nn.Module | None) -> bool:
         return True
     if node.op == "call_method":
         name = str(node.target)
-        return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+        return name == "__setitem__" or _says_in_place(name)
     if node.op != "call_function":
         return False
     name, home = getattr(node.target, "__name__", ""), getattr(node.target, "__module__", "")
     if home == "_operator":  # `and_` and `or_` overwrite nothing
         return name == "setitem" or (name.startswith("i") and hasattr(operator, f"__{name}__") and name != "invert")
-    name = _name_in_aten(node.target) or name
+    return _says_in_place(_name_in_aten(node.target) or name)
+
+
+def _says_in_place(name: str) -> bool:
     return name.endswith("_") and not name.endswith("__")
 
 
@@ -735,7 +621,7 @@ def out_of_place(node: fx.Node) -> Callable[..., Any]:
     known = _name_in_aten(function)
     places, name = ((torch, _NN, F), name) if known is None else ((torch.ops.aten,), known)
     for place in places:  # F.elu has other arguments than F.elu_, which is torch's own
-        if name.endswith("_") and not name.endswith("__") and hasattr(place, name[:-1]):
+        if _says_in_place(name) and hasattr(place, name[:-1]):
             return getattr(place, name[:-1])
     return function
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any
+from typing import Any, ClassVar
 
 from canon_bridge.core.options import Options
 from canon_bridge.core.rewrite import Rewrite
@@ -37,6 +37,10 @@ class Words(str):
 def kind_of(words: str) -> str:
     """Return the words without the names in them."""
     return words.kind if isinstance(words, Words) else words
+
+
+def _listed_kinds(through: tuple[str, ...]) -> str:
+    return ", ".join(dict.fromkeys(map(kind_of, through))) or "-"
 
 
 def words(template: str, *parts: str) -> Words:
@@ -149,8 +153,7 @@ class Merge:
     @property
     def group(self) -> tuple[str, ...]:
         """What happens, and through what, without the names of modules."""
-        kinds = dict.fromkeys(map(kind_of, self.chain.through))
-        return f"merged {self.chain.direction}", ", ".join(kinds) or "-"
+        return f"merged {self.chain.direction}", _listed_kinds(self.chain.through)
 
     @property
     def row(self) -> tuple[str, ...]:
@@ -194,7 +197,7 @@ class Untangled:
     def group(self) -> tuple[str, ...]:
         """What happens, and through what, without the names of modules."""
         rest = ", the rest made a per-channel linear layer" if self.rest else ""
-        return f"merged left into copies{rest}", ", ".join(dict.fromkeys(map(kind_of, self.through))) or "-"
+        return f"merged left into copies{rest}", _listed_kinds(self.through)
 
     @property
     def row(self) -> tuple[str, ...]:
@@ -204,7 +207,27 @@ class Untangled:
 
 
 @dataclass(frozen=True)
-class Leftover:
+class _Unmerged:
+    """A BatchNorm that is merged into nothing, and why."""
+
+    happens: ClassVar[str]
+    becomes: ClassVar[str]
+
+    norm: str
+    reason: str
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        """What happens, and why, without the names of modules."""
+        return self.happens, kind_of(self.reason)
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """One line of the table of details."""
+        return self.norm, "-", self.becomes, self.reason
+
+
+class Leftover(_Unmerged):
     """A BatchNorm that no linear layer can take, and that becomes an explicit per-channel linear layer.
 
     Attributes
@@ -215,22 +238,10 @@ class Leftover:
         What stood in the way, for each direction.
     """
 
-    norm: str
-    reason: str
-
-    @property
-    def group(self) -> tuple[str, ...]:
-        """What happens, and why, without the names of modules."""
-        return "made a per-channel linear layer", kind_of(self.reason)
-
-    @property
-    def row(self) -> tuple[str, ...]:
-        """One line of the table of details."""
-        return self.norm, "-", "a per-channel linear layer", self.reason
+    happens, becomes = "made a per-channel linear layer", "a per-channel linear layer"
 
 
-@dataclass(frozen=True)
-class Refusal:
+class Refusal(_Unmerged):
     """A BatchNorm that is left as it is, and why.
 
     Attributes
@@ -241,18 +252,7 @@ class Refusal:
         Why it stays.
     """
 
-    norm: str
-    reason: str
-
-    @property
-    def group(self) -> tuple[str, ...]:
-        """What happens, and why, without the names of modules."""
-        return "left as it is", kind_of(self.reason)
-
-    @property
-    def row(self) -> tuple[str, ...]:
-        """One line of the table of details."""
-        return self.norm, "-", "nothing", self.reason
+    happens, becomes = "left as it is", "nothing"
 
 
 _WAYS = ("count", "what happens", "through, or why", "first")
@@ -425,18 +425,12 @@ class Plan:
         )
         yield self.total()
         if self.entries:
-            yield from ("", *self._groups(), "", ORDER, "", *self._details())
+            yield from ("", *format_table(_WAYS, self._way_rows()))
+            yield from ("", ORDER, "", *format_table(_DETAILS, self._detail_rows()))
         yield from self._explicit()
-
-    def _groups(self) -> Iterator[str]:
-        """Yield a table of how many BatchNorms go which way, the most frequent first."""
-        return format_table(_WAYS, self._way_rows())
 
     def _way_rows(self) -> list[tuple[str, ...]]:
         return [(str(len(entries)), *group, entries[0].norm) for group, entries in self.ways()]
-
-    def _details(self) -> Iterator[str]:
-        return format_table(_DETAILS, self._detail_rows())
 
     def _detail_rows(self) -> list[tuple[str, ...]]:
         return [(str(number), *entry.row) for number, entry in enumerate(self.entries, 1)]

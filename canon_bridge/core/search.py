@@ -5,7 +5,7 @@ Nothing here writes to a model or reads the values of its parameters.
 
 import functools
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,16 +14,19 @@ from torch.fx.node import map_arg
 
 from canon_bridge.core.activations import find_absorber, wanted_rank
 from canon_bridge.core.explicit import Explicit
-from canon_bridge.core.facts import UNKNOWN, Facts, call, entry_of, has_data, reads_values
-from canon_bridge.core.labels import OUTSIDE, Labels, Mixed, Positions, encode
-from canon_bridge.core.layers.linear import (
-    in_channels,
-    is_linear,
-    linear_type,
-    out_channels,
-    why_not_before,
-    why_not_foldable,
+from canon_bridge.core.facts import (
+    UNKNOWN,
+    Facts,
+    call,
+    channels_in,
+    channels_out,
+    entry_of,
+    has_data,
+    ranks_of,
+    reads_values,
 )
+from canon_bridge.core.labels import OUTSIDE, Labels, Mixed, Positions, encode
+from canon_bridge.core.layers.linear import is_linear, why_not_before, why_not_foldable
 from canon_bridge.core.norms import is_norm, norm_type, width
 from canon_bridge.core.operations import Kind
 from canon_bridge.core.plan import Chain, Obstacle, Step, Words, words
@@ -72,8 +75,12 @@ class Network:
         self.identities: set[str] = set()
         self.untouchable: set[str] = set()
         self._paths: dict[str, list[fx.Node]] = {}
-        for node in sorted(self.operations, key=self.order.__getitem__):
+        for node in self.ordered(self.operations):
             self._paths.setdefault(self.operations[node].path, []).append(node)
+
+    def ordered(self, nodes: Iterable[fx.Node]) -> list[fx.Node]:
+        """Return nodes in the order of the data flow."""
+        return sorted(nodes, key=self.order.__getitem__)
 
     def in_order(self) -> list[ModuleCall]:
         """Return the operations in the order of the data flow, each module once."""
@@ -98,7 +105,7 @@ class Network:
 
     def readers(self, node: fx.Node) -> list[fx.Node]:
         """Return who reads values of a node, not only its size, in order."""
-        return sorted((user for user in node.users if reads_values(user, node)), key=self.order.__getitem__)
+        return self.ordered(user for user in node.users if reads_values(user, node))
 
     def name(self, node: fx.Node) -> str:
         """Return what to call a node in a reason."""
@@ -139,23 +146,21 @@ def name_of(operation: ModuleCall) -> Words:
     return Words(operation.path, type(operation.module).__name__)
 
 
-def find_right(network: Network, norm: ModuleCall, *, into_norms: bool = True) -> Chain | Obstacle:
-    """Return the chain from a norm to all layers after it, or what stands in the way.
+def counted(first: int, second: int) -> tuple[Words, Words]:
+    """Return two numbers of channels as words."""
+    return Words(str(first), "n"), Words(str(second), "m")
 
-    Parameters
-    ----------
-    network : Network
-        The flow.
-    norm : ModuleCall
-        The norm; if it is called several times, the chain holds for every call.
-    into_norms : bool
-        Whether other norms may take the map, too.
+
+def find_right(network: Network, norm: ModuleCall, *, into_norms: bool = True) -> Chain | Obstacle:
+    """Return the chain from a norm, for every call of it, to all layers after it, or what stands in the way.
+
+    ``into_norms`` says whether other norms may take the map, too.
     """
     return _of_any_rank(network, norm, lambda rank: _Right(network, norm, rank, into_norms).run())
 
 
 def find_left(network: Network, norm: ModuleCall, *, into_norms: bool = True) -> Chain | Obstacle:
-    """Return the chain from a norm to the layers before it; parameters as for :func:`find_right`."""
+    """Return the chain from a norm, for every call of it, to the layers before it, as :func:`find_right` does."""
     return _of_any_rank(network, norm, lambda rank: _Left(network, norm, rank, into_norms).run())
 
 
@@ -178,15 +183,7 @@ def _of_any_rank(network: Network, norm: ModuleCall, search: Callable[[int], Cha
 
 
 class Blocked(Exception):  # noqa: N818 - not an error, it ends the search
-    """Raise where there is no chain; ``reason`` says why.
-
-    Parameters
-    ----------
-    reason : str
-        Words with braces for the names.
-    names : str
-        What is put there.
-    """
+    """Raise where there is no chain; ``reason`` says why, in words with braces for the ``names``."""
 
     def __init__(self, reason: str, *names: str) -> None:
         self.reason = words(reason, *names) if names else reason
@@ -240,9 +237,8 @@ class Search:
         module = operation.module if operation is not None and node.op == "call_module" else None
 
         def run(world: int) -> Any:
-            local = _World(self, world, sources[0])
-            joined = node.all_input_nodes if entry.name == "cat" else []
-            args, kwargs = map_arg((node.args, node.kwargs), lambda name: local.value(name, joined, node))
+            local, is_join = _World(self, world, sources[0], node), entry.name == "cat"
+            args, kwargs = map_arg((node.args, node.kwargs), lambda name: local.value(name, is_join))
             return call(node, module, args, kwargs)
 
         try:
@@ -251,11 +247,10 @@ class Search:
             raise Blocked("{}: {}", self.network.name(node), str(mixed)) from mixed
         self.through[entry.name] = None
 
-    def _arrive(
-        self, node: fx.Node, operation: ModuleCall, positions: Positions, absorbs: bool, first: int
-    ) -> _Reached:
-        step = Step(operation.path, positions.channels, absorbs)
-        reached = self.reached.setdefault(operation.path, _Reached(step, positions.repeats, first))
+    def _arrive(self, node: fx.Node, operation: ModuleCall, positions: Positions, first: int | None = None) -> _Reached:
+        """Note that the map arrives at a module; ``first`` numbers the first channel after one that absorbs."""
+        step = Step(operation.path, positions.channels, first is not None)
+        reached = self.reached.setdefault(operation.path, _Reached(step, positions.repeats, first or 0))
         if (reached.step, reached.repeats) != (step, positions.repeats):
             raise Blocked("{} is called in different ways", name_of(operation))
         reached.nodes.append(node)
@@ -269,7 +264,7 @@ class Search:
             if node in self.labels and node not in before:
                 before.add(node)
                 waiting += node.all_input_nodes
-        for node in sorted(before, key=self.network.order.__getitem__):
+        for node in self.network.ordered(before):
             sources = [self.labels[name] for name in node.all_input_nodes if name in self.labels]
             entry, was_passed = entry_of(node), bool(sources) and self.network.is_passable(node)
             kept = self.labels[node].kept(sources) if was_passed else 1
@@ -287,12 +282,11 @@ class Search:
 
 
 class _World:
-    """Values of nodes in one world of the channel numbers: sizes are those of that world."""
+    """Values of nodes for an operation that reads them, in one world of the channel numbers, which has its sizes."""
 
-    def __init__(self, search: Search, world: int, source: fx.Node) -> None:
-        self.search, self.world = search, world
+    def __init__(self, search: Search, world: int, source: fx.Node, reader: fx.Node) -> None:
+        self.search, self.world, self.source, self.reader = search, world, source, reader
         self.facts = search.network.facts
-        self.source = source
 
     @functools.cached_property
     def sizes(self) -> dict[tuple[int, ...], int]:
@@ -305,29 +299,18 @@ class _World:
                 sizes.update(zip(zip(*shapes, strict=True), value.shape, strict=True))
         return sizes
 
-    def value(self, node: fx.Node, joined: list[fx.Node], reader: fx.Node) -> Any:
-        """Return what a node is in this world, for an operation that reads it.
-
-        Parameters
-        ----------
-        node : fx.Node
-            An argument of the operation.
-        joined : list of fx.Node
-            Where the operation joins tensors: those, which have the same sizes but along one axis.
-        reader : fx.Node
-            The operation.
-        """
+    def value(self, node: fx.Node, is_joined: bool = False) -> Any:
+        """Return what an argument is here; what is joined with others has their sizes but along one axis."""
         if node in self.search.labels:
             return self.search.labels[node].value(self.world)
-        entry = entry_of(node)
         if node.op == "get_attr":
             raise Mixed("it depends on a tensor of the model")
-        if not has_data(node) and node.op != "placeholder" and entry is not None:
+        if not has_data(node) and node.op != "placeholder" and entry_of(node) is not None:
             if (number := self._number(node)) is not None:
                 return number
-            args, kwargs = map_arg((node.args, node.kwargs), lambda name: self._size_of(name, reader))
+            args, kwargs = map_arg((node.args, node.kwargs), self._size_of)
             return call(node, None, args, kwargs)
-        return self._outside(node, joined, reader)
+        return self._outside(node, is_joined)
 
     def _number(self, node: fx.Node) -> int | None:
         """Return a size that is known by itself, though others of the same tensor need not be; else None."""
@@ -335,24 +318,23 @@ class _World:
         sizes = tuple(worlds) if worlds is not UNKNOWN and all(type(size) is int for size in worlds) else ()
         return self._local(sizes) if len(set(sizes)) == 1 or sizes in self.sizes else None
 
-    def _size_of(self, node: fx.Node, reader: fx.Node) -> Any:
-        return self.value(node, [], reader) if node.op != "get_attr" else self._outside(node, [], reader)
+    def _size_of(self, node: fx.Node) -> Any:
+        return self.value(node) if node.op != "get_attr" else self._outside(node, False)
 
-    def _outside(self, node: fx.Node, joined: list[fx.Node], reader: fx.Node) -> Tensor:
+    def _outside(self, node: fx.Node, is_joined: bool) -> Tensor:
         """Return a tensor of the right shape, all of it outside the channels of the norm."""
         shapes = self.facts.shapes(node)
-        like = self.search.labels[self.source].value(self.world)
-        if shapes is None and not joined:
+        if is_joined:
+            shape = self._beside(node, shapes)
+        elif shapes is None:
             raise Mixed(f"the shape of {self.search.network.name(node)} is not known")
-        if joined:
-            shape = self._beside(node, like, reader, shapes)
         else:
-            assert shapes is not None
             shape = [self._local(size) for size in zip(*shapes, strict=True)]
         return encode((OUTSIDE,)).expand(shape)
 
-    def _beside(self, node: fx.Node, like: Tensor, reader: fx.Node, shapes: Any) -> list[int]:
+    def _beside(self, node: fx.Node, shapes: Any) -> list[int]:
         """Return the shape of a tensor that is joined with another: the same but along one axis, which is known."""
+        like, reader = self.search.labels[self.source].value(self.world), self.reader
         dim: Any = reader.args[1] if len(reader.args) > 1 else reader.kwargs.get("dim", reader.kwargs.get("axis", 0))
         if type(dim) is not int:
             raise Mixed("it joins along a computed dimension")
@@ -430,20 +412,15 @@ class _Right(Search):
         reason = None if is_norm(operation.module) else why_not_before(operation.module)
         if reason is not None:
             raise Blocked("{}: {}", name_of(operation), reason)
-        module, rank = operation.module, labels.dimensions()
-        spatial = 0 if is_norm(module) else linear_type(module).spatial
-        takes = width(module) if is_norm(module) else in_channels(module)
-        if is_norm(module):
-            fits = rank in norm_type(module).ranks
-        else:
-            fits = rank == spatial + 2 if spatial else rank is not None
-        positions = labels.along(1 if spatial or is_norm(module) else -1) if fits else None
+        rank, ranks, takes = labels.dimensions(), ranks_of(operation.module), channels_in(operation.module)
+        fits = rank in ranks if ranks else rank is not None
+        positions = labels.along(1 if ranks else -1) if fits else None
         if positions is None:
             raise self.misplaced(node.all_input_nodes[0], operation)
         if not positions.fits(takes):
-            numbers = Words(str(takes), "n"), Words(str(len(positions.channels)), "m")
-            raise Blocked("{} takes {} channels, it has {}", name_of(operation), *numbers)
-        self._arrive(node, operation, positions, False, 0)
+            counts = counted(takes, len(positions.channels))
+            raise Blocked("{} takes {} channels, it has {}", name_of(operation), *counts)
+        self._arrive(node, operation, positions)
 
     def _absorb(self, node: fx.Node, operation: ModuleCall, labels: Labels) -> None:
         module = operation.module
@@ -453,13 +430,13 @@ class _Right(Search):
         if positions is None or (positions.repeats and several):
             raise self.misplaced(node.all_input_nodes[0], operation)
         known = operation.path in self.reached
-        first = self._arrive(node, operation, positions, True, self.numbers).first
+        first = self._arrive(node, operation, positions, self.numbers).first
         self.numbers += 0 if known else len(positions.channels)
 
         def pool(world: int, value: Tensor) -> Any:
-            local, source = _World(self, world, node.all_input_nodes[0]), node.args[0]
+            local, source = _World(self, world, node.all_input_nodes[0], node), node.args[0]
             args, kwargs = map_arg(
-                (node.args, node.kwargs), lambda name: value if name is source else local.value(name, [], node)
+                (node.args, node.kwargs), lambda name: value if name is source else local.value(name)
             )
             pooled = call(node, module if node.op == "call_module" else None, args, kwargs)
             if not pooled.isfinite().all():  # a window of padding alone
@@ -485,26 +462,24 @@ class _Left(Search):
 
     def _find(self) -> Chain:
         for node in self.network.calls(self.norm.path):
-            between: list[fx.Node] = []
-            producers: dict[fx.Node, ModuleCall] = {}
-            self._back(node.args[0] if node.args else None, node, between, producers)
-            between.sort(key=self.network.order.__getitem__)
-            place = {channel: index for index, channel in enumerate(self._channels_at(node, between, producers))}
+            self.producers: dict[fx.Node, ModuleCall] = {}
+            self.between: list[fx.Node] = []
+            self._back(node.args[0] if node.args else None, node)
+            self.between = self.network.ordered(self.between)
+            place = {channel: index for index, channel in enumerate(self._channels_at(node))}
             count = 0
-            for producer, operation in producers.items():
-                numbers = range(count, count := count + _width(operation))
+            for producer, operation in self.producers.items():
+                numbers = range(count, count := count + channels_out(operation.module))
                 channels = tuple(place.get(number, OUTSIDE) for number in numbers)
-                self._arrive(producer, operation, Positions(channels), False, 0)
+                self._arrive(producer, operation, Positions(channels))
         steps = tuple(reached.step for reached in self.reached.values())
         return Chain(self.norm.path, self.width, "left", steps, tuple(self.through))
 
-    def _back(
-        self, node: object, reader: fx.Node, between: list[fx.Node], producers: dict[fx.Node, ModuleCall]
-    ) -> None:
+    def _back(self, node: object, reader: fx.Node) -> None:
         network = self.network
         if not isinstance(node, fx.Node) or node.op not in ("call_module", "call_function", "call_method"):
             raise Blocked("no linear layer comes before it")
-        if node in producers or node in between:
+        if node in self.producers or node in self.between:
             return
         operation = network.operations.get(node)
         if any(other is not reader for other in network.readers(node)):
@@ -515,54 +490,51 @@ class _Left(Search):
             if operation.path == self.norm.path:
                 raise Blocked("it feeds itself")
             self._check(operation)
-            producers[node] = operation
+            self.producers[node] = operation
             return
         is_identity = operation is not None and is_norm(operation.module)
         if not is_identity and not self.network.is_passable(node):
             raise Blocked("{} before it is not linear", network.name(node))
         for name in node.all_input_nodes:
             if has_data(name):
-                self._back(name, node, between, producers)
-        between.append(node)
+                self._back(name, node)
+        self.between.append(node)
 
-    def _channels_at(
-        self, node: fx.Node, between: list[fx.Node], producers: dict[fx.Node, ModuleCall]
-    ) -> tuple[int, ...]:
+    def _channels_at(self, node: fx.Node) -> tuple[int, ...]:
         """Return which channel of the layers, counted through all of them, lies where at the norm.
 
         Where it is not known how many dimensions the output of a layer has, what holds for all numbers with which the
         norm gets as many as it takes.
         """
-        known = all(self._dimensions(producer, operation) for producer, operation in producers.items())
+        known = all(self._dimensions(producer, operation) for producer, operation in self.producers.items())
         found: set[tuple[int, ...]] = set()
         blocked: Blocked | None = None
         for assumed in (0,) if known else (2, 3, 4, 5):
             try:
-                self._number(producers, assumed)
-                for inner in between:
+                self._number(assumed)
+                for inner in self.between:
                     self._forward(inner)
-                found.add(self._read(node, producers))
+                found.add(self._read(node))
             except Blocked as error:
                 blocked = error
         if len(found) == 1:
             return found.pop()
-        last = next(iter(producers.values()))
+        last = next(iter(self.producers.values()))
         raise blocked or Blocked("how many dimensions the output of {} has is not known", name_of(last))
 
-    def _number(self, producers: dict[fx.Node, ModuleCall], assumed: int) -> None:
+    def _number(self, assumed: int) -> None:
         """Give the channels of the layers numbers, counted through all of them."""
         self.labels, count = {}, 0
-        for node, operation in producers.items():
+        for node, operation in self.producers.items():
             rank = self._dimensions(node, operation) or assumed
-            is_last = not is_norm(operation.module) and not linear_type(operation.module).spatial
-            numbers = range(count, count := count + _width(operation))
-            self.labels[node] = Labels.start(numbers, rank - 1 if is_last else 1, rank)
+            numbers = range(count, count := count + channels_out(operation.module))
+            self.labels[node] = Labels.start(numbers, 1 if ranks_of(operation.module) else rank - 1, rank)
 
     def _dimensions(self, node: fx.Node, operation: ModuleCall) -> int | None:
         """Return how many dimensions the output of a layer has, or None if that is not known."""
-        spatial = 0 if is_norm(operation.module) else linear_type(operation.module).spatial
-        if spatial:
-            return spatial + 2
+        ranks = ranks_of(operation.module)
+        if len(ranks) == 1:
+            return ranks[0]
         is_next = any(user in self.network.calls(self.norm.path) for user in node.users)
         return self.rank if is_next else self.network.facts.rank(node)
 
@@ -574,22 +546,17 @@ class _Left(Search):
         else:
             self.pass_through(node)
 
-    def _read(self, node: fx.Node, producers: dict[fx.Node, ModuleCall]) -> tuple[int, ...]:
+    def _read(self, node: fx.Node) -> tuple[int, ...]:
         source = node.args[0]
         assert isinstance(source, fx.Node)
         labels = self.labels[source]
         positions = labels.along(1) if labels.dimensions() == self.rank else None
-        last = next(iter(producers.values()))
+        last = next(iter(self.producers.values()))
         if positions is None:
             raise self.misplaced(source, last)
         if positions.repeats or len(set(positions.channels)) != len(positions.channels):
             raise Blocked("a channel of {} comes to several of the norm", name_of(last))
         if len(positions.channels) != self.width or OUTSIDE in positions.channels:
-            numbers = Words(str(len(positions.channels)), "n"), Words(str(self.width), "m")
-            raise Blocked("{} puts out {} channels, it wants {}", name_of(last), *numbers)
+            counts = counted(len(positions.channels), self.width)
+            raise Blocked("{} puts out {} channels, it wants {}", name_of(last), *counts)
         return positions.channels
-
-
-def _width(operation: ModuleCall) -> int:
-    """Return how many channels a layer or a norm puts out."""
-    return width(operation.module) if is_norm(operation.module) else out_channels(operation.module)

@@ -47,17 +47,11 @@ _ENDS: Final[Mapping[str, str]] = {
 def find_uncovered(explicit: ExplicitFlow, staying: Mapping[str, str]) -> tuple[Uncovered, ...]:
     """Return the operations without a rule, in the order of the data flow.
 
-    Parameters
-    ----------
-    explicit : ExplicitFlow
-        The flow.
-    staying : dict
-        By the path of a norm that is neither merged nor the identity, why.
+    ``staying`` says by the path of a norm that is neither merged nor the identity why.
     """
     reasons = ((node, _why_it_stays(explicit, node, staying) or _why(explicit, node)) for node in _on_the_way(explicit))
-    found = dict.fromkeys(_describe(explicit, node, reason) for node, reason in reasons if reason)
-    ends = dict.fromkeys(_describe(explicit, node, reason) for node, reason in _ends(explicit.flow.graph))
-    return (*found, *ends)
+    pairs = (*reasons, *_ends(explicit.flow.graph))
+    return tuple(dict.fromkeys(_describe(explicit, node, reason) for node, reason in pairs if reason))
 
 
 def kind_for_rules(module: nn.Module) -> Kind | None:

@@ -5,50 +5,26 @@ channel alike, so it takes more of them, and each norm selects its own. Nothing 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from torch import fx
 
-from canon_bridge.core.facts import has_data
+from canon_bridge.core.facts import has_data, ranks_of
 from canon_bridge.core.labels import OUTSIDE, WORLDS, Labels, Positions
-from canon_bridge.core.layers.linear import is_linear, linear_type, out_channels
+from canon_bridge.core.layers.linear import is_linear, out_channels
 from canon_bridge.core.norms import is_norm, norm_type
-from canon_bridge.core.plan import Obstacle, Step, Untangled, Words
+from canon_bridge.core.plan import Obstacle, Step, Untangled
 from canon_bridge.core.rewrite import ModuleCall
-from canon_bridge.core.search import Blocked, Network, Search
+from canon_bridge.core.search import Blocked, Network, Search, counted
 
 # Where values are joined, sizes do not matter: the smallest worlds will do.
 _WORLDS = ((0, 1), (1, 2))
 
 
-@dataclass(frozen=True)
-class _Before:
-    """What the input of a norm is made of.
-
-    Attributes
-    ----------
-    layers : list of fx.Node
-        The layers that are copied for it.
-    others : list of fx.Node
-        What else is joined with them.
-    between : list of fx.Node
-        What lies between these and the norm.
-    """
-
-    layers: list[fx.Node] = field(default_factory=list[fx.Node])
-    others: list[fx.Node] = field(default_factory=list[fx.Node])
-    between: list[fx.Node] = field(default_factory=list[fx.Node])
-
-
 class Untangling:
     """The layers of one flow that are copied for the norms that read them.
 
-    Parameters
-    ----------
-    network : Network
-        The flow.
-    with_rest : bool
-        Whether channels of a norm that come from no such layer may become an explicit linear layer.
+    ``with_rest``: whether channels of a norm that come from no such layer may become an explicit linear layer.
     """
 
     def __init__(self, network: Network, with_rest: bool) -> None:
@@ -74,21 +50,18 @@ class Untangling:
         """Decide which layers are copied: those of which all readers are norms that can select their copy."""
         network = self._network
         norms = {node: ranks for node in network.operations if (ranks := self._ranks(node)) is not None}
-        layers = [node for node in network.operations if self._may_be_copied(node)]
+        calls = network.operations.items()
+        layers = [node for node, call in calls if is_linear(call.module) and self._may_be_changed(call)]
         while True:
             readers = {layer: after for layer in layers if (after := self._norms_after(layer, norms))}
             found: dict[fx.Node, Untangled] = {}
-            failed = False
-            for node in sorted(
-                {norm for several in readers.values() for norm in several}, key=network.order.__getitem__
-            ):
+            for node in network.ordered({norm for several in readers.values() for norm in several}):
                 try:
                     found[node] = self._select(node, norms[node], readers)
                 except Blocked as blocked:
                     self._reasons[node] = blocked.reason
                     del norms[node]
-                    failed = True
-            if not failed:
+            if all(node in norms for several in readers.values() for node in several):
                 return found
 
     def _select(
@@ -114,19 +87,16 @@ class Untangling:
     def _ranks(self, node: fx.Node) -> tuple[int, ...] | None:
         """Return how many dimensions the input of a norm may have that can select; None for any other node."""
         network, operation = self._network, self._network.operations[node]
-        if not is_norm(operation.module) or len(network.calls(operation.path)) != 1:
-            return None
-        if operation.path in network.identities | network.untouchable or operation.path in network.read_elsewhere:
+        is_some_map = is_norm(operation.module) and operation.path not in network.identities
+        if not is_some_map or not self._may_be_changed(operation):
             return None
         ranks = norm_type(operation.module).ranks
         known = network.facts.rank(node.args[0] if node.args else None) if len(ranks) > 1 else None
         return ranks if known is None else (known,)
 
-    def _may_be_copied(self, node: fx.Node) -> bool:
-        network, operation = self._network, self._network.operations[node]
-        if not is_linear(operation.module) or len(network.calls(operation.path)) != 1:
-            return False
-        return network.why_not_into(operation) is None
+    def _may_be_changed(self, operation: ModuleCall) -> bool:
+        """Return whether a layer or a norm is called once and nothing else needs it as it is."""
+        return len(self._network.calls(operation.path)) == 1 and self._network.why_not_into(operation) is None
 
     def _norms_after(self, layer: fx.Node, norms: Mapping[fx.Node, tuple[int, ...]]) -> tuple[fx.Node, ...]:
         """Return the norms that read a layer, in order; none if anything else does."""
@@ -146,7 +116,7 @@ class Untangling:
                 elif reader not in seen:
                     seen.add(reader)
                     waiting.append(reader)
-        return tuple(sorted(found, key=network.order.__getitem__))
+        return tuple(network.ordered(found))
 
 
 class _Selection(Search):
@@ -162,7 +132,11 @@ class _Selection(Search):
     ) -> None:
         super().__init__(network, network.operations[node], rank, into_norms=False)
         self.node, self.readers, self.known = node, readers, known
-        self.before = _Before()
+        # What the input of the norm is made of: layers that are copied for it, what else is joined with them, and what
+        # lies between these and the norm.
+        self.layers: list[fx.Node] = []
+        self.others: list[fx.Node] = []
+        self.between: list[fx.Node] = []
         self._is_reached: dict[fx.Node, bool] = {}
 
     def result(self, with_rest: bool) -> Untangled:
@@ -170,26 +144,23 @@ class _Selection(Search):
         source = self.node.args[0]
         assert isinstance(source, fx.Node)
         self._reaches(source)
-        before = self.before
-        before.between.sort(key=self.network.order.__getitem__)
-        if before.others and not with_rest:
-            raise Blocked("{} before it is not linear", self.network.name(before.others[0]))
-        single = self._numbers_at(source, dict.fromkeys(before.layers, 1))
-        copies = {layer: len(self.readers[layer]) for layer in before.layers}
+        self.between = self.network.ordered(self.between)
+        if self.others and not with_rest:
+            raise Blocked("{} before it is not linear", self.network.name(self.others[0]))
+        single = self._numbers_at(source, dict.fromkeys(self.layers, 1))
+        copies = {layer: len(self.readers[layer]) for layer in self.layers}
         several = single if set(copies.values()) == {1} else self._numbers_at(source, copies)
         if len(single) != self.width:
-            raise Blocked(
-                "{} channels come to it, it has {}", Words(str(len(single)), "n"), Words(str(self.width), "m")
-            )
+            raise Blocked("{} channels come to it, it has {}", *counted(len(single), self.width))
         return self._untangled(single, copies, {number: place for place, number in enumerate(several)})
 
     def _untangled(self, single: Sequence[int], copies: Mapping[fx.Node, int], places: Mapping[int, int]) -> Untangled:
-        steps = {layer: [OUTSIDE] * self._channels(layer) for layer in self.before.layers}
+        steps = {layer: [OUTSIDE] * self._channels(layer) for layer in self.layers}
         index = [OUTSIDE] * self.width
         rest: list[int] = []
         channel_of = {number: channel for channel, number in enumerate(single)}
         first = first_of_several = 0
-        for source in (*self.before.layers, *self.before.others):
+        for source in (*self.layers, *self.others):
             channels, count = self._channels(source), copies.get(source, 1)
             copy = self.readers[source].index(self.node) if source in steps else 0
             size = channels // (self._groups(source) if source in steps else 1)
@@ -225,7 +196,7 @@ class _Selection(Search):
 
     def _note(self, node: fx.Node) -> bool:
         if node in self.readers:
-            self.before.layers.append(node)
+            self.layers.append(node)
             return True
         if not self.network.is_passable(node):
             return False
@@ -233,30 +204,27 @@ class _Selection(Search):
         reached = [self._reaches(name) for name in inputs]
         if not any(reached):
             return False
-        self.before.between.append(node)
+        self.between.append(node)
         others = [name for name, is_reached in zip(inputs, reached, strict=True) if not is_reached]
-        self.before.others.extend(name for name in others if name not in self.before.others)
+        self.others.extend(name for name in others if name not in self.others)
         return True
 
     def _numbers_at(self, source: fx.Node, copies: Mapping[fx.Node, int]) -> tuple[int, ...]:
         """Return what comes to the norm: channels are numbered through all copies of all sources."""
-        error: Blocked | None = None
-        for worlds in _WORLDS:
-            try:
-                return self._numbers_in(worlds, source, copies)
-            except Blocked as blocked:
-                error = blocked
-        assert error is not None
-        raise error
+        first, second = _WORLDS
+        try:
+            return self._numbers_in(first, source, copies)
+        except Blocked:
+            return self._numbers_in(second, source, copies)
 
     def _numbers_in(self, worlds: tuple[int, ...], source: fx.Node, copies: Mapping[fx.Node, int]) -> tuple[int, ...]:
         started: dict[fx.Node, Labels] = {}
         first = 0
-        for node in (*self.before.layers, *self.before.others):
+        for node in (*self.layers, *self.others):
             number = self._channels(node) * copies.get(node, 1)
             started[node] = Labels.start(range(first, first + number), *self._axis_and_rank(node))
             first += number
-        for node in self.before.between:
+        for node in self.between:
             (before, *more) = [name for name in node.all_input_nodes if has_data(name)]
             is_alone = not more and before in started
             positions = self._alone(node, before, started[before]) if is_alone else None
@@ -265,7 +233,7 @@ class _Selection(Search):
                 numbers = [started[before].channels[number] for number in positions.channels]
                 started[node] = Labels.start(numbers, 1, self.rank)
         self.labels = {node: labels.in_worlds(worlds) for node, labels in started.items()}
-        for node in self.before.between:
+        for node in self.between:
             if node not in started:
                 self.pass_through(node)
         labels = self.labels[source]
@@ -274,7 +242,7 @@ class _Selection(Search):
             raise self.misplaced(source, self.norm)
         found = positions.channels
         if positions.repeats or len(set(found)) != len(found) or OUTSIDE in found:
-            raise Blocked("a channel of {} comes to several of its own", self.network.name(self.before.layers[0]))
+            raise Blocked("a channel of {} comes to several of its own", self.network.name(self.layers[0]))
         return found
 
     def _alone(self, node: fx.Node, before: fx.Node, labels: Labels) -> Positions | None:
@@ -303,6 +271,7 @@ class _Selection(Search):
 
     def _axis_and_rank(self, node: fx.Node) -> tuple[int, int]:
         """Return where the channels of a source lie, and how many dimensions it has."""
-        spatial = linear_type(self.network.operations[node].module).spatial if node in self.readers else 0
-        rank = spatial + 2 if spatial else self.network.facts.rank(node) or self.rank
-        return rank - 1 if node in self.readers and not spatial else 1, rank
+        is_layer = node in self.readers
+        ranks = ranks_of(self.network.operations[node].module) if is_layer else ()
+        rank = ranks[0] if ranks else self.network.facts.rank(node) or self.rank
+        return rank - 1 if is_layer and not ranks else 1, rank

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from benchmarks.operations import DOCUMENT, count_of_core, lines, release
+from benchmarks.operations import DOCUMENT, RULES, count_of_core, lines, release
+from canon_bridge.core.operations import Kind
 
 (MADE_WITH,) = re.findall(r"operators that torch (\d+\.\d+) tags as core", DOCUMENT.read_text())
 # That every core operator of any torch has an entry or a reason is held by tests/core/test_operations.py.
@@ -20,3 +21,7 @@ def test_it_says_how_many_core_operators_have_an_entry() -> None:
     known, covered = count_of_core()
     assert f"Of {known} operators that torch {release()} tags as core, {covered} have one" in DOCUMENT.read_text()
     assert covered > 150
+
+
+def test_every_kind_has_a_rule() -> None:
+    assert set(RULES) == set(Kind)

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge import canonize, canonized_copy, plan
 from canon_bridge.captum import LRP, presets, rules
-from canon_bridge.core.explicit import Add, OfRank, adaptive_max_pool, max_pool
+from canon_bridge.core.explicit import Add, OfRank
 from canon_bridge.core.layers.weights import make_tensors_plain
 from canon_bridge.core.restore import Edits
 from tests.support.errors import relative_error
@@ -98,11 +99,19 @@ def test_a_copy_for_one_number_of_dimensions_refuses_another() -> None:
         OfRank((2, 3))(torch.ones(1, 2, 3, 4))
 
 
-@pytest.mark.parametrize("build", [max_pool(nn.MaxPool2d), adaptive_max_pool(nn.AdaptiveMaxPool2d)])
-def test_a_pool_with_two_outputs_has_no_module(build: Callable[..., nn.Module]) -> None:
-    assert build(2) is not None
-    with pytest.raises(ValueError, match="two outputs"):
-        build(2, return_indices=True)
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: F.max_pool2d(x, 2, return_indices=True),
+        lambda x: F.max_pool2d(x, 2, 2, 0, 1, False, True),
+        lambda x: F.adaptive_max_pool2d(x, 2, return_indices=True),
+        lambda x: F.adaptive_max_pool2d(x, 2, True),
+    ],
+)
+def test_a_pool_with_two_outputs_has_no_module(pool: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+    for outputs, modules in ((pool, 0), (lambda x: (F.max_pool2d(x, 2), None), 1)):
+        model = Written(lambda m, x, outputs=outputs: outputs(m.first(x))[0], first=conv()).eval()
+        assert sum(len(rewrite.children) for rewrite in plan(model).rewrites) == modules
 
 
 def test_an_operation_shows_which_operand_is_the_signal() -> None:

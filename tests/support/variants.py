@@ -106,11 +106,11 @@ def merged_in_half_precision(right, dtype):
 
 
 @wrong(linear.fold_after)
-def left_bias_not_scaled(right, edits, layer, affine):
+def left_bias_not_scaled(right, edits, layer, *maps):
     """``b + t`` instead of ``s b + t``."""
     if layer.bias is not None and layer.bias.dim() == 1:
-        affine = Affine(affine.scale, affine.shift + (1 - affine.scale) * layer.bias.detach())
-    right(edits, layer, affine)
+        maps = [Affine(affine.scale, affine.shift + (1 - affine.scale) * layer.bias.detach()) for affine in maps]
+    right(edits, layer, *maps)
 
 
 @wrong(linear.fold_before)
@@ -168,9 +168,9 @@ def standardized_without_the_mean(right, layer):
     return right(layer) + (rows.mean(1) / (rows.var(1, correction=0) + layer.eps).sqrt()).view(-1, 1, 1, 1)
 
 
-@wrong(linear.fold_after_copies)
-def copies_in_the_other_order(right, edits, layer, maps):
-    right(edits, layer, maps[::-1])
+@wrong(linear.fold_after)
+def copies_in_the_other_order(right, edits, layer, *maps):
+    right(edits, layer, *maps[::-1])
 
 
 @wrong(linear._side_by_side)
@@ -407,7 +407,7 @@ def functional_norm_without_eps(right, self, input):
     return torch.nn.functional.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=1e-5)
 
 
-@wrong(operations._is_elementwise)
+@wrong(operations.is_elementwise)
 def every_function_is_element_wise(right, function):
     return True
 

@@ -60,7 +60,7 @@ class AxisGeometry:
         Numbers, or tensors of integers, so that it can be computed where sizes are symbols.
 
         The taps are those in ``first..last`` and, for a transposed convolution, only those that are congruent to
-        the phase. An empty set has ``first > last``. Values are clipped to the range that :func:`tap_sets` lists.
+        the phase. An empty set has ``first > last``. Values are clipped to the range that :meth:`Border.of` lists.
         """
         if self.transposed:
             # Tap k reads input (position + low - k * dilation) / stride, if that is an integer in [0, size).
@@ -80,37 +80,8 @@ class AxisGeometry:
         )
 
 
-@dataclass(frozen=True)
-class TapSets:
-    """The distinct sets of taps on one axis: their 0/1 rows, and the row for each ``(first, last, phase)``."""
-
-    rows: tuple[tuple[float, ...], ...]
-    row_of: dict[tuple[int, int, int], int]
-
-
-@cache
-def tap_sets(geometry: AxisGeometry) -> TapSets:
-    """Return all sets of taps that can occur on the axis, for any size of the input."""
-    kernel, dilation = geometry.kernel, geometry.dilation
-    if geometry.transposed:
-        firsts, lasts, phases = range(kernel + 1), range(-1, kernel), range(geometry.stride)
-    else:
-        # At the lower end at most ceil(low / dilation) taps fall outside, at the upper end ceil(high / dilation).
-        firsts = range(min(kernel, -(-geometry.low // dilation)) + 1)
-        lasts = range(max(-1, kernel - 1 + (-geometry.high // dilation)), kernel)
-        phases = range(1)
-    rows: dict[tuple[float, ...], int] = {}
-    row_of = {
-        (first, last, phase): rows.setdefault(geometry.taps(first, last, phase), len(rows))
-        for first in firsts
-        for last in lasts
-        for phase in phases
-    }
-    return TapSets(tuple(rows), row_of)
-
-
 def number_of_tap_sets(geometry: AxisGeometry) -> int:
-    """Return how many sets :func:`tap_sets` lists, without listing them."""
+    """Return how many sets :class:`Border` lists, without listing them."""
     kernel, dilation = geometry.kernel, geometry.dilation
     if geometry.transposed:
         # The taps of one phase are those of one remainder; all runs of them occur, and none.
@@ -122,49 +93,50 @@ def number_of_tap_sets(geometry: AxisGeometry) -> int:
     return runs + (lowest < firsts - 1)  # the last for no tap at all
 
 
-@lru_cache(maxsize=4096)
-def rows_by_position(geometry: AxisGeometry, size: int, output_size: int) -> tuple[int, ...]:
-    """Return for each of ``output_size`` positions the row of ``tap_sets`` that holds there.
-
-    Parameters
-    ----------
-    geometry : AxisGeometry
-        The axis.
-    size, output_size : int
-        Number of elements of the input and of the output on this axis.
-    """
-    row_of = tap_sets(geometry).row_of
-    return tuple(row_of[geometry.valid_taps(position, size)] for position in range(output_size))
-
-
 @dataclass(frozen=True)
 class Border:
-    """One spatial axis of a layer with a compact map, and what its forward has to look up for it.
+    """One spatial axis of a layer: the distinct sets of taps that positions see, for any size, and where each holds.
 
     Attributes
     ----------
     geometry : AxisGeometry
         The axis.
+    sets : tuple
+        The distinct sets, each as 0/1 weights for each tap.
     table : tuple
-        The row of :func:`tap_sets` by first tap, by last tap plus one, and by phase; zero for what cannot occur.
+        Which of the sets it is by first tap, by last tap plus one, and by phase; zero for what cannot occur.
     inner : int or None
-        The row of all taps, which holds everywhere but at the border; None for a transposed convolution with a stride,
-        where no row does.
+        The set of all taps, which holds everywhere but at the border; None for a transposed convolution with a stride,
+        where it holds nowhere.
     """
 
     geometry: AxisGeometry
+    sets: tuple[tuple[float, ...], ...]
     table: tuple[tuple[tuple[int, ...], ...], ...]
     inner: int | None
 
     @classmethod
     @cache
     def of(cls, geometry: AxisGeometry) -> "Border":
-        """Look up the sets of taps once and for all."""
-        row_of, ends = tap_sets(geometry).row_of, range(geometry.kernel + 1)
-        phases = range(geometry.stride if geometry.transposed else 1)
+        """List the sets once and for all."""
+        kernel, dilation, ends = geometry.kernel, geometry.dilation, range(geometry.kernel + 1)
+        if geometry.transposed:
+            firsts, lasts, phases = ends, range(-1, kernel), range(geometry.stride)
+        else:
+            # At the lower end at most ceil(low / dilation) taps fall outside, at the upper end ceil(high / dilation).
+            firsts = range(min(kernel, -(-geometry.low // dilation)) + 1)
+            lasts = range(max(-1, kernel - 1 + (-geometry.high // dilation)), kernel)
+            phases = range(1)
+        sets: dict[tuple[float, ...], int] = {}
+        row_of = {
+            (first, last, phase): sets.setdefault(geometry.taps(first, last, phase), len(sets))
+            for first in firsts
+            for last in lasts
+            for phase in phases
+        }
         table = tuple(tuple(tuple(row_of.get((f, e - 1, p), 0) for p in phases) for e in ends) for f in ends)
-        inner = None if geometry.transposed and geometry.stride > 1 else row_of[0, geometry.kernel - 1, 0]
-        return cls(geometry, table, inner)
+        inner = None if geometry.transposed and geometry.stride > 1 else row_of[0, kernel - 1, 0]
+        return cls(geometry, tuple(sets), table, inner)
 
     def rows(self, size: Number, output_size: Number, device: torch.device) -> Tensor:
         """Return what :func:`rows_by_position` returns, as a tensor that is computed from the sizes if need be.
@@ -179,21 +151,20 @@ class Border:
         return torch.tensor(self.table, device=device)[first, last + 1, phase]
 
 
+@lru_cache(maxsize=4096)
+def rows_by_position(geometry: AxisGeometry, size: int, output_size: int) -> tuple[int, ...]:
+    """Return for each of ``output_size`` positions on an axis which of the sets of :class:`Border` holds there."""
+    table = Border.of(geometry).table
+    taps = (geometry.valid_taps(position, size) for position in range(output_size))
+    return tuple(table[first][last + 1][phase] for first, last, phase in taps)
+
+
 def gather(compact: Tensor, borders: tuple[Border, ...], sizes: list[tuple[Number, Number]], first: int = 1) -> Tensor:
     """Spread a compact map ``(C, n_1, ..., n_d)`` over the positions of the output, ``(C, *output sizes)``.
 
-    Every element-wise change of the compact map commutes with this, so rules may clamp, square or zero it.
-
-    Parameters
-    ----------
-    compact : Tensor
-        One entry for each channel and each combination of tap sets; an axis of length 1 broadcasts.
-    borders : tuple of Border
-        One for each spatial axis.
-    sizes : list of (int, int)
-        Input size and output size on each axis.
-    first : int, default 1
-        The axis to begin with; those before it stay as they are.
+    It has one entry for each channel and each combination of tap sets; an axis of length 1 broadcasts. Every
+    element-wise change of it commutes with this, so rules may clamp, square or zero it. ``sizes`` are those of the
+    input and of the output on each axis; axes before ``first`` stay as they are.
     """
     for axis, (border, (size, output_size)) in list(enumerate(zip(borders, sizes, strict=True), start=1))[first - 1 :]:
         if compact.shape[axis] > 1:
@@ -213,16 +184,9 @@ def inner_values(compact: Tensor, borders: tuple[Border, ...]) -> Tensor | None:
 def add_at_border(
     output: Tensor, rest: Tensor, borders: tuple[Border, ...], sizes: list[tuple[Number, Number]]
 ) -> None:
-    """Add a compact map that is zero inside to an output, in place: only to the positions at its border.
+    """Add a compact map that is zero inside to an output ``(..., C, *output sizes)``, in place: only at its border.
 
-    Parameters
-    ----------
-    output : Tensor
-        ``(..., C, *output sizes)``.
-    rest : Tensor
-        A compact map minus its :func:`inner_values`.
-    borders, sizes
-        As for :func:`gather`.
+    ``rest`` is a compact map minus its :func:`inner_values`; borders and sizes are those of :func:`gather`.
     """
     for axis, (border, (size, output_size)) in enumerate(zip(borders, sizes, strict=True), start=1):
         if rest.shape[axis] == 1:

@@ -25,7 +25,6 @@ from canon_bridge.core.layers.border import (
     gather,
     inner_values,
     number_of_tap_sets,
-    tap_sets,
 )
 from canon_bridge.core.layers.parameters import parameter, tracked
 from canon_bridge.core.layers.weights import TENSORS, computed_tensors, evaluated, make_tensors_plain
@@ -225,19 +224,11 @@ class Layer:
 
 
 def forward_from_slots(module: nn.Module, layer: Layer, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-    """Compute the layer with what its ``weight`` and ``bias`` slots hold now, whatever its class does with them.
+    """Compute a layer with what its ``weight`` and ``bias`` slots hold now, whatever its class does with them.
 
-    Parameters
-    ----------
-    module : nn.Module
-        A layer with an entry in ``LINEAR``. Its bias is ``(C_out,)``, or compact, with one entry for each distinct set
-        of taps on each axis, ``(C_out, n_1, ..., n_d)``, and is then gathered to the size of the output.
-    layer : Layer
-        What there is to know about it.
-    input : Tensor
-        As the class of the layer takes it.
-    output_size : list of int, optional
-        For transposed convolutions.
+    Its bias is ``(C_out,)``, or compact, with one entry for each distinct set of taps on each axis, ``(C_out, n_1, ...,
+    n_d)``, and is then gathered to the size of the output. Inputs are as the class takes them, ``output_size`` is for
+    transposed convolutions.
     """
     bias = module.bias
     if not isinstance(bias, Tensor) or bias.dim() == 1:
@@ -345,14 +336,8 @@ def computes_weight(module: nn.Module) -> bool:
 def make_plain(edits: Edits, module: nn.Module) -> None:
     """Make a linear layer hold its effective weight and bias (of evaluation mode, of this moment) as plain Parameters.
 
-    A layer that computes neither keeps its Parameters; a second call does nothing.
-
-    Parameters
-    ----------
-    edits : Edits
-        The journal; its undo makes the layer compute its weight again.
-    module : nn.Module
-        A layer for which :func:`is_linear` holds and :func:`why_not_foldable` gives no reason.
+    A layer that computes neither keeps its Parameters; a second call does nothing. :func:`why_not_foldable` must have
+    given no reason. Undone, the layer computes its weight again.
     """
     by_class = None if _has_own_forward(module) else linear_type(module).weight
     edits.hold(module)
@@ -374,41 +359,10 @@ def out_channels(module: nn.Module) -> int:
     return int(module.out_channels if linear_type(module).spatial else module.out_features)  # pyright: ignore
 
 
-def fold_after(edits: Edits, module: nn.Module, affine: Affine) -> None:
-    r"""Fold an affine map that *follows* the layer into it (merge to the left).
+def fold_after(edits: Edits, module: nn.Module, *affines: Affine) -> None:
+    r"""Fold the affine map that *follows* the layer into it (merge to the left); of several maps, one copy for each.
 
     .. math:: W'_{o} = s_o W_o, \qquad b'_o = s_o b_o + t_o
-
-    Parameters
-    ----------
-    edits : Edits
-        The journal that records the writes.
-    module : nn.Module
-        A layer of a type in ``LINEAR``; its ``weight`` and ``bias`` slots get new Parameters.
-    affine : Affine
-        Scale :math:`s` and shift :math:`t`, shape ``(C_out,)``.
-
-    References
-    ----------
-    Guillemot et al. 2020, "Breaking Batch Normalization for better explainability of Deep Neural Networks
-    through Layer-wise Relevance Propagation", eq. 6.
-    """
-    weight, bias = _plain_parameters(edits, module)
-    dtype = working_dtype(weight.dtype)
-    scale, shift = _to(affine.scale, weight), _to(affine.shift, weight)
-    flat = _grouped(module, weight.to(dtype))
-    new_weight = (flat * _spread(scale, flat, module, is_input=False)).view_as(weight)
-    if bias is None:
-        new_bias = shift.clone()  # another layer may take the same map
-    else:
-        # The bias is (C_out,) or, after a fold_before with zero padding, (C_out, n_1, ..., n_d).
-        broadcast = (-1, *(1,) * (bias.dim() - 1))
-        new_bias = bias.to(dtype) * scale.view(broadcast) + shift.view(broadcast)
-    _write(edits, module, new_weight, new_bias)
-
-
-def fold_after_copies(edits: Edits, module: nn.Module, affines: Sequence[Affine]) -> None:
-    r"""Make a layer compute its output once for each of several affine maps that follow it (see :func:`fold_after`).
 
     The copies lie side by side in the output channels, those of one group together: copy :math:`k` of channel
     :math:`c` of group :math:`g` is channel :math:`(g K + k) C / G + c` of :math:`K C` for :math:`G` groups.
@@ -418,37 +372,42 @@ def fold_after_copies(edits: Edits, module: nn.Module, affines: Sequence[Affine]
     edits : Edits
         The journal that records the writes.
     module : nn.Module
-        A layer of a type in ``LINEAR``; its ``weight`` and ``bias`` slots get new Parameters, and its number of output
-        channels grows.
-    affines : sequence of Affine
-        The map of each copy, of shape ``(C_out,)``.
+        A layer of a type in ``LINEAR``; its ``weight`` and ``bias`` slots get new Parameters, and for several maps its
+        number of output channels grows.
+    affines : Affine
+        Scale :math:`s` and shift :math:`t` of each map, shape ``(C_out,)``.
+
+    References
+    ----------
+    Guillemot et al. 2020, "Breaking Batch Normalization for better explainability of Deep Neural Networks
+    through Layer-wise Relevance Propagation", eq. 6.
     """
     weight, bias = _plain_parameters(edits, module)
     dtype, entry = working_dtype(weight.dtype), linear_type(module)
-    channels, groups = out_channels(module), int(getattr(module, "groups", 1))
-    scales, shifts = (
-        torch.stack([_to(value, weight) for value in values])
-        for values in zip(*((affine.scale, affine.shift) for affine in affines), strict=True)
-    )
-    # (copies, C_out, ...) in which the copies of a group are then put together.
-    if entry.transposed:
-        grouped = weight.to(dtype).unflatten(0, (groups, -1))
-        factors = scales.view(len(affines), groups, 1, -1, *(1,) * (weight.dim() - 2))
-        new_weight = (grouped * factors).movedim(0, 2).flatten(2, 3).flatten(0, 1)
-    else:
-        new_weight = _side_by_side(weight.to(dtype) * scales.view(*scales.shape, *(1,) * (weight.dim() - 1)), groups)
-    new_bias = shifts
+    scales, shifts = ([_to(getattr(affine, name), weight) for affine in affines] for name in ("scale", "shift"))
+    flat = _grouped(module, weight.to(dtype))
+    place = 2 if entry.transposed else 1  # of the copies, before the outputs of each group
+    factors = torch.stack([_spread(scale, flat, module, is_input=False) for scale in scales], place)
+    shape = (weight.shape[0], -1, *weight.shape[2:]) if entry.transposed else (-1, *weight.shape[1:])
+    new_weight = (flat.unsqueeze(place) * factors).view(shape)
+    new_biases = shifts
     if bias is not None:
-        broadcast = (*scales.shape, *(1,) * (bias.dim() - 1))
-        new_bias = bias.to(dtype) * scales.view(broadcast) + shifts.view(broadcast)
-    _write(edits, module, new_weight, _side_by_side(new_bias, groups))
-    name = "out_channels" if entry.spatial else "out_features"
-    edits.set(module, "__dict__", name, channels * len(affines))
+        # The bias is (C_out,) or, after a fold_before with zero padding, (C_out, n_1, ..., n_d).
+        new_biases = [
+            bias.to(dtype) * _widen(scale, bias.dim()) + _widen(shift, bias.dim())
+            for scale, shift in zip(scales, shifts, strict=True)
+        ]
+    new_bias = _side_by_side(torch.stack(new_biases), int(getattr(module, "groups", 1)))
+    channels = out_channels(module) * len(affines)
+    _write(edits, module, new_weight, new_bias)
+    if len(affines) > 1:
+        edits.set(module, "__dict__", "out_channels" if entry.spatial else "out_features", channels)
 
 
 def _side_by_side(copies: Tensor, groups: int) -> Tensor:
     """Return ``(copies, C_out, ...)`` as ``(copies * C_out, ...)``, with the copies of each group together."""
-    return copies.unflatten(1, (groups, -1)).transpose(0, 1).flatten(0, 2)
+    number, channels, *rest = copies.shape
+    return copies.view(number, groups, channels // groups, *rest).transpose(0, 1).reshape(-1, *rest)
 
 
 # How many entries a bias may have for each element of the weight. Measured: a 3x3 convolution of 64 channels needs
@@ -460,10 +419,7 @@ MOST_ENTRIES_PER_WEIGHT: Final = 6
 def why_not_before(module: nn.Module) -> str | None:
     """Return the reason why :func:`fold_before` should not be called, or None if nothing is against it.
 
-    Parameters
-    ----------
-    module : nn.Module
-        A layer of a type in ``LINEAR``. Nothing is computed but the number of entries that its bias would have.
+    Nothing is computed but the number of entries that the bias would have.
     """
     geometries = axis_geometries(module)
     if not any(geometry.has_border for geometry in geometries):
@@ -509,7 +465,7 @@ def fold_before(edits: Edits, module: nn.Module, affine: Affine) -> None:
     geometries = axis_geometries(module)
     if any(geometry.has_border for geometry in geometries):
         for axis, geometry in enumerate(geometries, start=1):
-            inside = torch.tensor(tap_sets(geometry).rows, dtype=dtype, device=taps.device)
+            inside = torch.tensor(Border.of(geometry).sets, dtype=dtype, device=taps.device)
             # Not as a product of matrices: autocast would compute that in half precision.
             taps = (taps.movedim(axis, -1).unsqueeze(-2) * inside).sum(-1).movedim(-1, axis)
     else:
@@ -541,22 +497,7 @@ def _spread(values: Tensor, flat: Tensor, module: nn.Module, *, is_input: bool) 
 
 
 def _constant_through(module: nn.Module, flat: Tensor, shift: Tensor) -> Tensor:
-    """Return what a constant in each input channel puts into each output channel through each kernel tap.
-
-    Parameters
-    ----------
-    module : nn.Module
-        The layer.
-    flat : Tensor
-        Its grouped weight.
-    shift : Tensor
-        The constants, ``(C_in,)``.
-
-    Returns
-    -------
-    Tensor
-        Shape ``(C_out, *kernel)``.
-    """
+    """Return what constants ``(C_in,)`` put into each output channel through each kernel tap, ``(C_out, *kernel)``."""
     entry, channels = linear_type(module), flat.shape[0] * flat.shape[1]
     kernel = _weight_shape(module)[2:]
     # Without a product as large as the weight, which may be hundreds of megabytes.

@@ -52,16 +52,8 @@ def make_tensors_plain(edits: Edits, module: nn.Module, weight: Callable[[nn.Mod
     """Make computed ``weight`` and ``bias`` plain Parameters that hold the effective values of this moment.
 
     Hooks and parametrizations that computed them are taken out, with what they computed from. A module that computes
-    neither stays as it is.
-
-    Parameters
-    ----------
-    edits : Edits
-        The journal that records the writes.
-    module : nn.Module
-        Any module.
-    weight : callable, optional
-        For a class whose forward computes a weight from its tensors: stand-in (see :func:`evaluated`) to that weight.
+    neither stays as it is. For a class whose forward computes a weight from its tensors, ``weight`` makes that of the
+    stand-in (see :func:`evaluated`).
     """
     parametrized, families = _parametrizations(module), {name: _family(module, name) for name in TENSORS}
     computed = computed_tensors(module)
@@ -75,12 +67,13 @@ def make_tensors_plain(edits: Edits, module: nn.Module, weight: Callable[[nn.Mod
         if weight is not None:
             values["weight"] = weight(stand_in)
         sources = {name: families.get(name, [name]) for name in values}
+        held = _tensors(module)
         if weight is not None:
-            sources["weight"] = [name for name in _tensors(module) if name not in families["bias"]]
-        plain = {
-            name: parameter(tracked(value).clone(), _requires_grad(module, sources[name]))
-            for name, value in values.items()
-        }
+            sources["weight"] = [name for name in held if name not in families["bias"]]
+        plain: dict[str, Tensor] = {}
+        for name, value in values.items():
+            requires_grad = any(tensor.requires_grad for source in sources[name] for tensor in held.get(source, ()))
+            plain[name] = parameter(tracked(value).clone(), requires_grad)
     for table in _HOOKS:
         for key, hook in list(slots(module, table).items()):
             if _computes(hook) in {*TENSORS, *helpers} or (parametrized and _reads_old_names(hook)):
@@ -151,8 +144,3 @@ def _tensors(module: nn.Module) -> dict[str, list[nn.Parameter]]:
     for path, tensor in module.named_parameters():
         found.setdefault(path.removeprefix("parametrizations.").partition(".")[0], []).append(tensor)
     return found
-
-
-def _requires_grad(module: nn.Module, names: list[str]) -> bool:
-    tensors = _tensors(module)
-    return any(parameter.requires_grad for name in names for parameter in tensors.get(name, ()))

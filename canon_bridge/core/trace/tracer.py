@@ -585,13 +585,16 @@ class SymbolicTracer(fx.Tracer):
 class Asked(Attribute):
     """An attribute of a value, or a method that is to be called; of its text nothing is known."""
 
-    def __format__(self, specification: str) -> str:
-        frame = sys._getframe(1)
-        if _is_own(frame) or _is_message(frame):
-            return str(super())
-        raise TypeError(f"the text of the attribute {self.attr!r} of a value is asked for, which is not known")
+    def __str__(self) -> str:
+        return self._text(sys._getframe(1))
 
-    __str__ = functools.partialmethod(__format__, "")
+    def __format__(self, specification: str) -> str:
+        return self._text(sys._getframe(1))
+
+    def _text(self, frame: types.FrameType) -> str:
+        if _is_own(frame) or _is_message(frame):
+            return f"{type(self).__name__}({self.attr})"
+        raise TypeError(f"the text of the attribute {self.attr!r} of a value is asked for, which is not known")
 
 
 class ValueProxy(InPlaceProxy):

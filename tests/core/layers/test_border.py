@@ -16,7 +16,6 @@ from canon_bridge.core.layers.border import (
     gather,
     inner_values,
     rows_by_position,
-    tap_sets,
 )
 
 SIZES = (1, 2, 3, 4, 5, 8, 13)
@@ -73,7 +72,7 @@ def cases(geometry: AxisGeometry) -> Iterator[tuple[int, Tensor]]:
 
 def rows(geometry: AxisGeometry, size: int, positions: int) -> Tensor:
     """Return the rows that the package finds, ``(positions, kernel)``."""
-    return torch.tensor(tap_sets(geometry).rows)[list(rows_by_position(geometry, size, positions))]
+    return torch.tensor(Border.of(geometry).sets)[list(rows_by_position(geometry, size, positions))]
 
 
 def borders(axes: Sequence[AxisGeometry]) -> tuple[Border, ...]:
@@ -111,7 +110,7 @@ def test_comparison_rejects_wrong_geometries() -> None:
 @pytest.mark.parametrize("geometries", [convolutions, transposed_convolutions])
 def test_rows_are_distinct_and_none_is_missing(geometries: type[Iterator[AxisGeometry]]) -> None:
     for geometry in geometries():
-        table = tap_sets(geometry).rows
+        table = Border.of(geometry).sets
         assert len(set(table)) == len(table)
         assert all(len(row) == geometry.kernel and set(row) <= {0.0, 1.0} for row in table)
         for _, seen in cases(geometry):
@@ -123,7 +122,7 @@ def test_no_border_means_that_every_tap_counts_everywhere(geometries: type[Itera
     without = [geometry for geometry in geometries() if not geometry.has_border]
     assert without
     for geometry in without:
-        assert geometry.transposed or tap_sets(geometry).rows == ((1.0,) * geometry.kernel,)
+        assert geometry.transposed or Border.of(geometry).sets == ((1.0,) * geometry.kernel,)
         assert all(bool((seen == 1).all()) for _, seen in cases(geometry))
 
 
@@ -132,7 +131,7 @@ def test_no_border_means_that_every_tap_counts_everywhere(geometries: type[Itera
     [(3, 1, 4), (1, 0, 1), (1, 1, 2), (3, 0, 1), (5, 2, 9), (7, 3, 16), (2, 1, 4), (5, 1, 4)],
 )
 def test_number_of_tap_sets_is_small(kernel: int, padding: int, number: int) -> None:
-    assert len(tap_sets(AxisGeometry(kernel, 1, 1, padding, padding)).rows) == number
+    assert len(Border.of(AxisGeometry(kernel, 1, 1, padding, padding)).sets) == number
 
 
 def test_gather_puts_every_entry_at_its_position() -> None:
@@ -145,14 +144,14 @@ def test_gather_puts_every_entry_at_its_position() -> None:
         seen = [inside(axis, size) for axis in axes]
         if any(s is None or s.shape[0] == 0 for s in seen):
             continue
-        lengths = [len(tap_sets(axis).rows) for axis in axes]
+        lengths = [len(Border.of(axis).sets) for axis in axes]
         compact = torch.randn(2, *lengths)
         outputs = [s.shape[0] for s in seen]
         full = gather(compact, borders(axes), [(size, output) for output in outputs])
         assert all(n in (1, output) for n, output in zip(full.shape[1:], outputs, strict=True))
         full = full.expand(2, *outputs)
         # The tap sets are looked up in the table one by one, by the oracle's set.
-        entries = [[tap_sets(a).rows.index(tuple(row)) for row in s.tolist()] for a, s in zip(axes, seen, strict=True)]
+        entries = [[Border.of(a).sets.index(tuple(row)) for row in s.tolist()] for a, s in zip(axes, seen, strict=True)]
         for position in product(*(range(len(axis)) for axis in entries)):
             entry = tuple(axis[p] for axis, p in zip(entries, position, strict=True))
             assert torch.equal(full[:, *position], compact[:, *entry])
@@ -162,7 +161,7 @@ def test_gather_puts_every_entry_at_its_position() -> None:
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
 def test_what_is_added_at_the_border_is_all_that_differs_from_the_inside(dimensions: int) -> None:
     axes = (AxisGeometry(3, 1, 1, 1, 1), AxisGeometry(4, 2, 1, 2, 2), AxisGeometry(5, 1, 2, 4, 4))[:dimensions]
-    compact = torch.randn(2, *(len(tap_sets(axis).rows) for axis in axes), dtype=torch.float64)
+    compact = torch.randn(2, *(len(Border.of(axis).sets) for axis in axes), dtype=torch.float64)
     sizes = [(9, len(seen)) for axis in axes if (seen := inside(axis, 9)) is not None]
     inner = inner_values(compact, borders(axes))
     assert inner is not None
@@ -175,7 +174,7 @@ def test_what_is_added_at_the_border_is_all_that_differs_from_the_inside(dimensi
 @pytest.mark.parametrize("change", [torch.relu, torch.square, torch.zeros_like, lambda b: b.clamp(-0.5, 0.2)])
 def test_element_wise_changes_commute_with_gather(change: object) -> None:
     axes = (AxisGeometry(3, 2, 1, 1, 1), AxisGeometry(3, 2, 1, 1, 1, True, 1))
-    compact = torch.randn(3, *(len(tap_sets(axis).rows) for axis in axes))
+    compact = torch.randn(3, *(len(Border.of(axis).sets) for axis in axes))
     sizes = [(7, 4), (5, 10)]
     assert torch.equal(gather(change(compact), borders(axes), sizes), change(gather(compact, borders(axes), sizes)))
 

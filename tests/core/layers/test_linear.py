@@ -18,7 +18,6 @@ from canon_bridge.core.layers.linear import (
     _filters,
     axis_geometries,
     fold_after,
-    fold_after_copies,
     fold_before,
 )
 from canon_bridge.core.norms import NORMS
@@ -95,7 +94,7 @@ def test_copies_are_the_layer_and_one_map_each_behind_it(kind: type[nn.Module], 
     layer, x = make(kind, bias), sample(kind)
     maps = [Affine(*torch.randn(2, OUT, dtype=torch.float64)) for _ in range(3)]
     expected = [apply(affine, layer(x)) for affine in maps]
-    fold_after_copies(Edits(), layer, maps)
+    fold_after(Edits(), layer, *maps)
     groups = getattr(layer, "groups", 1)
     copies = layer(x).unflatten(1, (groups, len(maps), OUT // groups))
     for number, reference in enumerate(expected):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from canon_bridge.core.affine import Affine
-from canon_bridge.core.layers.border import AxisGeometry, rows_by_position, tap_sets
+from canon_bridge.core.layers.border import AxisGeometry, Border, rows_by_position
 from canon_bridge.core.layers.linear import (
     LINEAR,
     computes_weight,
@@ -150,7 +150,7 @@ def test_taps_of_padding_by_size() -> None:
         reach = dilation * (kernel - 1)
         axis = AxisGeometry(kernel, stride, dilation, reach // 2, reach - reach // 2, by_size=True)
         assert axis.has_border is (kernel > 1)
-        table = torch.tensor(tap_sets(axis).rows)
+        table = torch.tensor(Border.of(axis).sets)
         for size in range(1, 24):
             ends = zeros_at_the_ends(size, kernel, stride, dilation)
             assert axis.padding(size) == ends

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from canon_bridge import canonize, canonized_copy, plan, register_layer
 from canon_bridge.captum import LRP, presets
-from canon_bridge.core.layers.border import AxisGeometry, number_of_tap_sets, tap_sets
+from canon_bridge.core.layers.border import AxisGeometry, Border, number_of_tap_sets
 from canon_bridge.core.layers.linear import LINEAR, MOST_ENTRIES_PER_WEIGHT, fold_before, is_linear, why_not_before
 from canon_bridge.core.norms import norm_type
 from canon_bridge.core.restore import Edits
@@ -130,7 +130,7 @@ def test_the_number_of_tap_sets() -> None:
                     for high in (0, 1, 3, 9):
                         for transposed in (False, True):
                             geometry = AxisGeometry(kernel, stride, dilation, low, high, transposed)
-                            assert number_of_tap_sets(geometry) == len(tap_sets(geometry).rows), geometry
+                            assert number_of_tap_sets(geometry) == len(Border.of(geometry).sets), geometry
 
 
 # How many entries the bias has for each element of the weight; what the comment at MOST_ENTRIES_PER_WEIGHT states.
