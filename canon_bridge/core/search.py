@@ -387,7 +387,8 @@ class _Right(Search):
 
     def _visit(self, node: fx.Node) -> None:
         network, operation = self.network, self.network.operations.get(node)
-        if network.aliases.overwritten(node) is not None and network.aliases.read_after(node):
+        is_read = bool(network.aliases.read_after(node)) or node in network.relied_on
+        if network.aliases.overwritten(node) is not None and is_read:
             raise Blocked("{} overwrites a tensor that is read again later", network.name(node))
         source: Any = node.args[0] if node.args else None
         others = [name for name in node.all_input_nodes if name is not source and has_data(name)]

@@ -80,10 +80,9 @@ def _on_the_way(explicit: ExplicitFlow) -> list[fx.Node]:
     graph = explicit.flow.graph
     reached: set[fx.Node] = set()
     for node in reversed(graph.nodes):
-        entry = entry_of(node)
         if any(reader in reached for reader, _ in explicit.aliases.read_after(node)):
             # What it overwrites is read by another name. The gradient of a ReLU is its rule.
-            reached.update([node] if entry is None or entry.name != "relu" else ())
+            reached.update(() if _is_relu(explicit, node) else [node])
         if node.op == "output":
             reached.update([node, *node.all_input_nodes])
         elif node in reached and not _stops(explicit, node):
@@ -94,6 +93,14 @@ def _on_the_way(explicit: ExplicitFlow) -> list[fx.Node]:
 def _stops(explicit: ExplicitFlow, node: fx.Node) -> bool:
     entry = entry_of(node)
     return node in explicit.flow.without_gradient or (entry is not None and entry.kind in STOPS)
+
+
+def _is_relu(explicit: ExplicitFlow, node: fx.Node) -> bool:
+    """Return whether a call is one of a ReLU; other activations stand under the same entry."""
+    entry, call = entry_of(node), explicit.operations.get(node)
+    if node.op == "call_module":
+        return call is not None and type(call.module) is nn.ReLU
+    return entry is not None and entry.name == "relu"
 
 
 def _sources(explicit: ExplicitFlow, node: fx.Node) -> list[fx.Node]:
@@ -158,8 +165,7 @@ def _why(explicit: ExplicitFlow, node: fx.Node) -> str | None:
 
 def _stays_in_place(explicit: ExplicitFlow, node: fx.Node) -> bool:
     """Return whether a module works in place also in the canonical model; the gradient of a ReLU is its rule."""
-    call = explicit.operations.get(node)
-    if call is None or node.op != "call_module" or type(call.module) is nn.ReLU:
+    if node.op != "call_module" or node not in explicit.operations or _is_relu(explicit, node):
         return False
     if explicit.aliases.overwritten(node) is None:
         return False
