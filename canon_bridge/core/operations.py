@@ -463,20 +463,20 @@ def _learned(node: fx.Node) -> Operation | None:
 
 def is_elementwise(function: Callable[[Tensor], Any]) -> bool:
     """Return whether each element of the result comes from the element at the same place, by running the function."""
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64)
-    order = torch.randperm(values.numel(), generator=generator)
-    moved = values.flatten()[order].view(values.shape)
-    try:
-        with torch.no_grad(), torch._C.DisableTorchFunction():  # not recorded, where a model is being traced
+    with torch.no_grad(), torch._C.DisableTorchFunction():  # not recorded, where a model is being traced
+        generator = torch.Generator().manual_seed(0)
+        values = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64)
+        order = torch.randperm(values.numel(), generator=generator)
+        moved = values.flatten()[order].view(values.shape)
+        try:
             result, of_moved, shorter = (function(value.clone()) for value in (values, moved, values[:1]))
-        return bool(
-            result.shape == values.shape
-            and torch.allclose(result.flatten()[order], of_moved.flatten(), rtol=1e-9)
-            and torch.allclose(result[:1], shorter, rtol=1e-9)
-        )
-    except Exception:  # whatever it raises on such a tensor
-        return False
+            return bool(
+                result.shape == values.shape
+                and torch.allclose(result.flatten()[order], of_moved.flatten(), rtol=1e-9)
+                and torch.allclose(result[:1], shorter, rtol=1e-9)
+            )
+        except Exception:  # whatever it raises on such a tensor
+            return False
 
 
 def bound_of(function: Callable[[Tensor], Any]) -> int:

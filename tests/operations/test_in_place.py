@@ -57,6 +57,28 @@ class Scales(nn.Module):
         return self.head(torch.cat([first.mean((2, 3)), self.norm(second).mean((2, 3))], 1))
 
 
+class Beside(nn.Module):
+    """Joins its input with what a block makes of it, as the skip connections of a U-Net do."""
+
+    def __init__(self, *modules):
+        super().__init__()
+        self.block = nn.Sequential(*modules, nn.Conv2d(4, 4, 1))
+
+    def forward(self, x):
+        return torch.cat([x, self.block(x)], 1)
+
+
+def _u_net(activation):
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        Beside(activation),
+        nn.Conv2d(8, 4, 4),
+        nn.Flatten(),
+        nn.Linear(4, CLASSES),
+    )
+
+
 class Written(nn.Module):
     """``operation(activation, y)`` behind a norm."""
 
@@ -94,6 +116,7 @@ def _part(activation, y):
 NETWORKS = {
     "kept by the forward itself": (lambda act: Scales(act), True),
     "kept by the one that calls": (lambda act: Scales(Before(act)), False),
+    "joined by the one that calls": (_u_net, False),
     "the same name": (lambda act: Written(_first, act), True),
     "a view": (lambda act: Written(_read_as_a_view, act), False),
     "half": (lambda act: Written(_half, act), False),
@@ -121,18 +144,19 @@ def test_a_relu_in_place(name, prefer):
 
 
 @pytest.mark.parametrize("prefer", ["left", "right"])
+@pytest.mark.parametrize("activation", [nn.SiLU, nn.LeakyReLU])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_another_activation_in_place_is_named_where_it_has_to_stay(name, prefer):
+def test_another_activation_in_place_is_named_where_it_has_to_stay(name, activation, prefer):
     make, may_be_out_of_place = NETWORKS[name]
-    model, x = finish(lambda: make(nn.SiLU(inplace=True))), image()
+    model, x = finish(lambda: make(activation(inplace=True))), image()
     output = model(x)
     uncovered = plan(model, prefer=prefer).uncovered
     assert [(entry.what, "has to stay in place" in entry.reason) for entry in uncovered] == (
-        [] if may_be_out_of_place else [("SiLU", True)]
+        [] if may_be_out_of_place else [(activation.__name__, True)]
     )
     with canonize(model, prefer=prefer):
         assert relative_error(model(x), output) < 1e-12
-        stays = [module.inplace for module in model.modules() if isinstance(module, nn.SiLU)]
+        stays = [module.inplace for module in model.modules() if isinstance(module, activation)]
         assert stays == [not may_be_out_of_place]
     composite = epsilon_composite(LRP_0, [ModelCanonizer(prefer=prefer)])
     is_named = nullcontext() if may_be_out_of_place else pytest.warns(UserWarning, match="has to stay in place")

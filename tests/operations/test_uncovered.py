@@ -5,6 +5,7 @@ import inspect
 import linecache
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -476,6 +477,42 @@ class Unlike(SetsSlope):
     def forward(self, x):
         h = self.head(F.relu(self.norm(self.conv(x))).flatten(1))
         return h * x.mask if hasattr(x, "mask") else h
+
+
+class Hooked(SetsSlope):
+    """Reads what a hook has kept: a method, a function that knows a list, or an object."""
+
+    def __init__(self, way) -> None:
+        super().__init__()
+        self.kept, self.last = ({} if way == "method" else []), torch.zeros(1, 4, 4, 4)
+        kept, hooks = self.kept, {"method": self.keep, "function": lambda _, args, out: kept.append(out)}
+        self.conv.register_forward_hook(hooks.get(way, partial(_keep, self)))
+        self.way = way
+
+    def keep(self, module, args, output):
+        self.kept["conv"] = output
+
+    def forward(self, x):
+        h = F.relu(self.norm(self.conv(x)))
+        if self.way == "attribute":
+            return self.head((h + self.last.abs()).flatten(1))
+        kept = self.kept["conv"] if self.way == "method" else self.kept[-1]
+        return self.head((h + kept.abs()).flatten(1))
+
+
+def _keep(model, module, args, output):
+    model.last = output
+
+
+@pytest.mark.parametrize("way", ["method", "function", "attribute"])
+def test_what_a_hook_has_left_is_no_constant(way):
+    model = finish(lambda: Hooked(way))
+    with torch.no_grad():
+        model(image())
+    with pytest.raises(canon_bridge.TracingError, match="a forward hook has left"):
+        plan(model)
+    model.conv._forward_hooks.clear()
+    plan(model)
 
 
 @pytest.mark.parametrize(("network", "reason"), [(Matches, "pattern"), (Unlike, "'mask'")])

@@ -85,7 +85,6 @@ def _replacements(tracer: Any) -> list[tuple[Any, str, Any]]:
         (torch, "_check", _check),
         (nn.Module, "__setattr__", _set_attribute(tracer)),
         (VariableMeta, "__call__", _make_variable),
-        _switch(tracer),
         (stateless, "_reparametrize_module", _exchanged(tracer)),
         *((holder, name, _lost(tracer, getattr(holder, name))) for holder, name in _EFFECTS),
         *_checkpoints(tracer.note_course),
@@ -120,7 +119,7 @@ def _restore(formers: list[tuple[Any, str, Any]]) -> None:
 class _Recording(TorchFunctionMode):
     """Record calls on tensors that forward has made, with a proxy among the arguments or one that was written to.
 
-    And random ones: what they draw is no constant.
+    And random ones: what they draw is no constant. It has the tracer know whether forward has switched gradients off.
     """
 
     def __init__(self, tracer: Any) -> None:
@@ -129,6 +128,8 @@ class _Recording(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch._C._set_grad_enabled:
+            self.tracer.switched_off = not args[0]
         func = getattr(func, "stands_in_for", func)  # torch looks methods up where others stand in their places
         is_recorded = is_random(func) or any(map(self.tracer.stands_for_data, tree_leaves((args, kwargs))))
         if self.tracer.is_computing or not is_recorded:
@@ -262,18 +263,6 @@ def _modules_with_torch(packages: frozenset[str], number: int, newest: str) -> t
 
 def _is_instance(value: object, kinds: Any) -> bool:
     return isinstance(value, kinds) or (is_proxy(value) and issubclass(value.stands_for(), kinds))  # pyright: ignore
-
-
-def _switch(tracer: Any) -> tuple[Any, str, Any]:
-    """Return what has the tracer know whether it is Python that has switched gradients off."""
-    here, original = threading.get_ident(), torch._C._set_grad_enabled
-
-    def switch(mode: bool, *args: Any) -> None:
-        if threading.get_ident() == here:
-            tracer.switched_off = not mode
-        original(mode, *args)
-
-    return torch._C, "_set_grad_enabled", switch
 
 
 class _TypeOfType(type):

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from canon_bridge.core.restore import paths, refill
 from canon_bridge.core.trace.flow import fill
@@ -95,6 +96,36 @@ def _shared_by(kind: type[nn.Module]) -> list[Any]:
     forward = inspect.unwrap(kind.forward)
     code, names = getattr(forward, "__code__", None), getattr(forward, "__globals__", {})
     return found + ([names[name] for name in names_read(code) if name in names] if code is not None else [])
+
+
+def left_by_hooks(model: nn.Module) -> set[int]:
+    """Return the identities of the tensors that forward hooks have left where they write; a trace runs no hooks."""
+    tables = (vars(m)[table] for m in model.modules() for table in ("_forward_pre_hooks", "_forward_hooks"))
+    left = {id(tensor) for hooks in tables for hook in hooks.values() for tensor in _left_by(hook)}
+    return left - {id(tensor) for tensor in (*model.parameters(), *model.buffers())} if left else left
+
+
+def _left_by(hook: Any) -> list[Tensor]:
+    """Return the tensors in the attributes that a hook sets, and in the containers that it names or holds."""
+    holders: list[Any] = []
+    while isinstance(hook, functools.partial):
+        holders += [*hook.args, *hook.keywords.values()]
+        hook = hook.func
+    hook = inspect.unwrap(hook)
+    function: Any = hook if hasattr(hook, "__code__") else type(hook).__call__
+    if not hasattr(function, "__code__"):
+        return []
+    names = names_read(function.__code__)
+    stored = {step.argval for step in dis.get_instructions(function.__code__) if step.opname == "STORE_ATTR"}
+    holders += [getattr(hook, "__self__", hook), *(cell.cell_contents for cell in function.__closure__ or ())]
+    holders += [value for name, value in function.__globals__.items() if name in names]
+    found: list[Any] = []
+    for holder in holders:
+        attributes = {} if isinstance(holder, _CONTAINERS) else getattr(holder, "__dict__", {})
+        held = [value for name, value in attributes.items() if name in names and isinstance(value, _CONTAINERS)]
+        held += [holder, *(value for name, value in attributes.items() if name in stored)]
+        found += [list(value) if isinstance(value, set) else value for value in held]
+    return [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
 
 
 @functools.lru_cache(maxsize=2048)

@@ -47,6 +47,7 @@ from canon_bridge.core.trace.flow import (
     pattern,
     unpack,
 )
+from canon_bridge.core.trace.preserve import left_by_hooks
 
 # Classes of torch.nn that have no forward of their own to know.
 _CONTAINERS: Final = frozenset(
@@ -268,6 +269,7 @@ class SymbolicTracer(fx.Tracer):
         self._root_inputs = inputs
         self._call: tuple[Site, str] | None = None
         self._own: set[int] = set()
+        self._left_by_hooks: set[int] = set()
         self._given: list[tuple[Any, Any, Any]] = []  # arguments, as they came, and their proxies
         self._called: set[str] = set()
         self._altered: set[nn.Module] = set()  # of whose attributes another forward sets some
@@ -286,7 +288,8 @@ class SymbolicTracer(fx.Tracer):
             self._altered.add(module)
             if not self.inline:
                 raise CannotBeWrittenError(
-                    "it sets an attribute of another module, which a new forward would not; pass it as an argument."
+                    "it sets an attribute of another module, which a new forward would not; pass it as an argument, or "
+                    "keep what it has computed by a forward hook."
                 )
 
     def refuse_effect(self, name: str) -> None:
@@ -296,6 +299,10 @@ class SymbolicTracer(fx.Tracer):
 
     def stands_for_data(self, value: object) -> bool:
         """Return whether a value is a proxy, or a tensor to which one was written."""
+        if id(value) in self._left_by_hooks:
+            raise CannotBeWrittenError(
+                "it reads a tensor that a forward hook has left there, which no trace runs; have a module return it."
+            )
         return is_proxy(value) or id(value) in self._made
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -315,6 +322,7 @@ class SymbolicTracer(fx.Tracer):
             self.bound = dict(bound.arguments)
         _refuse_patterns(root.forward)
         self._own = {id(module) for module in root.modules()}
+        self._left_by_hooks = left_by_hooks(root)
         self._find = finder(root)
         self.flow.graph = super().trace(root, concrete_args)
         for node in self.flow.graph.nodes:
@@ -493,7 +501,7 @@ class SymbolicTracer(fx.Tracer):
         """Return what stands for a value in the graph; nothing is stored on the model."""
         if is_proxy(a):
             return self._now(a.node)
-        if id(a) in self._made:
+        if self.stands_for_data(a):
             return self._now(self._made[id(a)][1])
         # fx would store unknown tensors as attributes of the user's model.
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and not self._is_attribute(a):
