@@ -1,8 +1,9 @@
 """Plans are kept, weakly and by model, and are used again as long as the model would get the same plan.
 
 A plan depends on the modules and their places, types and forwards, on plain attributes (flags, sizes, the mode), on
-which tensors there are, on hooks that compute weights, on which norms are the identity, and on what is registered, but
-not on the values of parameters and buffers. All of that is compared, in one pass over the modules.
+attributes and methods of their classes, on which tensors there are, on hooks that compute weights, on which norms are
+the identity, and on what is registered, but not on the values of parameters and buffers. All of that is compared, in
+one pass over the modules.
 """
 
 import weakref
@@ -24,6 +25,19 @@ _PLAIN: Final = frozenset({NoneType, bool, int, float, complex, str, bytes, torc
 _ANY: Final = {TRANSIENT, *(name for name in vars(nn.Module()) if "hook" in name)} - {"_forward_pre_hooks"}
 _MANY, _DEEP = 10_000, 6
 _DATA: Final = ("_parameters", "_buffers")
+_CONSTANT: Final = frozenset({"torch", "builtins"})  # packages whose classes stay as they are
+
+
+@dataclass(frozen=True, eq=False)
+class _Object:
+    """An attribute of a class (a method, a property), to compare by identity; the class keeps it alive, too."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Object) and other.value is self.value
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
 
 
 class _Likeness:
@@ -43,6 +57,10 @@ class _Likeness:
                     self.values.append(name)
                     # Tracing puts data in the place of parameters and buffers: a forward cannot ask for their values.
                     self._add(value, with_values=name not in _DATA)
+        for base in dict.fromkeys(base for module in paths(model) for base in type(module).__mro__):
+            if base.__module__.partition(".")[0] not in _CONSTANT:
+                for name, value in vars(base).items():
+                    self.values += (name, value if type(value) in _PLAIN else _Object(value))
 
     def _add(self, value: Any, depth: int = 0, with_values: bool = True) -> None:
         if type(value) in _PLAIN:

@@ -748,7 +748,8 @@ def _retarget(graph: fx.Graph, node: fx.Node, entry: _Wanted) -> fx.Node:
 def _flags_read(container: nn.Module) -> dict[str, Any]:
     """Return the plain attributes that the forward of a container names, which a new forward holds as constants.
 
-    Its mode counts, and what is named by the methods that forward names, and by functions inside of these.
+    Those of its class count, its mode does, and what is named by methods that forward names and functions inside of
+    these.
     """
     named, waiting = set[str](), [getattr(inspect.unwrap(container.forward), "__code__", None)]
     while waiting:
@@ -756,8 +757,9 @@ def _flags_read(container: nn.Module) -> dict[str, Any]:
         for name in names_read(code) - named if isinstance(code, types.CodeType) else ():
             named.add(name)
             waiting.append(getattr(getattr(type(container), name, None), "__code__", None))
-    flags = {name: value for name, value in vars(container).items() if name in named and type(value) in CONSTANTS}
-    return {name: value for name, value in flags.items() if value == value}  # but NaN
+    own = {name: value for base in reversed(type(container).__mro__) for name, value in vars(base).items()}
+    flags = {name: value for name, value in (own | vars(container)).items() if name in named}
+    return {name: value for name, value in flags.items() if type(value) in CONSTANTS and value == value}  # no NaN
 
 
 def _free_name(owner: nn.Module, name: str, taken: set[str]) -> str:

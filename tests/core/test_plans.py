@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from zennit.composites import EpsilonPlus
@@ -177,6 +178,46 @@ def test_another_forward_of_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
     first = plan(model)
     monkeypatch.setattr(Custom, "forward", lambda self, x: x.relu())
     assert plan(model) is not first
+
+
+class Scaling(nn.Sequential):
+    """Reads an attribute, a property and a method of its class."""
+
+    factor = 2.0
+    offset = property(lambda self: 0.5)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.relu(self.scaled(super().forward(input)) + self.offset)
+
+
+OF_CLASS: dict[str, Any] = {
+    "factor": 5.0,
+    "offset": property(lambda self: -0.5),
+    "scaled": lambda self, x: x * 3,
+}
+
+
+@pytest.mark.parametrize("name", OF_CLASS)
+def test_another_attribute_of_a_class(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = Scaling(conv(), norm()).double().eval(), image()
+    assert again(model)
+    former = model(x)
+    monkeypatch.setattr(Scaling, name, OF_CLASS[name])
+    expected = model(x)
+    assert relative_error(former, expected) > 1e-3
+    with canonize(model):
+        assert relative_error(model(x), expected) < 1e-12
+
+
+def test_an_attribute_of_a_class_that_changes_in_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Scaling(conv(), norm()).double().eval()
+    with canonize(model):
+        monkeypatch.setattr(Scaling, "factor", 3.0)
+        with pytest.raises(ValueError, match=r"factor=3\.0"):
+            model(image())
 
 
 def test_what_is_registered_since(monkeypatch: pytest.MonkeyPatch) -> None:
