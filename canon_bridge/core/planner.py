@@ -10,7 +10,6 @@ from canon_bridge.core.explicit import EXPANSIONS
 from canon_bridge.core.garbage import without_collection
 from canon_bridge.core.layers.linear import computes_weight, is_linear, why_not_foldable
 from canon_bridge.core.norms import check_norm, is_identity, is_norm
-from canon_bridge.core.obstacles import check_types
 from canon_bridge.core.options import Options, Scope
 from canon_bridge.core.plan import Entry, Leftover, Merge, Obstacle, Plan, Refusal, Untangled, Words, words
 from canon_bridge.core.registry import find_entry
@@ -37,7 +36,6 @@ def make_plan(model: nn.Module, options: Options, scope: Scope, arguments: tuple
     ``TracingError`` if its data flow cannot be found, and ``ValueError`` if a BatchNorm is in training mode or has no
     running statistics.
     """
-    check_types(model)
     for path, module in model.named_modules():
         if is_norm(module):
             check_norm(module, path or "the model")
