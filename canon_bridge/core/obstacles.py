@@ -17,6 +17,9 @@ WRAPPERS: Final = Registry[str](
     }
 )
 
+# What stands beside quantized modules in torch and computes with floating point numbers, in models yet to be quantized.
+_OF_FLOATS: Final = frozenset({"FloatFunctional", "FXFloatFunctional"})
+
 
 def check_module(model: object) -> None:
     """Raise ``TypeError`` if the model is no module, or one in it hides another or has parts that cannot be changed.
@@ -49,7 +52,7 @@ def _unchangeable(module: nn.Module) -> str | None:
     if isinstance(module, torch.jit.ScriptModule):
         return "a scripted module"
     is_quantized = "quantized" in kind.__module__ and kind.__module__.startswith("torch.")
-    return f"a quantized module ({kind.__name__})" if is_quantized else None
+    return f"a quantized module ({kind.__name__})" if is_quantized and kind.__name__ not in _OF_FLOATS else None
 
 
 def check_values(model: nn.Module) -> None:
