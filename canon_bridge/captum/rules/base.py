@@ -5,10 +5,11 @@ hooked to tensors, so a tensor may feed any number of modules.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -135,7 +136,9 @@ class Rule(PropagationRule):
             torch.set_grad_enabled(False)
             return None
         pairs = zip(inputs, are_data(module, inputs), strict=True)
-        begun.leaves = tuple(_kept(v).requires_grad_() if is_data else _constant(v) for v, is_data in pairs)
+        begun.leaves = tuple(
+            _kept(module, v).requires_grad_() if is_data else _constant(module, v) for v, is_data in pairs
+        )
         return begun.leaves
 
     def stand_in(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
@@ -203,13 +206,59 @@ class _Begun:
 _begun: ContextVar[_Begun | None] = ContextVar("_begun", default=None)
 
 
-def _kept(value: Tensor) -> Tensor:
+class Kept:
+    """What rules keep of the arguments of modules in one forward pass: which a forward may overwrite after the module.
+
+    They are kept as they are, without a copy, and it is known at the end which of them were overwritten since.
+
+    Parameters
+    ----------
+    copied : collection of nn.Module, optional
+        The modules whose arguments are copied; all by default.
+    """
+
+    def __init__(self, copied: Collection[nn.Module] | None = None) -> None:
+        self._copied = copied
+        self._aliases: list[tuple[nn.Module, Tensor, int]] = []
+
+    @contextmanager
+    def during(self) -> Generator[None]:
+        """Have rules keep arguments so, for the length of the block."""
+        token = _keeping.set(self)
+        try:
+            yield
+        finally:
+            _keeping.reset(token)
+
+    def keep(self, module: nn.Module, value: Tensor) -> Tensor:
+        """Return the values as they are now, detached."""
+        if self._copied is None or module in self._copied:
+            return value.detach().clone()
+        alias = value.detach()
+        if not alias.is_inference():
+            self._aliases.append((module, alias, alias._version))
+        return alias
+
+    def overwritten(self, model: nn.Module) -> frozenset[str]:
+        """Return the paths of the modules whose arguments are no longer what they were; to be asked after the pass."""
+        found = {module for module, alias, version in self._aliases if alias._version != version}
+        self._aliases.clear()  # what the graph does not need is not kept
+        return frozenset(path for path, module in (model.named_modules() if found else ()) if module in found)
+
+
+_keeping: ContextVar[Kept | None] = ContextVar("_keeping", default=None)
+
+
+def _kept(module: nn.Module, value: Tensor) -> Tensor:
     """Return the values as they are now: a view may be overwritten through what it is a view of."""
-    return value.detach().clone() if value._is_view() else value.detach()
+    return value.detach().clone() if value._is_view() else _constant(module, value)
 
 
-def _constant(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+def _constant(module: nn.Module, value: Any) -> Any:
+    keeping = _keeping.get()
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach() if keeping is None else keeping.keep(module, value)
 
 
 def _tensors(inputs: Any) -> Tensors:
@@ -225,12 +274,13 @@ class _Propagation(torch.autograd.Function):
         ctx.rule, ctx.module, ctx.own, ctx.records = rule, module, own, records
         ctx.is_tensor = are_data(module, inputs)
         pairs = list(zip(inputs, ctx.is_tensor, strict=True))
-        ctx.arguments = tuple(None if is_data else _constant(value) for value, is_data in pairs)
+        ctx.arguments = tuple(None if is_data else _constant(module, value) for value, is_data in pairs)
         data: Tensors = tuple(value for value, is_data in pairs if is_data)
         if own is not None:
             ctx.save_for_backward(*(leaf.detach() for leaf in own.leaves))
             return output.clone()  # so that nobody writes over what is kept
-        ctx.save_for_backward(*map(_kept if rule.keeps_inputs else _without_values, data))
+        keep = partial(_kept, module) if rule.keeps_inputs else _without_values
+        ctx.save_for_backward(*map(keep, data))
         return output.detach()
 
     @staticmethod
