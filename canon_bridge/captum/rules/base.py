@@ -4,6 +4,7 @@ What arrives at the module's output as a gradient is relevance, and what leaves 
 hooked to tensors, so a tensor may feed any number of modules.
 """
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
@@ -59,6 +60,17 @@ def are_data(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[bool, ...]:
     """Return which arguments of a call are data: tensors, but no integers, nor what it has besides its data."""
     count = module.data_count if isinstance(module, Explicit) else len(arguments)
     return tuple(index < count and _is_data(value) for index, value in enumerate(arguments))
+
+
+def _by_position(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call, by position all that may be, for the rule computes the module again by those."""
+    if not kwargs:
+        return args, kwargs
+    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.args, bound.kwargs
 
 
 def _is_data(value: object) -> bool:
@@ -122,14 +134,17 @@ class Rule(PropagationRule):
     def attach(self, module: nn.Module) -> list[RemovableHandle]:
         """Put the rule in the place of the module in the autograd graph; return the handles that take it away."""
         if module._forward_hooks or module._modules:  # a hook of the user's may want the graph inside the module
-            return [module.register_forward_hook(self.stand_in)]
-        begin = module.register_forward_pre_hook(self._begin)
-        return [begin, module.register_forward_hook(self.stand_in, always_call=True)]
+            return [module.register_forward_hook(self.stand_in, with_kwargs=True)]
+        begin = module.register_forward_pre_hook(self._begin, with_kwargs=True)
+        return [begin, module.register_forward_hook(self.stand_in, with_kwargs=True, always_call=True)]
 
-    def _begin(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _begin(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Have the module record no graph, or one of this call alone where the rule evaluates it as it is."""
         if _evaluating.get():
             return None
+        inputs, others = _by_position(module, args, kwargs)
         begun = _Begun(module, torch.is_grad_enabled(), inputs)
         _begun.set(begun)
         if not begun.records or not self.keeps_output(module):
@@ -139,13 +154,13 @@ class Rule(PropagationRule):
         begun.leaves = tuple(
             _kept(module, v).requires_grad_() if is_data else _constant(module, v) for v, is_data in pairs
         )
-        return begun.leaves
+        return begun.leaves, others
 
-    def stand_in(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    def stand_in(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Return what a module has put out, detached from the graph, but for the rule; a forward hook."""
         if _evaluating.get():
             return None
-        begun, own = _begun.get(), None
+        (inputs, _), begun, own = _by_position(module, args, kwargs), _begun.get(), None
         if begun is not None and begun.module is module:
             _begun.set(None)
             torch.set_grad_enabled(begun.records)

@@ -47,6 +47,20 @@ def test_a_rule_takes_the_place_of_the_module_until_its_handles_are_removed(is_c
     assert all(map(torch.equal, torch.autograd.grad(module(a, b), (a, b), relevance), expected))
 
 
+@pytest.mark.parametrize("is_container", [False, True])
+def test_arguments_by_name_are_arguments(is_container):
+    module = nn.Bilinear(1, 2, 2, bias=False).double().requires_grad_(False)
+    if is_container:
+        module.inside = nn.Identity()
+    a, b = (torch.randn(1, size, dtype=torch.float64, requires_grad=True) for size in (1, 2))
+    relevance, rule = torch.tensor([[1.0, 5.0]], dtype=torch.float64), Thirds()
+    rule.attach(module)
+    for output in (module(a, input2=b), module(input2=b, input1=a)):
+        found = torch.autograd.grad(output, (a, b), relevance)
+        assert [share.tolist() for share in found] == [[[2]], [[2, 2]]]
+        assert torch.allclose(rule.called[0], 100 * output, rtol=1e-14, atol=0)
+
+
 def test_gradients_are_recorded_again_after_an_exception_in_a_module():
     layer = nn.Linear(2, 2)
     rules.ZPlus().attach(layer)
