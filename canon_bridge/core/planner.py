@@ -13,7 +13,7 @@ from canon_bridge.core.norms import check_norm, is_identity, is_norm
 from canon_bridge.core.options import Options, Scope
 from canon_bridge.core.plan import Entry, Leftover, Merge, Obstacle, Plan, Refusal, Untangled, Words, words
 from canon_bridge.core.registry import find_entry
-from canon_bridge.core.rewrite import ExplicitFlow, ModuleCall, make_explicit
+from canon_bridge.core.rewrite import ModuleCall, make_explicit
 from canon_bridge.core.search import Network, find_left, find_right, name_of
 from canon_bridge.core.trace.trace import trace
 from canon_bridge.core.uncovered import find_uncovered
@@ -39,10 +39,9 @@ def make_plan(model: nn.Module, options: Options, scope: Scope, arguments: tuple
     for path, module in model.named_modules():
         if is_norm(module):
             check_norm(module, path or "the model")
-    explicit = make_explicit(
-        model, trace(model, arguments if options.arguments is None else options.arguments), scope.explicit
-    )
-    planner = _Planner(explicit, model, options, scope)
+    arguments = arguments if options.arguments is None else options.arguments
+    explicit = make_explicit(model, trace(model, arguments), scope.explicit)
+    planner = _Planner(Network(explicit, model, arguments), options, scope)
     entries = [*planner.entries(), *planner.others(model)]
     everything = scope.explicit
     return Plan(
@@ -61,15 +60,14 @@ def make_plan(model: nn.Module, options: Options, scope: Scope, arguments: tuple
 class _Planner:
     """The normalization layers of one flow, resolved one after the other."""
 
-    def __init__(self, explicit: ExplicitFlow, model: nn.Module, options: Options, scope: Scope) -> None:
-        self.network = Network(explicit, model)
+    def __init__(self, network: Network, options: Options, scope: Scope) -> None:
+        self.network = network
         self.options = options
         self.scope = scope
         self.untangling = Untangling(self.network, with_rest=options.leftover == "linear")
         self.staying: dict[str, str] = {}  # why, of norms that compute something, whatever the options are
         self.norms = {operation.path: operation for operation in self.network.in_order() if is_norm(operation.module)}
         self.modules = {call.path: call.module for call in self.network.operations.values()}
-        network = self.network
         network.identities |= {path for path, norm in self.norms.items() if is_identity(norm.module)}
         if scope.kinds is not None:
             network.untouchable |= set(self.norms)
