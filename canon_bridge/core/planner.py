@@ -15,6 +15,7 @@ from canon_bridge.core.plan import Entry, Leftover, Merge, Obstacle, Plan, Refus
 from canon_bridge.core.registry import find_entry
 from canon_bridge.core.rewrite import ModuleCall, make_explicit
 from canon_bridge.core.search import Network, find_left, find_right, name_of
+from canon_bridge.core.trace.flow import TracingError
 from canon_bridge.core.trace.trace import trace
 from canon_bridge.core.uncovered import find_uncovered
 from canon_bridge.core.untangle import Untangling
@@ -40,7 +41,13 @@ def make_plan(model: nn.Module, options: Options, scope: Scope, arguments: tuple
         if is_norm(module):
             check_norm(module, path or "the model")
     arguments = arguments if options.arguments is None else options.arguments
-    explicit = make_explicit(model, trace(model, arguments), scope.explicit)
+    flow = trace(model, arguments)
+    if any(original == "" != place for place, original in flow.originals.items()):
+        raise TracingError(
+            f"the forward of the model ({type(model).__name__}) calls the model itself, which no module in it can "
+            "stand for; have it call `self.forward`, or canonize a model that holds it: nn.Sequential(model)."
+        )
+    explicit = make_explicit(model, flow, scope.explicit)
     planner = _Planner(Network(explicit, model, arguments), options, scope)
     entries = [*planner.entries(), *planner.others(model)]
     everything = scope.explicit
