@@ -4,7 +4,6 @@ What arrives at the module's output as a gradient is relevance, and what leaves 
 hooked to tensors, so a tensor may feed any number of modules.
 """
 
-import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from canon_bridge.core import Explicit
+from canon_bridge.core import Explicit, by_position
 
 Tensors = tuple[Tensor, ...]
 Stabilizer = float | Callable[[Tensor], Tensor]
@@ -60,17 +59,6 @@ def are_data(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[bool, ...]:
     """Return which arguments of a call are data: tensors, but no integers, nor what it has besides its data."""
     count = module.data_count if isinstance(module, Explicit) else len(arguments)
     return tuple(index < count and _is_data(value) for index, value in enumerate(arguments))
-
-
-def _by_position(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a call, by position all that may be, for the rule computes the module again by those."""
-    if not kwargs:
-        return args, kwargs
-    bound = inspect.signature(module.forward).bind(*args, **kwargs)
-    bound.apply_defaults()
-    return bound.args, bound.kwargs
 
 
 def _is_data(value: object) -> bool:
@@ -144,7 +132,7 @@ class Rule(PropagationRule):
         """Have the module record no graph, or one of this call alone where the rule evaluates it as it is."""
         if _evaluating.get():
             return None
-        inputs, others = _by_position(module, args, kwargs)
+        inputs, others = by_position(module, args, kwargs)
         begun = _Begun(module, torch.is_grad_enabled(), inputs)
         _begun.set(begun)
         if not begun.records or not self.keeps_output(module):
@@ -160,7 +148,7 @@ class Rule(PropagationRule):
         """Return what a module has put out, detached from the graph, but for the rule; a forward hook."""
         if _evaluating.get():
             return None
-        (inputs, _), begun, own = _by_position(module, args, kwargs), _begun.get(), None
+        (inputs, _), begun, own = by_position(module, args, kwargs), _begun.get(), None
         if begun is not None and begun.module is module:
             _begun.set(None)
             torch.set_grad_enabled(begun.records)
