@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from canon_bridge.core import by_position
+
 
 def total(values: Tensor) -> float:
     """Return the sum, in double precision."""
@@ -112,11 +114,13 @@ class _Recorder:
     def enter(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         if self.is_over:  # a rule evaluates the module anew
             return None
+        given, _ = by_position(module, args, kwargs)
         visit = Visit(
             path,
             module,
-            tuple(value.detach() if isinstance(value, Tensor) else value for value in args),
-            tuple(isinstance(value, Tensor) and value.requires_grad for value in args),
+            # Copies: a forward may overwrite them.
+            tuple(value.detach().clone() if isinstance(value, Tensor) else value for value in given),
+            tuple(isinstance(value, Tensor) and value.requires_grad for value in given),
         )
         self.stack[-1].inside.append(visit)
         self.stack.append(visit)

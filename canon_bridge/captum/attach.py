@@ -1,6 +1,6 @@
 """The rules of a preset on the modules of a model, for the length of a block."""
 
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,11 +9,14 @@ from torch import nn
 
 from canon_bridge.captum import rules
 from canon_bridge.captum.maps import Preset
+from canon_bridge.captum.rules.base import Kept
 from canon_bridge.core import Edits, Kind, kind_for_rules
 
 
 @contextmanager
-def attached(model: nn.Module, preset: Preset, is_canonical: bool, verbose: bool = False) -> Generator[None]:
+def attached(
+    model: nn.Module, preset: Preset, is_canonical: bool, verbose: bool = False, copied: Collection[str] | None = None
+) -> Generator[Kept]:
     """Attach the rule of each module to it, for the length of the block; one that the user has set takes precedence.
 
     Parameters
@@ -27,6 +30,13 @@ def attached(model: nn.Module, preset: Preset, is_canonical: bool, verbose: bool
         In another model it works out of place, for rules need the input as it was.
     verbose : bool, default False
         Whether to print which rule is on which module.
+    copied : collection of str, optional
+        The modules whose arguments are overwritten after them, by their paths; by default it may be any.
+
+    Yields
+    ------
+    Kept
+        What the rules keep of the arguments.
 
     Raises
     ------
@@ -53,7 +63,9 @@ def attached(model: nn.Module, preset: Preset, is_canonical: bool, verbose: bool
                     edits.set(module, "__dict__", "inplace", False)
                 if verbose:
                     print(f"{type(rule).__name__} on {name} ({type(module).__name__})")  # noqa: T201 - what verbose asks for
-        yield
+        kept = Kept(None if copied is None else {module for path, module in model.named_modules() if path in copied})
+        with kept.during():
+            yield kept
     finally:
         for handle in handles:
             handle.remove()

@@ -41,6 +41,7 @@ class OnCanonicalModel:
     preset: presets.Preset
     options: Options
     _canonization: Canonization | None
+    _overwritten: frozenset[str]  # modules whose arguments the forward overwrites after them
     _traced_with: Values | None  # what is like the arguments that the model was traced with, if it had to be
 
     def _set_up(self, preset: presets.Preset | None, options: Options) -> None:
@@ -53,6 +54,7 @@ class OnCanonicalModel:
             )
         self.options = options
         self._canonization = self._traced_with = None
+        self._overwritten = frozenset[str]()
         try:
             self.canonical()  # so that a model that cannot be canonized is refused here
         except TracingError:
@@ -126,18 +128,22 @@ class OnCanonicalModel:
         before = None if is_known else canonization.reference(arguments)
         with ExitStack() as stack:
             stack.enter_context(canonization)
-            stack.enter_context(attached(self.model, self.preset, True, verbose))
+            kept = stack.enter_context(attached(self.model, self.preset, True, verbose, self._overwritten))
             for tap in taps:
                 stack.enter_context(tap.attached())
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             output = self.model(*arguments)
+            overwritten = kept.overwritten(self.model)
             score = _score(output, target)
             explained = [leaf for leaf in leaves if leaf.requires_grad] or [v for tap in taps for v in tap.values]
             found: dict[Tensor, Tensor | None] = {}
-            if score.requires_grad and explained:
+            if score.requires_grad and explained and not overwritten:
                 gradients = torch.autograd.grad(score, explained, score.detach(), allow_unused=True)
                 found = dict(zip(explained, cast("tuple[Tensor | None, ...]", gradients), strict=True))
+        if overwritten:  # once more, with copies of those; from now on from the beginning
+            self._overwritten |= overwritten
+            return self._run(leaves, arguments, target, verbose, taps)
         if before is not None:
             canonization.check_function(before, tensors_in(output))
             self._is_checked = True

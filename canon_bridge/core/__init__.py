@@ -31,7 +31,7 @@ from canon_bridge.core.explicit import (
     signal_of,
     stand_in,
 )
-from canon_bridge.core.forwards import bind_forward
+from canon_bridge.core.forwards import bind_forward, by_position
 from canon_bridge.core.layers.linear import LINEAR, is_linear, register_layer
 from canon_bridge.core.norms import check_norm, is_norm, normalized, register_norm, width
 from canon_bridge.core.obstacles import check_module
@@ -87,6 +87,7 @@ __all__ = [
     "Untangled",
     "align",
     "bind_forward",
+    "by_position",
     "check_module",
     "check_norm",
     "fits_defaults",

@@ -61,6 +61,8 @@ def _make_explicit(edits: Edits, model: nn.Module, plan: Plan) -> None:
         container = model.get_submodule(rewrite.path)
         for name, make in rewrite.children:
             edits.set(container, "_modules", name, make(container))
+    for rewrite in plan.rewrites:  # only now: stand-ins take over the forward of what they stand for
+        container = model.get_submodule(rewrite.path)
         for name, tensor in rewrite.constants.items():
             edits.set_buffer(container, name, tensor.clone())  # it moves with the model
         bind_forward(edits, container, rewrite.function)

@@ -367,10 +367,10 @@ def stand_in(module: nn.Module, known: dict[nn.Module, nn.Module] | None = None)
     known = {} if known is None else known
     if module in known:
         return known[module]
-    twin = known[module] = copy.copy(module)
-    for name, value in vars(twin).items():
-        if isinstance(value, dict | set):
-            vars(twin)[name] = copy.copy(value)
+    # Not by copy.copy, which asks the class: one with parametrizations refuses, others leave something out.
+    twin = known[module] = object.__new__(type(module))
+    for name, value in vars(module).items():
+        vars(twin)[name] = copy.copy(value) if isinstance(value, dict | set) else value
     bound = bound_function(module)
     if bound is not None:  # a forward of canonization's own is bound to its module
         vars(twin).update(forward_slots(twin, bound[0], *bound[1]))

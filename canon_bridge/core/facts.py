@@ -5,7 +5,7 @@ sizes that are not known. What is the same in all of them is known; what cannot 
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -242,11 +242,18 @@ class Facts:
     """The sizes of the values of one flow, as far as they are known.
 
     ``modules`` are those that nodes call or become; ``values`` are those of nodes on example inputs, where the flow was
-    traced with values; ``root`` is the model.
+    traced with values; ``root`` is the model; ``ranks`` are how many dimensions its arguments have, by name, if told.
     """
 
-    def __init__(self, graph: fx.Graph, modules: dict[fx.Node, nn.Module], values: dict[fx.Node, Any], root: Any):
-        self.modules, self.values, self.root = modules, values, root
+    def __init__(
+        self,
+        graph: fx.Graph,
+        modules: dict[fx.Node, nn.Module],
+        values: dict[fx.Node, Any],
+        root: Any,
+        ranks: Mapping[str, int] | None = None,
+    ):
+        self.modules, self.values, self.root, self._ranks = modules, values, root, ranks or {}
         self._nodes = iter(graph.nodes)
         self._found: dict[fx.Node, Any] = {}
         self._fresh = _primes()
@@ -284,7 +291,10 @@ class Facts:
         if node in self.values:
             return self._like(self.values[node])
         found = self._by_kind(node)
-        return self._for_readers(node) if found is UNKNOWN else found
+        if found is UNKNOWN:
+            found = self._for_readers(node)
+        is_told = found is UNKNOWN and node.op == "placeholder" and node.target in self._ranks
+        return self._of_rank(self._ranks[str(node.target)]) if is_told else found
 
     def _by_kind(self, node: fx.Node) -> Any:
         if node.op in ("placeholder", "output"):
@@ -384,6 +394,10 @@ class Facts:
             return UNKNOWN
         sizes = [self._new() for _ in range(ranks[0] - 1)]
         return [self._meta((sizes[0][w], channels, *(size[w] for size in sizes[1:]))) for w in WORLDS]
+
+    def _of_rank(self, rank: int) -> Any:
+        sizes = [self._new() for _ in range(rank)]
+        return [self._meta(tuple(size[w] for size in sizes)) for w in WORLDS]
 
     def _like(self, value: Any) -> Any:
         """Return what is known from a value on example inputs: its dimensions and its channels, not how large it is."""

@@ -5,6 +5,7 @@ of its ``__dict__``, and would compute with the tensors of the original, on anot
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -48,6 +49,17 @@ def bound_function(module: nn.Module) -> tuple[Callable[..., Any], tuple[Any, ..
     if not isinstance(forward, functools.partial) or forward.keywords or forward.args[:1] != (module,):
         return None
     return forward.func, forward.args[1:]
+
+
+def by_position(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call, by position all that may be: what computes the module again has those alone."""
+    if not kwargs:
+        return args, kwargs
+    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.args, bound.kwargs
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -422,8 +422,8 @@ def _merged(norm: nn.Module, merged: _Merged, input: Tensor) -> Tensor:
         wanted = " or ".join(SHAPES[rank] for rank in merged.ranks)
         raise ValueError(
             f"{merged.paths} are merged for input of shape {wanted}, but got {tuple(input.shape)}: here the layers "
-            "count other channels. Add the batch dimension, or use a convolution with kernel size 1 where a Linear "
-            "layer acts on the last dimension."
+            "count other channels. Pass example_inputs of this shape, add the batch dimension, or use a convolution "
+            "with kernel size 1 where a Linear layer acts on the last dimension."
         )
     if norm.training and not merged.frozen:  # not every torch refuses that with an eps of 0
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What canonization cannot begin with: modules that hide the one that they run, and tensors without values."""
+"""What canonization cannot begin with: modules that hide what they run or are made of, and tensors without values."""
 
 from typing import Final
 
@@ -17,9 +17,15 @@ WRAPPERS: Final = Registry[str](
     }
 )
 
+# What stands beside quantized modules in torch and computes with floating point numbers, in models yet to be quantized.
+_OF_FLOATS: Final = frozenset({"FloatFunctional", "FXFloatFunctional"})
+
 
 def check_module(model: object) -> None:
-    """Raise ``TypeError`` if the model is no module, or a module in it hides another, and see :func:`check_values`."""
+    """Raise ``TypeError`` if the model is no module, or one in it hides another or has parts that cannot be changed.
+
+    See also :func:`check_values`.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module.")
     for module, path in paths(model).items():
@@ -32,20 +38,21 @@ def check_module(model: object) -> None:
                 else f"use model.{attribute} instead. Inside the block the {kind} runs the canonical model, too."
             )
             raise TypeError(f"{path or 'model'} is a {kind}, which hides the module that it runs: {advice}")
+        found = _unchangeable(module)
+        if found is not None:
+            raise TypeError(
+                f"{path or 'the model'} is {found}, which cannot be changed; canonize the model it came from."
+            )
     check_values(model)
 
 
-def check_types(model: nn.Module) -> None:
-    """Raise ``TypeError`` for modules whose parts cannot be changed: scripted and quantized ones."""
-    for path, module in model.named_modules():
-        kind = type(module).__module__
-        if isinstance(module, torch.jit.ScriptModule):
-            found = "a scripted module"
-        elif "quantized" in kind and kind.startswith("torch."):
-            found = f"a quantized module ({type(module).__name__})"
-        else:
-            continue
-        raise TypeError(f"{path or 'the model'} is {found}, which cannot be changed; canonize the model it came from.")
+def _unchangeable(module: nn.Module) -> str | None:
+    """Return what a module is whose parts cannot be changed: a scripted or a quantized one; None for others."""
+    kind = type(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        return "a scripted module"
+    is_quantized = "quantized" in kind.__module__ and kind.__module__.startswith("torch.")
+    return f"a quantized module ({kind.__name__})" if is_quantized and kind.__name__ not in _OF_FLOATS else None
 
 
 def check_values(model: nn.Module) -> None:

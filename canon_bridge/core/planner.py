@@ -10,12 +10,12 @@ from canon_bridge.core.explicit import EXPANSIONS
 from canon_bridge.core.garbage import without_collection
 from canon_bridge.core.layers.linear import computes_weight, is_linear, why_not_foldable
 from canon_bridge.core.norms import check_norm, is_identity, is_norm
-from canon_bridge.core.obstacles import check_types
 from canon_bridge.core.options import Options, Scope
 from canon_bridge.core.plan import Entry, Leftover, Merge, Obstacle, Plan, Refusal, Untangled, Words, words
 from canon_bridge.core.registry import find_entry
-from canon_bridge.core.rewrite import ExplicitFlow, ModuleCall, make_explicit
+from canon_bridge.core.rewrite import ModuleCall, make_explicit
 from canon_bridge.core.search import Network, find_left, find_right, name_of
+from canon_bridge.core.trace.flow import TracingError
 from canon_bridge.core.trace.trace import trace
 from canon_bridge.core.uncovered import find_uncovered
 from canon_bridge.core.untangle import Untangling
@@ -37,14 +37,18 @@ def make_plan(model: nn.Module, options: Options, scope: Scope, arguments: tuple
     ``TracingError`` if its data flow cannot be found, and ``ValueError`` if a BatchNorm is in training mode or has no
     running statistics.
     """
-    check_types(model)
     for path, module in model.named_modules():
         if is_norm(module):
             check_norm(module, path or "the model")
-    explicit = make_explicit(
-        model, trace(model, arguments if options.arguments is None else options.arguments), scope.explicit
-    )
-    planner = _Planner(explicit, model, options, scope)
+    arguments = arguments if options.arguments is None else options.arguments
+    flow = trace(model, arguments)
+    if any(original == "" != place for place, original in flow.originals.items()):
+        raise TracingError(
+            f"the forward of the model ({type(model).__name__}) calls the model itself, which no module in it can "
+            "stand for; have it call `self.forward`, or canonize a model that holds it: nn.Sequential(model)."
+        )
+    explicit = make_explicit(model, flow, scope.explicit)
+    planner = _Planner(Network(explicit, model, arguments), options, scope)
     entries = [*planner.entries(), *planner.others(model)]
     everything = scope.explicit
     return Plan(
@@ -63,15 +67,14 @@ def make_plan(model: nn.Module, options: Options, scope: Scope, arguments: tuple
 class _Planner:
     """The normalization layers of one flow, resolved one after the other."""
 
-    def __init__(self, explicit: ExplicitFlow, model: nn.Module, options: Options, scope: Scope) -> None:
-        self.network = Network(explicit, model)
+    def __init__(self, network: Network, options: Options, scope: Scope) -> None:
+        self.network = network
         self.options = options
         self.scope = scope
         self.untangling = Untangling(self.network, with_rest=options.leftover == "linear")
         self.staying: dict[str, str] = {}  # why, of norms that compute something, whatever the options are
         self.norms = {operation.path: operation for operation in self.network.in_order() if is_norm(operation.module)}
         self.modules = {call.path: call.module for call in self.network.operations.values()}
-        network = self.network
         network.identities |= {path for path, norm in self.norms.items() if is_identity(norm.module)}
         if scope.kinds is not None:
             network.untouchable |= set(self.norms)

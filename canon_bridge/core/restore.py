@@ -267,7 +267,7 @@ def paths(model: nn.Module) -> dict[nn.Module, str]:
         if module not in found:
             found[module] = path
             prefix = f"{path}." if path else ""
-            children = reversed(vars(module)["_modules"].items())
+            children = reversed(vars(module).get("_modules", {}).items())  # a traced one (torch.jit) has no such table
             todo += [(prefix + name, child) for name, child in children if child is not None]
     return found
 

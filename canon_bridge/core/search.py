@@ -5,6 +5,7 @@ Nothing here writes to a model or reads the values of its parameters.
 
 import functools
 import heapq
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -55,16 +56,22 @@ class Network:
         Norms that are the identity, or will be when their merge is carried out.
     untouchable : set of str
         Norms that stay as they are.
+    facts, on_example : Facts
+        What is known of all inputs, and what is known of those that are like the example inputs.
     """
 
-    def __init__(self, explicit: ExplicitFlow, model: nn.Module) -> None:
+    def __init__(self, explicit: ExplicitFlow, model: nn.Module, arguments: tuple[Any, ...] | None = None) -> None:
         graph = explicit.flow.graph
         self.operations = explicit.operations
         self.aliases = explicit.aliases
         self.relied_on = explicit.relied_on
         self.order = explicit.aliases.order
         modules = {node: operation.module for node, operation in self.operations.items()}
-        self.facts = Facts(graph, modules, explicit.flow.values, model)
+        self.facts = self.on_example = Facts(graph, modules, explicit.flow.values, model)
+        if arguments is not None:
+            named = inspect.signature(model.forward).bind(*arguments).arguments
+            ranks = {name: value.dim() for name, value in named.items() if isinstance(value, Tensor)}
+            self.on_example = Facts(graph, modules, explicit.flow.values, model, ranks)
         # A function that becomes a layer has the tensors for itself from then on.
         reads = [
             str(node.target).rpartition(".")[0]
@@ -165,21 +172,25 @@ def find_left(network: Network, norm: ModuleCall, *, into_norms: bool = True) ->
 
 
 def _of_any_rank(network: Network, norm: ModuleCall, search: Callable[[int], Chain | Obstacle]) -> Chain | Obstacle:
-    """Return the chain of a norm whose type accepts several numbers of dimensions, and for which of them it holds."""
+    """Return the chain of a norm whose type accepts several numbers of dimensions, and for which of them it holds.
+
+    Where that is not known, but example inputs were given, it is the chain for what is like them.
+    """
     ranks = norm_type(norm.module).ranks
     calls = network.calls(norm.path) if len(ranks) > 1 else []
     known = [network.facts.rank(call.args[0]) for call in calls] or [*ranks]
-    certain = [rank for rank in ranks if rank in known]
-    found = [(search(rank), rank) for rank in (certain if all(rank in ranks for rank in known) else ranks)]
-    chains = [(chain, rank) for chain, rank in found if isinstance(chain, Chain)]
-    for chain, rank in found:
-        if isinstance(chain, Obstacle) and (rank in certain or not chains):
+    told = [network.on_example.rank(call.args[0]) for call in calls] or known
+    searched = [rank for rank in ranks if rank in known or not all(rank in ranks for rank in known)]
+    found = {rank: search(rank) for rank in searched}
+    chains = {rank: chain for rank, chain in found.items() if isinstance(chain, Chain)}
+    for rank, chain in found.items():
+        if isinstance(chain, Obstacle) and (rank in told or not chains):
             return chain
-    (first, _), *_ = chains
-    if any(chain != first for chain, _ in chains):
+    decisive = [chains[rank] for rank in chains if rank in told or not all(rank in ranks for rank in told)]
+    if any(chain != decisive[0] for chain in decisive):
         return Obstacle("how many dimensions its input has is not known, and the chain depends on it")
-    holds = tuple(rank for _, rank in chains)
-    return first if holds == ranks else replace(first, ranks=holds)
+    holds = tuple(rank for rank, chain in chains.items() if chain == decisive[0])
+    return decisive[0] if holds == ranks else replace(decisive[0], ranks=holds)
 
 
 class Blocked(Exception):  # noqa: N818 - not an error, it ends the search

@@ -91,7 +91,7 @@ class Untangling:
         if not is_some_map or not self._may_be_changed(operation):
             return None
         ranks = norm_type(operation.module).ranks
-        known = network.facts.rank(node.args[0] if node.args else None) if len(ranks) > 1 else None
+        known = network.on_example.rank(node.args[0] if node.args else None) if len(ranks) > 1 else None
         return ranks if known is None else (known,)
 
     def _may_be_changed(self, operation: ModuleCall) -> bool:

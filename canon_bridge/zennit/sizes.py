@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from canon_bridge.core import Edits, bind_forward
@@ -37,6 +38,8 @@ def remember_sizes(edits: Edits, module: nn.Module) -> None:
 def _take(
     edits: Edits, size: _Size, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    if not torch.is_grad_enabled():  # no rule comes after it; what such a run writes may be taken back, see `preserved`
+        return None
     size.value = args[1] if len(args) > 1 else kwargs.get("output_size")
     if size.value is None:
         return None

@@ -64,6 +64,30 @@ def test_the_account_of_each_call_is_asked_with_its_arguments_and_what_carries_t
     assert all(visit.arguments == () for visit in root.inside[0].inside)
 
 
+class Upsamples(nn.Module):
+    """A layer that is told its size by name, and a sum, before a part of what both have read is overwritten."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.pool = nn.ConvTranspose1d(1, 1, 3, 2).double(), nn.AvgPool1d(2)
+
+    def forward(self, x):
+        y = x * 2
+        z = self.up(y, output_size=(8,)).sum() + self.pool(y).sum()
+        y[:] = 0
+        return z + y.sum()
+
+
+def test_a_call_is_recorded_with_what_it_was_given_by_name_and_with_values_that_are_overwritten_later():
+    model, x, found = Upsamples(), torch.rand(1, 1, 3, dtype=torch.float64), {}
+    with recorded(model, lambda visit, _: found.update({visit.path: visit.arguments}) or {}):
+        output = model(x.requires_grad_())
+    output.backward()
+    assert found["up"][1] == (8,)
+    assert found["up"][0].equal(2 * x)
+    assert found["pool"][0].equal(2 * x)
+
+
 def test_what_a_call_took_is_without_the_calls_inside_it():
     inner = Visit("a.b", nn.Identity(), output=Sums(9, 9), input=Sums(5, 6))
     assert inner.own == 4

@@ -75,6 +75,37 @@ def test_the_second_call_plans_nothing_and_runs_the_model_once(monkeypatch):
     assert first.calls["convolution"] == counted(lrp, x)[0] + LAYERS  # the function is checked once for each plan
 
 
+class Overwriting(nn.Module):
+    """A network whose last layers read what is overwritten after them; or, after nobody has read it."""
+
+    def __init__(self, is_read):
+        super().__init__()
+        self.trunk, self.head, self.is_read = network()[:-2], nn.Conv2d(8, 5, 1).double(), is_read
+
+    def forward(self, x):
+        y = self.trunk(x)
+        z = self.head(y) if self.is_read else 0.0
+        y[:, :1] += 0.7
+        return (z + self.head(y)).mean((2, 3))
+
+
+def test_only_what_is_overwritten_after_it_was_read_is_copied_from_the_first_call_on():
+    x, runs, copies = torch.rand(2, 3, 8, 8, dtype=torch.float64), Counter(), Counter()
+    for is_read in (False, True):
+        model = Overwriting(is_read).eval()
+        lrp = LRP(model)
+        for call in range(3):
+            handle = model.trunk[0].register_forward_hook(lambda *_, key=(is_read, call): runs.update([key]))
+            with Counted() as counted:
+                lrp.attribute(x, target=TARGET)
+            handle.remove()
+            copies[is_read, call] = counted.calls["clone"]
+    # The first call compares the function besides, and finds out what has to be copied.
+    assert [runs[False, call] for call in range(3)] == [2, 1, 1]
+    assert [runs[True, call] for call in range(3)] == [4, 1, 1]
+    assert [copies[True, call] - copies[False, call] for call in (1, 2)] == [1, 1]
+
+
 def _tensors():
     return sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects())
 

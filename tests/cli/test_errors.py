@@ -38,7 +38,7 @@ from canon_bridge.cli import main
         (("plan", "torchvision:resnet18", "--weights", "text.pth"), "text.pth"),
         (("plan", "torchvision:resnet18", "--weights", "list.pth"), "holds a list without tensors"),
         (("plan", "torchvision:resnet18", "--weights", "model.pth"), "holds more than weights"),
-        (("plan", "torchvision:quantized_resnet18"), "no plan for torchvision:quantized_resnet18"),
+        (("plan", "quantized.py:make_model"), "no plan for quantized.py:make_model"),
         (("explain", "torchvision:resnet18", "y.jpg"), "random weights"),
         (("explain", "net.py:make_model"), "Missing argument 'IMAGE"),
         (("explain", "net.py:make_model", "gone.png"), "gone.png: there is no such image"),
@@ -66,6 +66,8 @@ def test_one_line(error, folder, arguments, says):
     make = "from torch import nn\ndef make_model():\n    return nn.Linear(1, 1)\n"
     (folder / "bad_transform.py").write_text(f"{make}import torch\ntransform = lambda image: torch.zeros(1, 3, 4, 4)\n")
     (folder / "no_transform.py").write_text(f"{make}transform = lambda image: 1 / 0\n")
+    is_quantized = "import torch\ndef make_model():\n    return torch.ao.nn.quantized.QFunctional()\n"
+    (folder / "quantized.py").write_text(is_quantized)
     if "shape.pth" in arguments:
         from canon_bridge.cli.loading import load
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.ao.nn.quantized import QFunctional
 
 from canon_bridge import canonize, canonized_copy, plan
 from canon_bridge.captum import LRP, presets, rules
@@ -81,8 +82,9 @@ def test_a_layer_with_a_computed_weight_that_nothing_calls_is_copied() -> None:
 
 def test_a_quantized_module_is_refused() -> None:
     kind = type("Linear", (nn.Linear,), {"__module__": "torch.ao.nn.quantized.modules.linear"})
-    with pytest.raises(TypeError, match=r"1 is a quantized module \(Linear\)"):
-        plan(nn.Sequential(nn.ReLU(), kind(2, 2)).eval())
+    for module, name in ((kind(2, 2), "Linear"), (QFunctional(), "QFunctional")):
+        with pytest.raises(TypeError, match=rf"1 is a quantized module \({name}\).*canonize the model it came from"):
+            plan(nn.Sequential(nn.ReLU(), module).eval())
 
 
 def test_bounds_of_a_box_that_fit_no_input() -> None:

@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from canon_bridge import canonize, plan
+from canon_bridge.core.explicit import stand_in
 from tests.core.test_explicit import Written, check, conv, image
 from tests.support.errors import relative_error
 from tests.support.snapshot import Snapshot
@@ -224,6 +226,32 @@ def test_a_further_call_of_a_layer_has_a_stand_in_with_the_same_parameters() -> 
         "act_2": model.act.weight,
         "shared_2": shared.weight,
     }
+
+
+@pytest.mark.parametrize("norms", [0, 1, 2])
+@pytest.mark.parametrize("name", ["weight_norm", "spectral_norm", "orthogonal"])
+def test_a_further_call_of_a_parametrized_layer_has_a_stand_in_that_computes_the_same_weight(
+    name: str, norms: int
+) -> None:
+    layer = getattr(parametrizations, name)(nn.Linear(4, 4))
+    children = {f"norm{number}": nn.BatchNorm1d(4) for number in range(norms)}
+
+    def function(m: nn.Module, x: Tensor) -> Tensor:
+        for number in range(2):
+            x = m.layer(x)
+            x = getattr(m, f"norm{number}", nn.Identity())(x).tanh()
+        return x
+
+    model, x = randomize(Written(function, layer=layer, **children)), torch.randn(3, 4, dtype=torch.float64)
+    before, expected, twin = Snapshot(model), model(x), stand_in(layer)
+    assert set(twin.parameters()) == set(layer.parameters())
+    assert torch.equal(twin(x), layer(x))
+    for prefer in ("left", "right"):
+        with canonize(model, prefer=prefer):
+            assert relative_error(model(x), expected) < 1e-12
+            assert model.layer_2 is not layer
+        before.check()
+        assert torch.equal(model(x), expected)
 
 
 @pytest.mark.parametrize("path", ["", "1", "1.block"])

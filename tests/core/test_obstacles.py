@@ -1,5 +1,6 @@
 """What stands in the way of a merge is named, and the function is kept all the same."""
 
+import io
 import re
 import warnings
 from collections.abc import Callable
@@ -274,3 +275,31 @@ def test_a_layer_that_is_called_by_name_is_no_error(name: str) -> None:
         with canonize(model, prefer=prefer):
             assert alive(model) == []
             assert relative_error(model(x), expected) < 1e-12
+
+
+def compiled(how: str) -> nn.Module:
+    """Return what torch.jit makes of a convolution with its norm."""
+    source = nn.Sequential(conv(), norm()).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, and still in use
+        if how == "scripted":
+            return torch.jit.script(source)
+        traced = torch.jit.trace(source, torch.ones(1, 4, 6, 6))
+        if how == "traced":
+            return traced
+        file = io.BytesIO()
+        torch.jit.save(traced, file)
+        file.seek(0)
+        return torch.jit.load(file)
+
+
+@pytest.mark.parametrize("how", ["traced", "loaded", "scripted"])
+def test_what_torch_jit_has_made_is_refused_wherever_it_stands(how: str) -> None:
+    part = compiled(how)
+    for model, place in (
+        (part, "the model"),
+        (nn.Sequential(conv(), part), "1"),
+        (nn.Sequential(conv(), nn.Sequential(nn.ReLU(), part)), "1.1"),
+    ):
+        with pytest.raises(TypeError, match=rf"^{place} is a scripted module.*canonize the model it came from"):
+            canonize(model.eval())

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from canon_bridge import Canonization, Leftover, LostChangeWarning, Merge, Plan, Refusal, canonize, plan
+from canon_bridge import Canonization, Leftover, LostChangeWarning, Merge, Plan, Refusal, TracingError, canonize, plan
 from canon_bridge.core.options import Options, Scope
 from canon_bridge.core.planner import make_plan
 from tests.core.test_search_right import SIZES, written
@@ -246,6 +246,32 @@ def scripted() -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated, and still in use
         return torch.jit.script(nn.Sequential(nn.BatchNorm2d(4)).eval())
+
+
+class CallsItself(nn.Module):
+    """Some rounds of one block, by recursion: of the module, or of its forward alone."""
+
+    def __init__(self, again: Callable[[nn.Module], Callable[..., Tensor]]) -> None:
+        super().__init__()
+        self.conv, self.norm, self.again = conv(), norm(), again
+
+    def forward(self, x: Tensor, depth: int = 2) -> Tensor:
+        return x if depth == 0 else self.again(self)(self.norm(self.conv(x)).relu(), depth - 1)
+
+
+@pytest.mark.parametrize("with_example", [False, True])
+def test_a_model_that_calls_itself_is_refused_with_what_helps(with_example: bool) -> None:
+    x = image()
+    keywords: Any = {"example_inputs": x} if with_example else {}
+    model, helped = (randomize(CallsItself(again).double()) for again in (lambda m: m, lambda m: m.forward))
+    with pytest.raises(TracingError, match=r"\(CallsItself\) calls the model itself.*`self.forward`.*nn.Sequential"):
+        canonize(model, **keywords)
+    for other in (helped, nn.Sequential(model).eval()):
+        before, expected = Snapshot(other), other(x)
+        assert len(plan(other, **keywords).merges) == 2
+        with canonize(other, **keywords):
+            assert relative_error(other(x), expected) < 1e-12
+        before.check()
 
 
 def test_a_scripted_module_is_refused_by_name() -> None:

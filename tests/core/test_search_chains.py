@@ -1,5 +1,6 @@
 """Every kind of chain by name, with its steps and what lies in between; where a merge holds for some ranks alone."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from canon_bridge import canonize, plan
 from canon_bridge.core.plan import Chain, Step
 from tests.support.decisions import LINEAR, Case, check, search
 from tests.support.errors import relative_error
-from tests.support.pieces import BOTH, Written, conv, image, norm
+from tests.support.pieces import BOTH, Written, alive, conv, image, norm
 from tests.support.snapshot import Snapshot
 from tests.support.statistics import randomize
 
@@ -193,6 +194,42 @@ def test_an_input_of_another_rank_is_right_or_refused_aloud(name: str, prefer: A
         assert "merged for input of shape" in message
     else:
         assert relative_error(value, expected) < 1e-12
+
+
+# Their input may be rows or sequences, of which the norms count other channels.
+OF_TWO_RANKS = {
+    "layers before and behind": lambda: nn.Sequential(
+        nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 4), nn.BatchNorm1d(4)
+    ),
+    "a layer behind": lambda: nn.Sequential(nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)),
+    "two norms behind": lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.Linear(4, 3)),
+    "flat behind": lambda: nn.Sequential(nn.BatchNorm1d(4), nn.Tanh(), nn.Flatten(0, -2), nn.Linear(4, 3)),
+    "a norm in two places": lambda: Written(
+        lambda m, x: m.norm(m.fc(m.norm(x).relu())), norm=nn.BatchNorm1d(4), fc=nn.Linear(4, 4)
+    ),
+}
+
+
+@pytest.mark.parametrize("prefer", ["left", "right", "untangled"])
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 4)], ids=["rows", "sequences"])
+@pytest.mark.parametrize("name", OF_TWO_RANKS)
+def test_the_example_inputs_tell_how_many_dimensions_there_are(name: str, shape: tuple[int, ...], prefer: Any) -> None:
+    model, x = randomize(OF_TWO_RANKS[name]().double()), image(*shape)
+    before, expected = Snapshot(model), model(x)
+    with canonize(model, prefer=prefer, example_inputs=x):
+        assert alive(model) == []
+        assert relative_error(model(x), expected) < 1e-12
+        other = image(*(shape[:2] if len(shape) == 3 else (*shape, 4)))
+        value, message = None, ""
+        try:
+            value = model(other)
+        except ValueError as error:
+            message = str(error)
+    before.check()
+    if value is None:
+        assert re.search("merged for input of shape|canonized for", message)
+    else:
+        assert relative_error(value, model(other)) < 1e-12
 
 
 def test_a_weight_that_forward_reads_elsewhere_is_not_changed() -> None:

@@ -146,7 +146,7 @@ def test_features_without_a_batch_are_refused_where_they_count_other_channels(pr
     expected = model(features)
     with canonize(model, prefer=prefer):
         assert relative_error(model(features), expected) < 1e-12
-        with pytest.raises(ValueError, match="Add the batch dimension"):
+        with pytest.raises(ValueError, match="add the batch dimension"):
             model(image(4, 4, 4))
-        with pytest.raises(ValueError, match="Add the batch dimension"):
+        with pytest.raises(ValueError, match="add the batch dimension"):
             model(image(4))

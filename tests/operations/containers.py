@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.ao import quantization
+from torch.ao.nn import quantized
 
 from tests.operations.stages import CLASSES
 
@@ -485,6 +487,20 @@ class ViewWritten(nn.Module):
         return self.head(y.flatten(1))
 
 
+class ReadyToBeQuantized(Network):
+    """A float model with the modules that quantization puts others in the place of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant, self.dequant = quantization.QuantStub(), quantization.DeQuantStub()
+        self.functions, self.conv = quantized.FloatFunctional(), nn.Conv2d(8, 4, 1)
+
+    def joined(self, a, b):
+        f, c = self.functions, self.conv(self.functions.cat([self.quant(a), b], 1))
+        y = f.add(f.add_relu(a, c), f.mul_scalar(f.add_scalar(b, 0.5), -2.0))
+        return self.dequant(f.matmul(y, torch.eye(6, dtype=y.dtype).flip(0)))
+
+
 def _with_join(network: type[Network], join: type[nn.Module]) -> Callable[[], nn.Module]:
     return lambda: network(join())
 
@@ -522,6 +538,7 @@ CONTAINERS: dict[str, Callable[[], nn.Module]] = {
     "fills a dict": _with_join(ReadsFilledDict, FillsDict),
     "classes with a call of their own": CallsAround,
     "counts": Counts,
+    "ready to be quantized": ReadyToBeQuantized,
     "method with parts": Parts,
     "star of chunks": _with_join(StarOfChunks, lambda: Lambda(lambda one, other: one - other)),
     "dictionary by rank": ByRank,

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from zennit.composites import EpsilonAlpha2Beta1, EpsilonPlus
 
 from canon_bridge import canonize
 from canon_bridge.captum import LRP, presets
@@ -59,6 +60,24 @@ def test_both_frameworks_equal_gradient_times_input(name, prefer):
             assert relative_error(model(x), output) < 1e-12
             with canonize(model):
                 assert relative_error(model(x), output) < 1e-12
+    before.check()
+
+
+@pytest.mark.parametrize("prefer", ["left", "right"])
+@pytest.mark.parametrize("name", CALLS)
+def test_signed_rules_and_a_model_that_was_compared_on_example_inputs(name, prefer):
+    model, x = finish(lambda: UNet(CALLS[name])), torch.randn(2, 3, 8, 9, dtype=torch.float64)
+    before, expected = Snapshot(model), gradient_times_input(model, x)
+    composite = epsilon_composite(LRP_0, [ModelCanonizer(prefer=prefer, example_inputs=x)])
+    with composite.context(model):
+        pass  # a warning is an error here, also where nothing was run
+    with composite.context(model), torch.no_grad():
+        model(x)
+    assert relative_error(attribute(model, x, composite), expected) < 1e-9
+    for preset, kind in ((presets.epsilon_plus(), EpsilonPlus), (presets.epsilon_alpha2_beta1(), EpsilonAlpha2Beta1)):
+        composite = kind(canonizers=[ModelCanonizer(prefer=prefer, example_inputs=x)])
+        found = LRP(model, preset, prefer=prefer).attribute(x, target=TARGET)
+        assert relative_error(found, attribute(model, x, composite)) < 1e-9
     before.check()
 
 

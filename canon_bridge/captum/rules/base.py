@@ -5,10 +5,11 @@ hooked to tensors, so a tensor may feed any number of modules.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,7 @@ from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from canon_bridge.core import Explicit
+from canon_bridge.core import Explicit, by_position
 
 Tensors = tuple[Tensor, ...]
 Stabilizer = float | Callable[[Tensor], Tensor]
@@ -121,28 +122,33 @@ class Rule(PropagationRule):
     def attach(self, module: nn.Module) -> list[RemovableHandle]:
         """Put the rule in the place of the module in the autograd graph; return the handles that take it away."""
         if module._forward_hooks or module._modules:  # a hook of the user's may want the graph inside the module
-            return [module.register_forward_hook(self.stand_in)]
-        begin = module.register_forward_pre_hook(self._begin)
-        return [begin, module.register_forward_hook(self.stand_in, always_call=True)]
+            return [module.register_forward_hook(self.stand_in, with_kwargs=True)]
+        begin = module.register_forward_pre_hook(self._begin, with_kwargs=True)
+        return [begin, module.register_forward_hook(self.stand_in, with_kwargs=True, always_call=True)]
 
-    def _begin(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _begin(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Have the module record no graph, or one of this call alone where the rule evaluates it as it is."""
         if _evaluating.get():
             return None
+        inputs, others = by_position(module, args, kwargs)
         begun = _Begun(module, torch.is_grad_enabled(), inputs)
         _begun.set(begun)
         if not begun.records or not self.keeps_output(module):
             torch.set_grad_enabled(False)
             return None
         pairs = zip(inputs, are_data(module, inputs), strict=True)
-        begun.leaves = tuple(_kept(v).requires_grad_() if is_data else _constant(v) for v, is_data in pairs)
-        return begun.leaves
+        begun.leaves = tuple(
+            _kept(module, v).requires_grad_() if is_data else _constant(module, v) for v, is_data in pairs
+        )
+        return begun.leaves, others
 
-    def stand_in(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    def stand_in(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Return what a module has put out, detached from the graph, but for the rule; a forward hook."""
         if _evaluating.get():
             return None
-        begun, own = _begun.get(), None
+        (inputs, _), begun, own = by_position(module, args, kwargs), _begun.get(), None
         if begun is not None and begun.module is module:
             _begun.set(None)
             torch.set_grad_enabled(begun.records)
@@ -203,13 +209,59 @@ class _Begun:
 _begun: ContextVar[_Begun | None] = ContextVar("_begun", default=None)
 
 
-def _kept(value: Tensor) -> Tensor:
+class Kept:
+    """What rules keep of the arguments of modules in one forward pass: which a forward may overwrite after the module.
+
+    They are kept as they are, without a copy, and it is known at the end which of them were overwritten since.
+
+    Parameters
+    ----------
+    copied : collection of nn.Module, optional
+        The modules whose arguments are copied; all by default.
+    """
+
+    def __init__(self, copied: Collection[nn.Module] | None = None) -> None:
+        self._copied = copied
+        self._aliases: list[tuple[nn.Module, Tensor, int]] = []
+
+    @contextmanager
+    def during(self) -> Generator[None]:
+        """Have rules keep arguments so, for the length of the block."""
+        token = _keeping.set(self)
+        try:
+            yield
+        finally:
+            _keeping.reset(token)
+
+    def keep(self, module: nn.Module, value: Tensor) -> Tensor:
+        """Return the values as they are now, detached."""
+        if self._copied is None or module in self._copied:
+            return value.detach().clone()
+        alias = value.detach()
+        if not alias.is_inference():
+            self._aliases.append((module, alias, alias._version))
+        return alias
+
+    def overwritten(self, model: nn.Module) -> frozenset[str]:
+        """Return the paths of the modules whose arguments are no longer what they were; to be asked after the pass."""
+        found = {module for module, alias, version in self._aliases if alias._version != version}
+        self._aliases.clear()  # what the graph does not need is not kept
+        return frozenset(path for path, module in (model.named_modules() if found else ()) if module in found)
+
+
+_keeping: ContextVar[Kept | None] = ContextVar("_keeping", default=None)
+
+
+def _kept(module: nn.Module, value: Tensor) -> Tensor:
     """Return the values as they are now: a view may be overwritten through what it is a view of."""
-    return value.detach().clone() if value._is_view() else value.detach()
+    return value.detach().clone() if value._is_view() else _constant(module, value)
 
 
-def _constant(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+def _constant(module: nn.Module, value: Any) -> Any:
+    keeping = _keeping.get()
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach() if keeping is None else keeping.keep(module, value)
 
 
 def _tensors(inputs: Any) -> Tensors:
@@ -225,12 +277,13 @@ class _Propagation(torch.autograd.Function):
         ctx.rule, ctx.module, ctx.own, ctx.records = rule, module, own, records
         ctx.is_tensor = are_data(module, inputs)
         pairs = list(zip(inputs, ctx.is_tensor, strict=True))
-        ctx.arguments = tuple(None if is_data else _constant(value) for value, is_data in pairs)
+        ctx.arguments = tuple(None if is_data else _constant(module, value) for value, is_data in pairs)
         data: Tensors = tuple(value for value, is_data in pairs if is_data)
         if own is not None:
             ctx.save_for_backward(*(leaf.detach() for leaf in own.leaves))
             return output.clone()  # so that nobody writes over what is kept
-        ctx.save_for_backward(*map(_kept if rule.keeps_inputs else _without_values, data))
+        keep = partial(_kept, module) if rule.keeps_inputs else _without_values
+        ctx.save_for_backward(*map(keep, data))
         return output.detach()
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from canon_bridge.captum import LRP, presets, rules
@@ -10,7 +11,10 @@ from canon_bridge.captum.rules.base import Call, are_data, modified
 from canon_bridge.core import ElementWise
 from canon_bridge.core.explicit import Slot
 from tests.captum.test_lrp_counts import network
-from tests.support.models import TARGET, images, small_densenet
+from tests.operations.networks import finish
+from tests.support.errors import relative_error
+from tests.support.models import TARGET, gradient_times_input, images, small_densenet
+from tests.support.snapshot import Snapshot
 
 
 class Thirds(rules.Rule):
@@ -41,6 +45,20 @@ def test_a_rule_takes_the_place_of_the_module_until_its_handles_are_removed(is_c
     for handle in handles:
         handle.remove()
     assert all(map(torch.equal, torch.autograd.grad(module(a, b), (a, b), relevance), expected))
+
+
+@pytest.mark.parametrize("is_container", [False, True])
+def test_arguments_by_name_are_arguments(is_container):
+    module = nn.Bilinear(1, 2, 2, bias=False).double().requires_grad_(False)
+    if is_container:
+        module.inside = nn.Identity()
+    a, b = (torch.randn(1, size, dtype=torch.float64, requires_grad=True) for size in (1, 2))
+    relevance, rule = torch.tensor([[1.0, 5.0]], dtype=torch.float64), Thirds()
+    rule.attach(module)
+    for output in (module(a, input2=b), module(input2=b, input1=a)):
+        found = torch.autograd.grad(output, (a, b), relevance)
+        assert [share.tolist() for share in found] == [[[2]], [[2, 2]]]
+        assert torch.allclose(rule.called[0], 100 * output, rtol=1e-14, atol=0)
 
 
 def test_gradients_are_recorded_again_after_an_exception_in_a_module():
@@ -152,3 +170,51 @@ def test_a_rule_on_a_module_that_puts_out_several_values_says_what_to_do(type_na
         model(torch.zeros(2, 3))
     with pytest.raises(TypeError, match="Set `rule` on the modules inside it instead"):
         rules.Epsilon().forward_hook(module, (torch.zeros(2, 3),), (torch.zeros(2), torch.zeros(2)))
+
+
+class Overwrites(nn.Module):
+    """An operation, after which a part of what it has read is another; ``in_place`` or, as a reference, in a copy."""
+
+    def __init__(self, operation, in_place):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Linear(8, 5)
+        self.layer = nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")
+        self.operation, self.in_place = operation, in_place
+
+    def forward(self, x):
+        y = self.norm(self.conv(x))
+        index = y.argsort(1)
+        z = self.operation(self.layer, y, index)
+        if self.in_place:
+            y[:, :1] += 0.7
+            index.zero_()
+        else:
+            y, index = torch.cat([y[:, :1] + 0.7, y[:, 1:]], 1), index * 0
+        return self.head(torch.cat([z.mean((2, 3)), y.gather(1, index).mean((2, 3))], 1))
+
+
+READ_BEFORE = {
+    "sum": lambda layer, y, index: y + 1,
+    "sum of two": lambda layer, y, index: y + y.flip(1),
+    "upsampling": lambda layer, y, index: F.interpolate(y, scale_factor=2),
+    "pool": lambda layer, y, index: F.avg_pool2d(y, 2),
+    "circular convolution": lambda layer, y, index: layer(y),
+    "view": lambda layer, y, index: (y[:, :, 1:] + y[:, :, :-1]).relu(),
+    "two readers": lambda layer, y, index: F.avg_pool2d(layer(y), 2) + F.avg_pool2d(y, 2),
+    "an index": lambda layer, y, index: torch.zeros_like(y).scatter_add(1, index, y),
+}
+
+
+@pytest.mark.parametrize("prefer", ["left", "right"])
+@pytest.mark.parametrize("name", READ_BEFORE)
+def test_what_a_forward_overwrites_after_a_module_has_read_it_is_kept_as_it_was(name, prefer):
+    model, reference = (finish(lambda flag=flag: Overwrites(READ_BEFORE[name], flag)) for flag in (True, False))
+    x = images(2, 6)
+    assert relative_error(model(x), reference(x)) < 1e-14
+    before, expected = Snapshot(model), gradient_times_input(reference, x)
+    lrp = LRP(model, presets.epsilon(1e-30), prefer=prefer)
+    for _ in range(2):
+        assert relative_error(lrp.attribute(x, target=TARGET), expected) < 1e-9
+    expected = LRP(reference, prefer=prefer).attribute(x, target=TARGET)
+    assert relative_error(LRP(model, prefer=prefer).attribute(x, target=TARGET), expected) < 1e-12
+    before.check()
