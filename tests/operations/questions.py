@@ -63,6 +63,7 @@ QUESTIONS: dict[str, Operation] = {
     "size in a set": lambda h: F.relu(h) if h.shape[1] in {4, 5} else h.flip(2),
     "size by dictionary.get": lambda h: {4: F.relu}.get(h.size()[1], torch.neg)(h),
     "dtype in a set": lambda h: F.relu(h) if h.dtype in {torch.float64} else h.flip(2),
+    "divmod of a size": lambda h: F.relu(h) * divmod(h.shape[2], 4)[1] + divmod(13, h.shape[3])[0],
     "text of a size": lambda h: {"c4": F.relu}.get(f"c{h.shape[1]}", torch.neg)(h),
     "text of a size, formatted": lambda h: {"04": F.relu}.get(f"{h.size(1):02d}", torch.neg)(h),
     "text of a type": lambda h: F.relu(h) if "float64" in str(h.dtype) else h.flip(2),

@@ -172,6 +172,12 @@ class InPlaceProxy(fx.Proxy):
 
     __int__ = __index__
 
+    def __divmod__(self, other: Any) -> tuple[Any, Any]:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> tuple[Any, Any]:
+        return other // self, other % self
+
     def _rounded(self, function: Callable[..., Any], *digits: int) -> Any:
         return self.tracer.create_proxy("call_function", function, (self, *digits), {})
 
