@@ -140,12 +140,13 @@ class Labels:
 
     def kept(self, sources: Sequence["Labels"]) -> float:
         """Return the share of the elements that are elements of the sources: what else there is mixes or scales."""
-        found = [torch.ones(1, dtype=torch.bool)]
-        for world, value in self.worlds.items():
-            parts = [part for source in sources for part in _tensors(source.value(world))]
-            known = torch.cat([encode((OUTSIDE,)), *(part.flatten() for part in parts)]).unique()
-            found += [_nearest(part.flatten(), known)[1] for part in _tensors(value)]
-        return float(torch.cat(found[1:] or found).double().mean())
+        if not self.worlds:
+            return 1.0
+        world = min(self.worlds, key=lambda world: sum(part.numel() for part in _tensors(self.worlds[world])))
+        parts = [part.flatten() for source in sources for part in _tensors(source.value(world))]
+        known = torch.cat([encode((OUTSIDE,)), *parts]).unique()
+        found = [_nearest(part.flatten(), known)[1] for part in _tensors(self.worlds[world])]
+        return float(torch.cat(found).double().mean()) if found else 1.0
 
     def renumbered(self, first: int, positions: Positions, run: Callable[[int, Tensor], Any] | None) -> "Labels":
         """Return what is behind an operation that gives each channel of axis 1 another map: new numbers from ``first``.

@@ -642,20 +642,24 @@ def _signal(values: tuple[Any, ...], name: str, module_of: ModuleOf) -> int | No
 def _certainty(node: fx.Node, module_of: ModuleOf) -> int:
     """Return how sure it is that the node is a gate; zero if nothing speaks for it.
 
-    What is computed from several values is one if all of them are.
+    What is computed from several values is one if all of them are. It is found once for a node, and noted there.
     """
-    kind = _kind(node)
-    if kind not in _KEEPS:
-        return 0
-    # As one function: 1 / (1 + exp(-x)) is bounded, and its exp is not.
-    chain = _pointwise(node) if kind in _POINTWISE else [node] if kind is Kind.NORMALISER else []
-    bound = _bound(chain, module_of)
-    if kind is Kind.NORMALISER:
-        return bound if bound == 2 else 0  # shares, as those of a softmax
-    before = [value for value in values_read(chain[-1] if chain else node) if carries(value)]
-    if not all(_kind(value) in _KEEPS for value in before):
-        return bound
-    return max(bound, min((_certainty(value, module_of) for value in before), default=0))
+    waiting = [node]
+    while waiting:
+        last = waiting[-1]
+        kind, chain = _kind(last), _pointwise(last)
+        before = [value for value in values_read(chain[-1] if chain else last) if carries(value)]
+        if kind not in _KEEPS or kind is Kind.NORMALISER or not all(_kind(value) in _KEEPS for value in before):
+            before = list[fx.Node]()
+        unknown = [value for value in before if "certainty" not in value.meta]
+        waiting += unknown
+        if not unknown:
+            waiting.pop()
+            # As one function: 1 / (1 + exp(-x)) is bounded, and its exp is not.
+            bound = _bound([last] if kind is Kind.NORMALISER else chain, module_of)
+            bound = 0 if kind is Kind.NORMALISER and bound != 2 else bound  # shares, as those of a softmax
+            last.meta["certainty"] = max(bound, min((value.meta["certainty"] for value in before), default=0))
+    return node.meta["certainty"]
 
 
 def _kind(node: fx.Node) -> Kind | None:

@@ -67,6 +67,7 @@ QUESTIONS: dict[str, Operation] = {
     "text of a size": lambda h: {"c4": F.relu}.get(f"c{h.shape[1]}", torch.neg)(h),
     "text of a size, formatted": lambda h: {"04": F.relu}.get(f"{h.size(1):02d}", torch.neg)(h),
     "text of a type": lambda h: F.relu(h) if "float64" in str(h.dtype) else h.flip(2),
+    "text of a device": lambda h: F.relu(h) if str(h.device) == "cpu" else h.flip(2),
     "text in a message": _with_message,
     "type(h) in": lambda h: F.relu(h) if type(h) in (Tensor, nn.Parameter) else h.flip(2),
     "type(h) is list": lambda h: h[0] if type(h) is list else F.relu(h),

@@ -191,10 +191,13 @@ class InPlaceProxy(fx.Proxy):
         return hash(self._number_or_type()) if tracer.type_of(self.node) in (int, torch.dtype) else id(self)
 
     def _number_or_type(self) -> Any:
-        """Return a number, or a type of elements, that is known without values, and have the new forward check it."""
+        """Return a number, a type or a device that is known without values, and have the new forward check it."""
         tracer: Any = self.tracer
-        value = tracer.known(self.node, _dtype)
-        return self._decided(same_number) if value is None else tracer.decide(self.node, same_type, value)
+        for measure, check in ((_dtype, same_type), (_device, same_type)):
+            value = tracer.known(self.node, measure)
+            if value is not None:
+                return tracer.decide(self.node, check, value)
+        return self._decided(same_number)
 
     def _decided(self, check: Callable[..., None]) -> int:
         """Return a number that is known without values, and have the new forward check it."""
@@ -569,6 +572,12 @@ class SymbolicTracer(fx.Tracer):
         site = self.flow.sites.get(node)
         if (site, measure) in self.whole.decisions:
             return self.whole.decisions[site, measure]
+        entry = entry_of(node)
+        if measure is _device:  # that of the model
+            if entry is None or entry.name != "device" or site is None or not self.inline:
+                return None
+            held = next((tensor.device for tensor in (*self.root.parameters(), *self.root.buffers())), None)
+            return None if held is None else self.flow.decisions.setdefault((site, measure), held)
         facts = self._facts()
         worlds = facts.of(node) if self.inline else UNKNOWN
         # Sizes that are not known differ in all worlds, and may be equal all the same.
@@ -843,6 +852,11 @@ def _dtype(value: torch.dtype) -> torch.dtype:
     return value
 
 
+def _device(value: torch.device) -> torch.device:
+    """Measure a device: it is that itself."""
+    return value
+
+
 def _varies(worlds: Any) -> bool:
     """Return whether a value is not known; of tensors, of which a condition reads no sizes, whether there are none."""
     return worlds is UNKNOWN or not (isinstance(worlds[0], Tensor) or all(world == worlds[0] for world in worlds))
@@ -868,8 +882,8 @@ def same_number(value: Any, expected: float, path: str) -> None:
     _same(type(expected)(value), expected, path)
 
 
-def same_type(value: Any, expected: torch.dtype, path: str) -> None:
-    """Raise ``OtherCourseError`` unless the elements have the type that they had on the example inputs."""
+def same_type(value: Any, expected: torch.dtype | torch.device, path: str) -> None:
+    """Raise ``OtherCourseError`` unless the elements have the type, or the device, that they were traced with."""
     _same(value, expected, path)
 
 
