@@ -142,7 +142,8 @@ class Labels:
         """Return the share of the elements that are elements of the sources: what else there is mixes or scales."""
         if not self.worlds:
             return 1.0
-        world = min(self.worlds, key=lambda world: sum(part.numel() for part in _tensors(self.worlds[world])))
+        # Large enough to have an inside, and not the largest one, of which there are many elements.
+        world = sorted(self.worlds, key=lambda world: sum(part.numel() for part in _tensors(self.worlds[world])))[-2]
         parts = [part.flatten() for source in sources for part in _tensors(source.value(world))]
         known = torch.cat([encode((OUTSIDE,)), *parts]).unique()
         found = [_nearest(part.flatten(), known)[1] for part in _tensors(self.worlds[world])]
