@@ -279,6 +279,18 @@ class ReadsBothNamesOfAList(Network):
         return features[-1] + 2 * features[1] + len(features) * others[0]
 
 
+class AppendsToBoth(nn.Module):
+    def forward(self, kept, features):
+        kept.append(F.relu(features[0]))
+        return features[-1] - 0.5 * features[0]
+
+
+class PassesAListTwice(Network):
+    def joined(self, a, b):
+        features = [a]
+        return self.join(features, features) + 2 * features[-1] - b
+
+
 class Branches(nn.Module):
     """Overwrites the parts of the list that it is called with, as networks of several resolutions do."""
 
@@ -534,6 +546,7 @@ CONTAINERS: dict[str, Callable[[], nn.Module]] = {
     "writes to a dict": WritesToDict,
     "appends to a list": _with_join(ReadsWhatIsAppended, lambda: Appends(False)),
     "appends to a list and returns it": _with_join(ReadsBothNamesOfAList, lambda: Appends(True)),
+    "appends to a list of two names": _with_join(PassesAListTwice, AppendsToBoth),
     "overwrites parts of a list": _with_join(ReadsOverwrittenParts, Branches),
     "fills a dict": _with_join(ReadsFilledDict, FillsDict),
     "classes with a call of their own": CallsAround,

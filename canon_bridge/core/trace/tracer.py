@@ -392,23 +392,30 @@ class SymbolicTracer(fx.Tracer):
                 raise TypeError(f"it calls a {type(m).__name__} that has tensors and is not registered as a submodule")
             return m.forward(*args, **kwargs)  # made in forward, such as nn.ReLU()(x): part of what forward writes
         path, site = self.path_of_module(m), self.frames[-1].site(id(m))
-        place = self._place(path, site)
-        if self.is_leaf_module(m, path):
-            given = args
-            args, kwargs = _by_position(m.forward, args, kwargs)
-            if args is not given:  # rules see the positional arguments of a module alone: forward has to pass them
-                self.note_course()
-            named, filled = _by_key(args, kwargs), self.whole.filled.get(site, {})
-            held = {key: self._hold(named[key], path) for key in filled}
-            self._call = site, place
-            called = self.create_proxy("call_module", path, *_with(args, kwargs, held))
-            if type(m).__call__ is not nn.Module.__call__:  # what it does besides has been recorded by now
-                called.node.meta["is_plain"] = True
-            for key, left in filled.items():
-                fill(named[key], unpack(left, held[key]))
-            result = unpack(self.whole.returns.get(site, DATA), called, named)
-            return self._children_after(m, path, place, result) if self.inline else result
-        before = kept(_by_key(*_by_position(m.forward, args, kwargs)))
+        call = self._call_leaf if self.is_leaf_module(m, path) else self._trace_container
+        return call(m, path, site, args, kwargs)
+
+    def _call_leaf(self, m: nn.Module, path: str, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        place, given = self._place(path, site), args
+        args, kwargs = _by_position(m.forward, args, kwargs)
+        if args is not given:  # rules see the positional arguments of a module alone: forward has to pass them
+            self.note_course()
+        named, filled = _by_key(args, kwargs), self.whole.filled.get(site, {})
+        lists = {id(named[key]): self._hold(named[key], path) for key in filled}
+        held = {key: lists[id(named[key])] for key in filled}
+        self._call = site, place
+        called = self.create_proxy("call_module", path, *_with(args, kwargs, held))
+        if type(m).__call__ is not nn.Module.__call__:  # what it does besides has been recorded by now
+            called.node.meta["is_plain"] = True
+        for key, left in filled.items():
+            fill(named[key], unpack(left, held[key]))
+        result = unpack(self.whole.returns.get(site, DATA), called, named)
+        return self._children_after(m, path, place, result) if self.inline else result
+
+    def _trace_container(
+        self, m: nn.Module, path: str, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        place, before = self._place(path, site), kept(_by_key(*_by_position(m.forward, args, kwargs)))
         self.flow.inputs.setdefault(place, (kept(args), kept(kwargs)))
         self.frames.append(Frame(place, path))
         self.flow.owners.append(place)
