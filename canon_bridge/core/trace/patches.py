@@ -83,7 +83,7 @@ def _replacements(tracer: Any) -> list[tuple[Any, str, Any]]:
         (torch.jit.ScriptFunction, "__call__", _call_scripted),
         (torch, "is_tensor", _is_tensor),
         (torch, "_check", _check),
-        (nn.Module, "__setattr__", _set_attribute(tracer)),
+        *(() if versions.buffers_take_proxies() else [(nn.Module, "__setattr__", _set_attribute)]),
         (VariableMeta, "__call__", _make_variable),
         (stateless, "_reparametrize_module", _exchanged(tracer)),
         *((holder, name, _lost(tracer, getattr(holder, name))) for holder, name in _EFFECTS),
@@ -159,18 +159,11 @@ def _check(cond: Any, message: Any = None) -> None:
         _CHECK(cond, message)
 
 
-def _set_attribute(tracer: Any) -> Callable[[nn.Module, str, Any], None]:
-    here = threading.get_ident()
-
-    def set_attribute(self: nn.Module, name: str, value: Any) -> None:
-        if is_proxy(value) and name in self._buffers:  # older versions of torch take tensors alone
-            self._buffers[name] = value
-        else:
-            _SET_ATTRIBUTE(self, name, value)
-        if threading.get_ident() == here and name in vars(self):
-            tracer.note_write(self)
-
-    return set_attribute
+def _set_attribute(self: nn.Module, name: str, value: Any) -> None:
+    if is_proxy(value) and name in self._buffers:
+        self._buffers[name] = value
+    else:
+        _SET_ATTRIBUTE(self, name, value)
 
 
 def _lost(tracer: Any, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -193,7 +186,7 @@ def _exchanged(tracer: Any) -> Callable[..., Any]:
     def exchange(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() == here and not tracer.is_computing:
             for part in module.modules():
-                tracer.note_write(part)
+                tracer.note_altered(part)
         return original(module, *args, **kwargs)
 
     return exchange

@@ -26,8 +26,8 @@ class Kept:
     """
 
     def __init__(self, modules: list[nn.Module]) -> None:
-        self._attributes = [(module, dict(vars(module))) for module in modules]
-        values = [value for _, former in self._attributes for value in former.values()]
+        self.former = {module: dict(vars(module)) for module in modules}
+        values = [value for former in self.former.values() for value in former.values()]
         values += [value for kind in {type(module) for module in modules} for value in _shared_by(kind)]
         contents = {id(content): content for value in values for content in _contents(value)}
         self._contents = [(content, content.copy() if content else None) for content in contents.values()]
@@ -37,7 +37,7 @@ class Kept:
     def attributes(self) -> dict[nn.Module, set[str]]:
         """Return the names of the attributes that are other objects now, or new, or gone, by module."""
         found: dict[nn.Module, set[str]] = {}
-        for module, former in self._attributes:
+        for module, former in self.former.items():
             now = vars(module)
             names = {name for name in {*now, *former} if now.get(name, Kept) is not former.get(name, Kept)}
             if names:
@@ -50,7 +50,7 @@ class Kept:
 
     def restore(self) -> None:
         """Put everything back; it can be repeated, and so does what an interrupt has left to do."""
-        for module, former in self._attributes:
+        for module, former in self.former.items():
             now = vars(module)
             if now.keys() != former.keys() or any(now[key] is not former[key] for key in former):
                 refill(now, former)

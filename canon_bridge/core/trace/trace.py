@@ -148,6 +148,7 @@ def _run(root: nn.Module, tracer: SymbolicTracer) -> Flow:
                 torch.inference_mode(False),
                 torch.enable_grad(),
             ):
+                tracer.former = dict(kept.former)
                 tracer.trace(twin)
             if tracer.inline:
                 tracer.flow.written = _written_by_all(root, kept)

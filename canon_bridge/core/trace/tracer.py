@@ -32,6 +32,7 @@ from canon_bridge.core.norms import children_after, normalized
 from canon_bridge.core.operations import NOT_RECORDED, Kind, operation_of_module, overwritten, result_alone, setitem_
 from canon_bridge.core.restore import finder
 from canon_bridge.core.trace.flow import (
+    CONSTANTS,
     DATA,
     CannotBeWrittenError,
     Flow,
@@ -281,7 +282,9 @@ class SymbolicTracer(fx.Tracer):
         self._left_by_hooks: set[int] = set()
         self._given: list[tuple[Any, Any, Any]] = []  # arguments, as they came, and their proxies
         self._called: set[str] = set()
-        self._altered: set[nn.Module] = set()  # of whose attributes another forward sets some
+        # The attributes of modules as they were, and of which modules another forward has set some.
+        self.former: dict[nn.Module, dict[str, Any]] = {}
+        self._altered: set[nn.Module] = set()
         self._overwritten: dict[fx.Node, fx.Node] = {}
         self._made: dict[int, tuple[Tensor, fx.Node]] = {}  # tensors that forward made and wrote data to
         self._thread = threading.get_ident()
@@ -290,16 +293,22 @@ class SymbolicTracer(fx.Tracer):
         """Note that the course of the present forward is not that of its code alone: it gets a new forward."""
         self.flow.decided.add(self.frames[-1].owner)
 
-    def note_write(self, module: nn.Module) -> None:
-        """Note that forward sets an attribute of a module, which is not that module's own."""
-        own = self.root if len(self.frames) == 1 else self._find(self.frames[-1].original)
-        if module is not own and id(module) in self._own:
-            self._altered.add(module)
-            if not self.inline:
-                raise CannotBeWrittenError(
-                    "it sets an attribute of another module, which a new forward would not; pass it as an argument, or "
-                    "keep what it has computed by a forward hook."
-                )
+    def note_altered(self, module: nn.Module) -> None:
+        """Note that forward has set an attribute of another module, or exchanges its tensors."""
+        self._altered.add(module)
+        if not self.inline:
+            raise CannotBeWrittenError(
+                "it sets an attribute of another module, which a new forward would not; pass it as an argument, or "
+                "keep what it has computed by a forward hook."
+            )
+
+    def _is_altered(self, module: nn.Module) -> bool:
+        """Return whether a module has other attributes than at its last call, or at the beginning."""
+        former, now = self.former.get(module), vars(module)
+        if former is None or former.keys() != now.keys():
+            return former is not None
+        pairs = ((value, now[name]) for name, value in former.items())
+        return any(a is not b and (type(a) not in CONSTANTS or a != b) for a, b in pairs)
 
     def refuse_effect(self, name: str) -> None:
         """Refuse to write a forward that does something which is no operation on values."""
@@ -392,8 +401,13 @@ class SymbolicTracer(fx.Tracer):
                 raise TypeError(f"it calls a {type(m).__name__} that has tensors and is not registered as a submodule")
             return m.forward(*args, **kwargs)  # made in forward, such as nn.ReLU()(x): part of what forward writes
         path, site = self.path_of_module(m), self.frames[-1].site(id(m))
+        if self._is_altered(m):
+            self.note_altered(m)
         call = self._call_leaf if self.is_leaf_module(m, path) else self._trace_container
-        return call(m, path, site, args, kwargs)
+        result = call(m, path, site, args, kwargs)
+        if self._is_altered(m):  # by itself
+            self.former[m] = dict(vars(m))
+        return result
 
     def _call_leaf(self, m: nn.Module, path: str, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         place, given = self._place(path, site), args
