@@ -60,7 +60,7 @@ def no_offset_in_activations(monkeypatch):
     before = activations._before
 
     def without_shift(module, x):
-        return before(module, x) - activations._buffer(module, "shift", x)
+        return before(module, x) - activations._buffer(module, "act_shift", x)
 
     monkeypatch.setattr(activations, "_before", without_shift)
 
