@@ -46,8 +46,10 @@ class _Likeness:
     def __init__(self, model: nn.Module) -> None:
         self.values: list[Any] = [Registry.changes]
         self.objects: list[Any] = []
+        kinds: dict[type, None] = {}
         for module, path in paths(model).items():
             kind = type(module)
+            kinds[kind] = None
             self.values.append(path)
             self.objects += (module, kind, getattr(kind, "forward", None))
             for name, value in vars(module).items():
@@ -57,7 +59,7 @@ class _Likeness:
                     self.values.append(name)
                     # Tracing puts data in the place of parameters and buffers: a forward cannot ask for their values.
                     self._add(value, with_values=name not in _DATA)
-        for base in dict.fromkeys(base for module in paths(model) for base in type(module).__mro__):
+        for base in dict.fromkeys(base for kind in kinds for base in kind.__mro__):
             if base.__module__.partition(".")[0] not in _CONSTANT:
                 for name, value in vars(base).items():
                     self.values += (name, value if type(value) in _PLAIN else _Object(value))

@@ -7,7 +7,6 @@ activation checkpoints, which run their function a second time in the backward p
 
 import functools
 import sys
-import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
@@ -87,7 +86,7 @@ def _replacements(tracer: Any) -> list[tuple[Any, str, Any]]:
         (VariableMeta, "__call__", _make_variable),
         (stateless, "_reparametrize_module", _exchanged(tracer)),
         *((holder, name, _lost(tracer, getattr(holder, name))) for holder, name in _EFFECTS),
-        *_checkpoints(tracer.note_course),
+        *_checkpoints(tracer),
     ]
 
 
@@ -168,11 +167,10 @@ def _set_attribute(self: nn.Module, name: str, value: Any) -> None:
 
 def _lost(tracer: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that changes something for all that comes after it, which a new forward would not."""
-    here = threading.get_ident()
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() == here and not tracer.is_computing:
+        if not (tracer.is_foreign() or tracer.is_computing):
             tracer.refuse_effect(function.__qualname__)
         return function(*args, **kwargs)
 
@@ -181,12 +179,11 @@ def _lost(tracer: Any, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _exchanged(tracer: Any) -> Callable[..., Any]:
     """Return what notes the modules whose tensors ``torch.func.functional_call`` exchanges."""
-    here, original = threading.get_ident(), stateless._reparametrize_module
+    original = stateless._reparametrize_module
 
     def exchange(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() == here and not tracer.is_computing:
-            for part in module.modules():
-                tracer.note_altered(part)
+        for part in () if tracer.is_foreign() or tracer.is_computing else module.modules():
+            tracer.note_altered(part)
         return original(module, *args, **kwargs)
 
     return exchange
@@ -290,27 +287,26 @@ def _is_tensor(value: object) -> bool:
     return _is_instance(value, Tensor)
 
 
-def _checkpoints(found: Callable[[], None]) -> list[tuple[Any, str, Any]]:
+def _checkpoints(tracer: Any) -> list[tuple[Any, str, Any]]:
     """Return what makes :func:`torch.utils.checkpoint.checkpoint` call its function and nothing else."""
-    here = threading.get_ident()
 
     def reentrant(original: Any) -> Any:
         class Reentrant:
             @staticmethod
             def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
-                if threading.get_ident() != here:  # a model that trains in another thread
+                if tracer.is_foreign():  # a model that trains in another thread
                     return original.apply(function, preserve, *args)
-                found()
+                tracer.note_course()
                 return function(*args)
 
         return Reentrant
 
     def around(original: Callable[..., Generator[None]]) -> Callable[..., Generator[None]]:
         def generator(*args: Any, **kwargs: Any) -> Generator[None]:
-            if threading.get_ident() != here:
+            if tracer.is_foreign():
                 yield from original(*args, **kwargs)
                 return
-            found()
+            tracer.note_course()
             yield
 
         return generator

@@ -194,10 +194,10 @@ class InPlaceProxy(fx.Proxy):
     def _number_or_type(self) -> Any:
         """Return a number, a type or a device that is known without values, and have the new forward check it."""
         tracer: Any = self.tracer
-        for measure, check in ((_dtype, same_type), (_device, same_type)):
+        for measure in (_dtype, _device):
             value = tracer.known(self.node, measure)
             if value is not None:
-                return tracer.decide(self.node, check, value)
+                return tracer.decide(self.node, same_type, value)
         return self._decided(same_number)
 
     def _decided(self, check: Callable[..., None]) -> int:
@@ -325,10 +325,10 @@ class SymbolicTracer(fx.Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Return a proxy for a parameter that the traced forward uses; other threads get what they ask for."""
-        return attr_val if self._is_foreign() else super().getattr(attr, attr_val, parameter_proxy_cache)
+        return attr_val if self.is_foreign() else super().getattr(attr, attr_val, parameter_proxy_cache)
 
-    def _is_foreign(self) -> bool:
-        # fx patches nn.Module for all threads; those that run models meanwhile must not notice.
+    def is_foreign(self) -> bool:
+        """Return whether another thread asks: torch is patched for all, and those that run models must not notice."""
         return threading.get_ident() != self._thread
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
@@ -394,7 +394,7 @@ class SymbolicTracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Record the call of a leaf, or trace the forward of a container."""
-        if self._is_foreign():
+        if self.is_foreign():
             return forward(*args, **kwargs)
         if id(m) not in self._own:
             if any(True for _ in (*m.parameters(recurse=False), *m.buffers(recurse=False))):
@@ -411,7 +411,7 @@ class SymbolicTracer(fx.Tracer):
 
     def _call_leaf(self, m: nn.Module, path: str, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         place, given = self._place(path, site), args
-        args, kwargs = _by_position(m.forward, args, kwargs)
+        args, kwargs = _first_by_position(m.forward, args, kwargs)
         if args is not given:  # rules see the positional arguments of a module alone: forward has to pass them
             self.note_course()
         named, filled = _by_key(args, kwargs), self.whole.filled.get(site, {})
@@ -429,7 +429,8 @@ class SymbolicTracer(fx.Tracer):
     def _trace_container(
         self, m: nn.Module, path: str, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        place, before = self._place(path, site), kept(_by_key(*_by_position(m.forward, args, kwargs)))
+        place, named = self._place(path, site), _by_key(*_first_by_position(m.forward, args, kwargs))
+        before = kept(named)
         self.flow.inputs.setdefault(place, (kept(args), kept(kwargs)))
         self.frames.append(Frame(place, path))
         self.flow.owners.append(place)
@@ -438,11 +439,10 @@ class SymbolicTracer(fx.Tracer):
         result = m.forward(*args, **kwargs)
         # Popped only on success: after an exception the last frame names the module that cannot be traced.
         self.frames.pop()
-        now = _by_key(*_by_position(m.forward, args, kwargs))
-        filled = {key: value for key, value in now.items() if not is_same(value, before[key])}
+        filled = {key: value for key, value in named.items() if not is_same(value, before[key])}
         if filled:
             self.flow.filled[site] = kept(filled)
-        self.flow.returns[site] = kept(result, {id(value): keys for keys, value in containers(now)})
+        self.flow.returns[site] = kept(result, {id(value): keys for keys, value in containers(named)})
         return result
 
     def _hold(self, container: Any, path: str) -> Any:
@@ -487,7 +487,7 @@ class SymbolicTracer(fx.Tracer):
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **names: Any) -> fx.Node:
         """Create a node; note what it is, its site and its place in the source."""
         if kind == "call_function":
-            args, kwargs = _by_position(target, args, kwargs)
+            args, kwargs = _first_by_position(target, args, kwargs)
         is_off = kind.startswith("call") and not torch.is_grad_enabled() and not self.is_computing
         if is_off and not self.inline and not self.switched_off and not torch.is_inference_mode_enabled():
             raise CannotBeWrittenError(
@@ -756,7 +756,7 @@ class ValueTracer(SymbolicTracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Record the call, or compute it if it is inside a leaf."""
-        if self.is_computing and not self._is_foreign():
+        if self.is_computing and not self.is_foreign():
             return m.forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
@@ -945,7 +945,7 @@ def _with(args: tuple[Any, ...], kwargs: dict[str, Any], others: dict[Any, Any])
     return tuple(values[index] for index in range(len(args))), {name: values[name] for name in kwargs}
 
 
-def _by_position(
+def _first_by_position(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a call with the first one by position, if it was passed by name and need not be."""
