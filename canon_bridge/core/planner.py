@@ -17,7 +17,7 @@ from canon_bridge.core.rewrite import ModuleCall, make_explicit
 from canon_bridge.core.search import Network, find_left, find_right, name_of
 from canon_bridge.core.trace.flow import TracingError
 from canon_bridge.core.trace.trace import trace
-from canon_bridge.core.uncovered import find_uncovered
+from canon_bridge.core.uncovered import find_around, find_uncovered
 from canon_bridge.core.untangle import Untangling
 
 IS_IDENTITY = "it is the identity already"
@@ -56,7 +56,7 @@ def make_plan(model: nn.Module, options: Options, scope: Scope, arguments: tuple
         options,
         tuple(entries),
         explicit.rewrites,
-        find_uncovered(explicit, planner.staying) if everything else (),
+        find_uncovered(explicit, planner.staying) + find_around(model) if everything else (),
         planner.network.in_place_modules() if everything else (),
         planner.computed_weights() if everything else (),
         planner.expanded() if everything else (),

@@ -2,8 +2,8 @@
 
 A plan depends on the modules and their places, types and forwards, on plain attributes (flags, sizes, the mode), on
 attributes and methods of their classes, on which tensors there are, on hooks that compute weights, on which norms are
-the identity, and on what is registered, but not on the values of parameters and buffers. All of that is compared, in
-one pass over the modules.
+the identity, on what is registered, and on autocast, but not on the values of parameters and buffers. All of that is
+compared, in one pass over the modules.
 """
 
 import weakref
@@ -112,7 +112,7 @@ class _Kept:
         return True
 
 
-_KEPT: Final[weakref.WeakKeyDictionary[nn.Module, dict[tuple[Options, Scope], _Kept]]] = weakref.WeakKeyDictionary()
+_KEPT: Final[weakref.WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], _Kept]]] = weakref.WeakKeyDictionary()
 
 
 def plan_for(model: nn.Module, options: Options, scope: Scope, arguments: tuple[Any, ...] | None = None) -> Plan:
@@ -124,7 +124,8 @@ def plan_for(model: nn.Module, options: Options, scope: Scope, arguments: tuple[
     if options.arguments is not None or arguments is not None or writes_in_force(model):
         return make_plan(model, options, scope, arguments)
     likeness = _Likeness(model)
-    kept = _KEPT.get(model, {}).get((options, scope))
+    key = (options, scope, *map(torch.is_autocast_enabled, ("cpu", "cuda")), torch.get_default_dtype())
+    kept = _KEPT.get(model, {}).get(key)
     if kept is not None and kept.holds(likeness):
         return kept.plan
     plan = make_plan(model, options, scope)
@@ -133,7 +134,7 @@ def plan_for(model: nn.Module, options: Options, scope: Scope, arguments: tuple[
         objects = [weakref.ref(value) for value in likeness.objects]
     except TypeError:  # an object that cannot be referred to weakly might keep the model alive
         return plan
-    _KEPT.setdefault(model, {})[options, scope] = _Kept(plan, likeness.values, objects, norms)
+    _KEPT.setdefault(model, {})[key] = _Kept(plan, likeness.values, objects, norms)
     return plan
 
 

@@ -271,7 +271,15 @@ class _Survey:
         return origins
 
     def give_up(self, owner: str, reason: str) -> None:
-        """Note that a forward cannot be written anew: its functions stay, and further calls are of the same modules."""
+        """Note that a forward cannot be written anew: its functions stay, and further calls are of the same modules.
+
+        Raise ``TracingError`` where it takes its course by what is not known: nothing would check that it is this one.
+        """
+        if any(known() is None for known in self.flow.checks.get(owner, ())):
+            raise TracingError(
+                f"{reason} What the forward of {owner or 'the model'} computes depends on values or sizes of its "
+                "input, or on how it is run, and only a new forward would notice where it is something else."
+            )
         places = tuple(place for _, place in self._further_calls[owner])
         self._shared.update({place: self.original(place) for place in places})
         for node, place in self.flow.places.items():

@@ -54,6 +54,19 @@ def find_uncovered(explicit: ExplicitFlow, staying: Mapping[str, str]) -> tuple[
     return tuple(dict.fromkeys(_describe(explicit, node, reason) for node, reason in pairs if reason))
 
 
+def find_around(model: nn.Module) -> tuple[Uncovered, ...]:
+    """Return the ``__call__`` of a model that has one of its own, around that of torch."""
+    call = type(model).__call__
+    if call is nn.Module.__call__ or call.__module__.partition(".")[0] == "torch":
+        return ()
+    reason = (
+        f"what it computes around the forward is not followed, and {_MEANS}. Move it into the forward, or canonize a "
+        "model that holds this one: nn.Sequential(model)."
+    )
+    code = getattr(inspect.unwrap(call), "__code__", None)
+    return (Uncovered("", "__call__", "" if code is None else f"{code.co_filename}:{code.co_firstlineno}", reason),)
+
+
 def kind_for_rules(module: nn.Module) -> Kind | None:
     """Return what a module is to rules, which go by base classes: its kind, else that of the class it is made from."""
     if (entry := operation_of_module(module)) is not None:

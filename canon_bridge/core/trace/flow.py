@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 from torch import Tensor, fx
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+Question = tuple[Any, ...]
 
 # Types of values that choose a course in forward instead of carrying data, unless they were computed from data.
 CONSTANTS: Final[frozenset[type]] = frozenset({type(None), bool, str, int, float})
@@ -85,6 +86,9 @@ class Flow:
     decided : set of str
         The containers whose course depended on such values, or on whether a gradient is wanted, those that switch
         gradients off, and those that pass a module its input by name: they get a new forward.
+    checks : dict
+        For each such container what finds out whether a value that its course depends on is known whatever the input
+        is (None if it is not).
     decisions : dict
         What the course depended on and is known without values (the number of dimensions, of channels), by site and
         by what was asked, ``len``, ``bool`` or ``int``.
@@ -93,6 +97,8 @@ class Flow:
     written : dict
         What forwards wrote on modules, by the path of the module and the name of the attribute; for a single
         container what it wrote on itself, with nodes for data, which the graph puts out after the result.
+    former : list
+        What was in the lists, dictionaries, sets and objects beside the model that forwards write into.
     filled : dict
         By the site of a call the lists and dictionaries among its arguments that a container has written into, as it
         has left them, by position or name.
@@ -100,8 +106,9 @@ class Flow:
         The modules of which another forward sets attributes, or exchanges tensors, before it calls them.
     without_gradient : set of fx.Node
         The calls that forward makes with gradients switched off.
-    depends_on_gradient : bool
-        Whether forward computes something else where a gradient is wanted.
+    depends_on : set of tuple
+        The questions on whose answers it depends what forward computes: whether a gradient is wanted
+        (``("requires_grad",)``), or how it is run (the name of a function of torch and its arguments).
     """
 
     graph: fx.Graph = field(default_factory=fx.Graph)
@@ -116,13 +123,15 @@ class Flow:
     returns: dict[Site, Any] = field(default_factory=dict[Site, Any])
     values: dict[fx.Node, Any] = field(default_factory=dict[fx.Node, Any])
     decided: set[str] = field(default_factory=set[str])
+    checks: dict[str, list[Callable[[], Any]]] = field(default_factory=dict[str, list[Callable[[], Any]]])
     decisions: dict[Any, Any] = field(default_factory=dict[Any, Any])
     reread: dict[fx.Node, set[str]] = field(default_factory=dict[fx.Node, set[str]])
     written: dict[str, Any] = field(default_factory=dict[str, Any])
+    former: list[Any] = field(default_factory=list[Any])
     filled: dict[Site, dict[Any, Any]] = field(default_factory=dict[Site, dict[Any, Any]])
     altered: set[str] = field(default_factory=set[str])
     without_gradient: set[fx.Node] = field(default_factory=set[fx.Node])
-    depends_on_gradient: bool = False
+    depends_on: set[Question] = field(default_factory=set[Question])
 
 
 @dataclass

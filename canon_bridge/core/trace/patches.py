@@ -6,6 +6,7 @@ activation checkpoints, which run their function a second time in the backward p
 """
 
 import functools
+import random
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 from torch.autograd.variable import VariableMeta
+from torch.fx.proxy import Attribute
 from torch.nn.utils import stateless
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 from torch.utils import checkpoint
@@ -22,12 +24,14 @@ from torch.utils._pytree import tree_leaves
 from canon_bridge.core import versions
 from canon_bridge.core.operations import is_random, setitem_
 from canon_bridge.core.portable import named
-from canon_bridge.core.trace.flow import is_proxy
+from canon_bridge.core.trace.flow import CannotBeWrittenError, is_proxy
 
 # They want numbers, or a type; other functions that make tensors record themselves, and so do other methods.
 _FACTORIES: Final = ("zeros", "ones", "empty", "rand", "randn", "tensor", "as_tensor", "asarray", "finfo", "iinfo")
 _METHODS: Final = ("expand", "view", "reshape", "repeat", "tile", "new_zeros", "new_ones", "new_empty", "narrow")
 _CHECK: Final = torch._check
+_TYPE_NAME: Final = torch.typename
+_IS_INSTANCE: Final = torch.jit.isinstance
 _SET_ATTRIBUTE: Final = nn.Module.__setattr__
 _ABSENT: Final = object()
 # What changes how later operations compute.
@@ -37,6 +41,8 @@ _EFFECTS: Final = (
     (torch, "set_default_dtype"),
     (torch.autocast, "__enter__"),
 )
+# What says how a model is run.
+_STATE: Final = ("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "is_autocast_cpu_enabled")
 _OWN: Final = frozenset({"torch", "builtins", "canon_bridge"})
 _GENERATORS: Final = ("_checkpoint_without_reentrant_generator_impl", "_checkpoint_without_reentrant_generator")
 
@@ -52,10 +58,10 @@ def patched(tracer: Any, root: nn.Module) -> Generator[None]:
     root : nn.Module
         The model.
     """
-    # Functions are known by themselves: they are looked up before others stand in their places.
+    # Functions are known by themselves: they, and who has imported some, are looked up before others stand for them.
     is_random(patched)
     is_tensor_method_or_property(patched)
-    parsed = _parsed()
+    parsed, namespaces = _parsed(), list(_namespaces(root))
     formers: list[tuple[Any, str, Any]] = []
     with ExitStack() as stack:
         for _ in range(2):  # what an interrupt cuts short in one is done by the other
@@ -64,8 +70,9 @@ def patched(tracer: Any, root: nn.Module) -> Generator[None]:
             formers.append((holder, name, vars(holder).get(name, _ABSENT)))
             setattr(holder, name, replacement)
         imported = {id(replacement.stands_in_for): replacement for _, _, replacement in parsed}
-        for namespace in _namespaces(root):
+        for namespace, drawing in namespaces:
             names = {n: imported[id(f)] for n, f in list(namespace.items()) if id(f) in imported} if imported else {}
+            names |= {name: _refused(tracer, namespace[name]) for name in drawing if callable(namespace.get(name))}
             for name, replacement in {**names, **_QUESTIONS}.items():
                 formers.append((namespace, name, namespace.get(name, _ABSENT)))
                 namespace[name] = replacement
@@ -81,11 +88,16 @@ def _replacements(tracer: Any) -> list[tuple[Any, str, Any]]:
         (torch.autograd.Function, "apply", _Apply()),
         (torch.jit.ScriptFunction, "__call__", _call_scripted),
         (torch, "is_tensor", _is_tensor),
+        (torch, "typename", _type_name),
+        (torch.jit, "isinstance", _is_scripted_instance),
         (torch, "_check", _check),
         *(() if versions.buffers_take_proxies() else [(nn.Module, "__setattr__", _set_attribute)]),
         (VariableMeta, "__call__", _make_variable),
         (stateless, "_reparametrize_module", _exchanged(tracer)),
         *((holder, name, _lost(tracer, getattr(holder, name))) for holder, name in _EFFECTS),
+        *((torch, name, _answered(tracer, getattr(torch, name))) for name in _STATE),
+        *((home, name, _refused(tracer, function)) for home, name, function in _drawing()),
+        (torch, "Generator", _generators(tracer)),
         *_checkpoints(tracer),
     ]
 
@@ -177,6 +189,16 @@ def _lost(tracer: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _answered(tracer: Any, function: Callable[..., bool]) -> Callable[..., bool]:
+    """Return a question of how the model is run, which the tracer answers."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> bool:
+        return tracer.answer_state((function.__name__, *args, *kwargs.values()), function(*args, **kwargs))
+
+    return call
+
+
 def _exchanged(tracer: Any) -> Callable[..., Any]:
     """Return what notes the modules whose tensors ``torch.func.functional_call`` exchanges."""
     original = stateless._reparametrize_module
@@ -219,19 +241,64 @@ def _recorded_method(name: str, original: Callable[..., Any]) -> Callable[..., A
     return call
 
 
-def _namespaces(root: nn.Module) -> Iterator[dict[str, Any]]:
+def _drawing() -> list[tuple[Any, str, Callable[..., Any]]]:
+    """Return the functions that draw random numbers without torch, with what holds them and their names."""
+    homes = [module for name in ("random", "numpy.random") if (module := sys.modules.get(name)) is not None]
+    found = ((home, name, function) for home in homes for name, function in vars(home).items())
+    return [entry for entry in found if _is_state(getattr(entry[2], "__self__", None))]
+
+
+def _is_state(holder: object) -> bool:
+    return isinstance(holder, random.Random) or type(holder).__name__ == "RandomState"
+
+
+def _refused(tracer: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that forward may not call: what it returns would be taken for a constant."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if tracer.is_asked_by_forward(sys._getframe(1)):
+            raise CannotBeWrittenError(
+                f"it draws random numbers by {function.__qualname__}, which no trace records; draw them by torch "
+                "(torch.rand), or outside of the model."
+            )
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _generators(tracer: Any) -> type:
+    """Return what stands for ``torch.Generator``: one that forward makes is made anew by a new forward."""
+    original = torch.Generator
+
+    class Meta(type):
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            if not tracer.is_asked_by_forward(sys._getframe(1)):
+                return original(*args, **kwargs)
+            return tracer.create_proxy("call_function", original, args, kwargs)
+
+        def __instancecheck__(cls, instance: Any) -> bool:
+            node = instance.node if is_proxy(instance) else None
+            while node is not None and node.op == "call_method":
+                node = node.args[0]
+            return isinstance(instance, original) or (node is not None and node.target is original)
+
+    return Meta("Generator", (), {})
+
+
+def _namespaces(root: nn.Module) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
     """Yield the globals of all modules of the packages that the classes of the model come from, and that use torch.
 
-    But for torch's own, and Python's.
+    But for torch's own, and Python's; with the names of what draws random numbers without torch.
 
     A ``__class__`` of proxies that lies would be believed by the C++ code of torch, too, which then reads memory of no
     tensor; and ``builtins`` are everybody's.
     """
     kinds = {type(module) for module in root.modules()}
     packages = frozenset(base.__module__.partition(".")[0] for kind in kinds for base in kind.__mro__)
-    for name in _modules_with_torch(packages, len(sys.modules), next(reversed(sys.modules))):
+    for name, drawing in _modules_with_torch(packages, len(sys.modules), next(reversed(sys.modules))):
         if isinstance(module := sys.modules.get(name), type(sys)):
-            yield vars(module)
+            yield vars(module), drawing
 
 
 # Packages of which one module alone asks for the type of a tensor; others check sizes that happen to be known.
@@ -239,10 +306,11 @@ _ASKING: Final = {"einops": "einops._backends"}
 
 
 @functools.lru_cache(maxsize=16)
-def _modules_with_torch(packages: frozenset[str], number: int, newest: str) -> tuple[str, ...]:
+def _modules_with_torch(packages: frozenset[str], number: int, newest: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Return the names of the modules; what is imported later comes with another number, or another newest one."""
+    drawing = {id(function) for _, _, function in _drawing()}
     return tuple(
-        name
+        (name, tuple(own for own, value in list(vars(module).items()) if id(value) in drawing))
         for name, module in list(sys.modules.items())
         if (package := name.partition(".")[0]) not in _OWN
         and isinstance(module, type(sys))
@@ -276,7 +344,9 @@ class _Type(type, metaclass=_TypeOfType):
     """What stands for ``type``: of a proxy it says the type of what that stands for."""
 
 
-def _callable(value: object) -> bool:
+def _callable(value: Any) -> bool:
+    if issubclass(type(value), Attribute):
+        return callable(getattr(Tensor, value.attr, None))
     return not is_proxy(value) and callable(value)
 
 
@@ -285,6 +355,15 @@ _QUESTIONS: Final[dict[str, Any]] = {"isinstance": _is_instance, "type": _Type, 
 
 def _is_tensor(value: object) -> bool:
     return _is_instance(value, Tensor)
+
+
+def _is_scripted_instance(obj: Any, target_type: Any) -> bool:
+    is_type = isinstance(target_type, type) and is_proxy(obj)
+    return _is_instance(obj, target_type) if is_type else _IS_INSTANCE(obj, target_type)
+
+
+def _type_name(value: Any, /) -> str:
+    return value.type() if is_proxy(value) and _is_tensor(value) else _TYPE_NAME(value)
 
 
 def _checkpoints(tracer: Any) -> list[tuple[Any, str, Any]]:

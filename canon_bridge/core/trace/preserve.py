@@ -4,7 +4,7 @@ import dis
 import functools
 import inspect
 import types
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from canon_bridge.core.restore import paths, refill
 from canon_bridge.core.trace.flow import fill
 
 _CONTAINERS: Final = (list, dict, set)
-_NO_STORES: Final = (nn.Module, Tensor, type, types.FunctionType, types.MethodType, types.ModuleType, functools.partial)
+_NO_STORES: Final = (Tensor, type, types.FunctionType, types.MethodType, types.ModuleType, functools.partial)
 
 
 class Kept:
@@ -29,10 +29,13 @@ class Kept:
         self.former = {module: dict(vars(module)) for module in modules}
         values = [value for former in self.former.values() for value in former.values()]
         values += [value for kind in {type(module) for module in modules} for value in _shared_by(kind)]
-        contents = {id(content): content for value in values for content in _contents(value)}
+        own = {id(module) for module in modules}
+        contents = {id(content): content for value in values for content in _contents(value, own)}
         self._contents = [(content, content.copy() if content else None) for content in contents.values()]
         buffers = {id(b): b for module in modules for b in vars(module)["_buffers"].values() if b is not None}
         self._buffers = [(buffer, _version(buffer), buffer.detach().clone()) for buffer in buffers.values()]
+        generators = dict.fromkeys(value for value in values if isinstance(value, torch.Generator))
+        self.generators = {generator: generator.get_state() for generator in generators}
 
     def attributes(self) -> dict[nn.Module, set[str]]:
         """Return the names of the attributes that are other objects now, or new, or gone, by module."""
@@ -44,9 +47,9 @@ class Kept:
                 found[module] = names
         return found
 
-    def contents_changed(self) -> bool:
-        """Return whether a list, dictionary or set has another content."""
-        return any(_differs(value, former) for value, former in self._contents)
+    def contents_changed(self) -> list[Any]:
+        """Return the former contents of the lists, dictionaries, sets and objects that have other ones now."""
+        return [former or () for value, former in self._contents if _differs(value, former)]
 
     def restore(self) -> None:
         """Put everything back; it can be repeated, and so does what an interrupt has left to do."""
@@ -61,6 +64,8 @@ class Kept:
             if _version(buffer) != version or (version == -1 and not torch.equal(buffer, values)):
                 with torch.no_grad():  # what forward counts there is no reason against a new forward
                     buffer.copy_(values)
+        for generator, state in self.generators.items():
+            generator.set_state(state)
 
 
 @contextmanager
@@ -77,14 +82,22 @@ def preserved(model: nn.Module, *more: nn.Module) -> Generator[Kept]:
         raise
 
 
-def _contents(value: Any, depth: int = 0) -> Iterator[Any]:
-    """Yield what a forward may write to in a value: itself, if it is a container, or the attributes of an object."""
+def _contents(value: Any, own: set[int], depth: int = 0) -> Iterator[Any]:
+    """Yield what a forward may write to in a value: itself, if it is a container, or the attributes of an object.
+
+    Of the modules those that are not among the model's ``own``.
+    """
+    inner: Iterable[Any] = ()
     if isinstance(value, _CONTAINERS):
         yield value
-    elif hasattr(value, "__dict__") and not isinstance(value, _NO_STORES) and depth < 2:
-        yield vars(value)
-        for held in list(vars(value).values()):
-            yield from _contents(held, depth + 1)
+        inner = value.values() if isinstance(value, dict) else value
+    elif depth < 2 and id(value) not in own and not isinstance(value, _NO_STORES):
+        attributes = getattr(value, "__dict__", None)
+        if isinstance(attributes, dict):  # those of a class are not
+            yield attributes
+            inner = attributes.values()
+    for held in list(inner) if depth < 2 else ():
+        yield from _contents(held, own, depth + 1)
 
 
 def _shared_by(kind: type[nn.Module]) -> list[Any]:

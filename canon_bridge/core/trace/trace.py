@@ -5,8 +5,8 @@ import functools
 import inspect
 import threading
 import types
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -101,25 +101,27 @@ def _first_that_works(root: nn.Module, tracers: list[MakeTracer]) -> Flow:
 
 
 def _traced(root: nn.Module, make: MakeTracer) -> Flow:
-    """Return the flow of one tracer; that of a model which asks if a gradient is wanted is found for both answers."""
+    """Return the flow of one tracer; what a model asks of how it is run is answered in the other way, too."""
     tracer = make()
     flow = _run(root, tracer)
-    if not tracer.inline or not tracer.asks_for_gradient:
-        return flow
-    with_gradient = make()
-    with_gradient.wants_gradient = True
-    try:
-        other = _run(root, with_gradient)
-    except TracingError:
-        flow.depends_on_gradient = True
-        return flow
-    flow.depends_on_gradient = _calls(other.graph) != _calls(flow.graph)
-    if with_gradient.has_tensor_hooks:
-        alert(
-            f"the forward of {type(root).__name__} registers hooks on tensors where a gradient is wanted; in the "
-            "canonical model it does not. Register them on modules, from outside (register_full_backward_hook).",
-            UserWarning,
-        )
+    for question, owners in tracer.asked.items() if tracer.inline else ():
+        otherwise = make()
+        otherwise.answered_otherwise = question
+        try:
+            is_same = _calls(_run(root, otherwise).graph) == _calls(flow.graph)
+        except TracingError:
+            is_same = False
+        if not is_same:
+            flow.depends_on.add(question)
+            flow.decided |= owners
+            for owner in owners:
+                flow.checks.setdefault(owner, []).append(lambda: None)
+        if otherwise.has_tensor_hooks:
+            alert(
+                f"the forward of {type(root).__name__} registers hooks on tensors where a gradient is wanted; in the "
+                "canonical model it does not. Register them on modules, from outside (register_full_backward_hook).",
+                UserWarning,
+            )
     return flow
 
 
@@ -139,6 +141,7 @@ def _run(root: nn.Module, tracer: SymbolicTracer) -> Flow:
     try:
         twin = _with_forward_in_class(root, path)
         with ExitStack() as stack:
+            stack.enter_context(_process_state(root))
             if written:  # taken out before it is noted what forward writes
                 stack.enter_context(preserved(root, twin))
                 _forget(root, original, written)
@@ -148,10 +151,11 @@ def _run(root: nn.Module, tracer: SymbolicTracer) -> Flow:
                 torch.inference_mode(False),
                 torch.enable_grad(),
             ):
-                tracer.former = dict(kept.former)
+                tracer.former, tracer.generators = dict(kept.former), dict(kept.generators)
                 tracer.trace(twin)
             if tracer.inline:
                 tracer.flow.written = _written_by_all(root, kept)
+                tracer.flow.former = kept.contents_changed()
             else:
                 _put_out(tracer, twin, kept)
                 _detach(tracer.flow)
@@ -170,6 +174,18 @@ def _run(root: nn.Module, tracer: SymbolicTracer) -> Flow:
             raise TracingError(f"{what} cannot be written anew: {error}") from error
         raise TracingError(f"{what} cannot be traced: {reason}; {advice}") from error
     return tracer.flow
+
+
+@contextmanager
+def _process_state(root: nn.Module) -> Generator[None]:
+    """Restore what a forward may set for the whole process."""
+    devices = {parameter.device.index for parameter in root.parameters() if parameter.is_cuda}
+    dtype = torch.get_default_dtype()
+    try:
+        with torch.random.fork_rng(sorted(devices)):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def _inside(root: nn.Module, place: str, original: str) -> nn.Module:

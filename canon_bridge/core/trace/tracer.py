@@ -18,6 +18,7 @@ import threading
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.fx.proxy import Attribute
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from canon_bridge.core.facts import UNKNOWN, Facts, entry_of, is_tensor, note_data, returns_indices
 from canon_bridge.core.norms import children_after, normalized
@@ -39,6 +40,7 @@ from canon_bridge.core.trace.flow import (
     Frame,
     Inputs,
     OtherCourseError,
+    Question,
     Site,
     containers,
     fill,
@@ -55,7 +57,8 @@ _CONTAINERS: Final = frozenset(
     {nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict}
 )
 # What a forward asks or does for gradients alone.
-_OF_GRADIENTS: Final = frozenset({"requires_grad", "register_hook", "retain_grad"})
+_OF_GRADIENTS: Final = frozenset({"requires_grad", "is_leaf", "grad_fn", "register_hook", "retain_grad"})
+WANTS_GRADIENT: Final = ("requires_grad",)
 # Attributes of tensors that are tensors or sizes.
 _ATTRIBUTES: Final = frozenset({"T", "mT", "H", "mH", "data", "real", "imag", "shape", "ndim", "dtype", "device"})
 _STARS: Final = {inspect.Parameter.VAR_POSITIONAL: 1, inspect.Parameter.VAR_KEYWORD: 2}
@@ -118,11 +121,23 @@ class InPlaceProxy(fx.Proxy):
         frame = sys._getframe(1)
         if self.node.op == "placeholder" and not (hasattr(Tensor, k) or _is_own(frame) or _reads(frame, k)):
             raise TypeError(f"it asks whether its input has an attribute {k!r}, which is not known")
+        if k == "type" and is_tensor(self.node):
+            return self._cast
+        if k == "index" and self._is_device():
+            return self._number_or_type().index
         if k == "dtype" and _compares_types(sys._getframe(1).f_code):
             return self._decided_type()
         if k in _ATTRIBUTES:  # fx would return a proxy without in-place operators
             return self.tracer.create_proxy("call_function", getattr, (self, k), {})
         return Asked(self, k)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        copied: Any = self
+        return copied.detach().clone() if is_tensor(self.node) else self
+
+    def _is_device(self) -> bool:
+        entry = entry_of(self.node)
+        return entry is not None and entry.name == "device"
 
     def _has_no(self, name: str) -> bool:
         """Return whether it is a tensor for sure, which has no such attribute."""
@@ -134,7 +149,7 @@ class InPlaceProxy(fx.Proxy):
         """Return the type of the elements itself, for a forward that asks whether it *is* another."""
         tracer: Any = self.tracer
         node = tracer.create_node("call_function", getattr, (self.node, "dtype"), {})
-        value = tracer.known(node, _dtype)
+        value = tracer.known(node, _itself)
         if value is None:
             raise TypeError("the type of its input is asked for, which is not known")
         return tracer.decide(node, same_type, value)
@@ -146,16 +161,24 @@ class InPlaceProxy(fx.Proxy):
         Where the course turns out to depend on it, the new forward checks that none is wanted.
         """
         tracer: Any = self.tracer
-        if name != "requires_grad":
+        if name in ("register_hook", "retain_grad"):
             if not tracer.wants_gradient:
                 return Asked(self, name)
             tracer.has_tensor_hooks = True
             return _do_nothing
-        tracer.asks_for_gradient = True
         tracer.note_course()
-        if tracer.whole.depends_on_gradient:
+        if WANTS_GRADIENT in tracer.whole.depends_on:
             tracer.decide(self.node, no_gradient, False)
-        return tracer.wants_gradient
+        is_wanted = tracer.answer(WANTS_GRADIENT, False)
+        if name == "grad_fn":
+            return _do_nothing if is_wanted else None
+        return is_wanted is (name == "requires_grad")
+
+    def _cast(self, *args: Any, **kwargs: Any) -> Any:
+        """Record a change of type; without one, return the name of the type, and have the new forward check it."""
+        if args or kwargs:
+            return self.tracer.create_proxy("call_method", "type", (self, *args), kwargs)
+        return torch.empty(0, dtype=self._decided_type(), device=self.device._number_or_type()).type()
 
     def __iter__(self) -> Iterator[Any]:
         parts = self._parts()
@@ -194,11 +217,8 @@ class InPlaceProxy(fx.Proxy):
     def _number_or_type(self) -> Any:
         """Return a number, a type or a device that is known without values, and have the new forward check it."""
         tracer: Any = self.tracer
-        for measure in (_dtype, _device):
-            value = tracer.known(self.node, measure)
-            if value is not None:
-                return tracer.decide(self.node, same_type, value)
-        return self._decided(same_number)
+        value = tracer.known(self.node, _itself)
+        return self._decided(same_number) if value is None else tracer.decide(self.node, same_type, value)
 
     def _decided(self, check: Callable[..., None]) -> int:
         """Return a number that is known without values, and have the new forward check it."""
@@ -273,21 +293,46 @@ class SymbolicTracer(fx.Tracer):
         self.bound: dict[str, Any] = {}
         self.is_computing = False
         self.switched_off = False  # gradients, by forward; else it is an autograd function that has no use for them
-        # Whether forward is told that a gradient is wanted, whether it has asked, and whether it hooked tensors for it.
-        self.wants_gradient = self.asks_for_gradient = self.has_tensor_hooks = False
+        # What forward asks of how it is run, and where; the question that has the other answer than in an attribution.
+        self.asked: dict[Question, set[str]] = {}
+        self.answered_otherwise: Question | None = None
+        self.has_tensor_hooks = False
         self._fixed_numbers = fixed_numbers
         self._root_inputs = inputs
         self._call: tuple[Site, str] | None = None
         self._own: set[int] = set()
-        self._left_by_hooks: set[int] = set()
+        self._left: set[int] = set()  # tensors of former calls
         self._given: list[tuple[Any, Any, Any]] = []  # arguments, as they came, and their proxies
         self._called: set[str] = set()
         # The attributes of modules as they were, and of which modules another forward has set some.
         self.former: dict[nn.Module, dict[str, Any]] = {}
         self._altered: set[nn.Module] = set()
+        self.generators: dict[torch.Generator, Tensor] = {}  # that modules hold, with the state that they should have
         self._overwritten: dict[fx.Node, fx.Node] = {}
         self._made: dict[int, tuple[Tensor, fx.Node]] = {}  # tensors that forward made and wrote data to
         self._thread = threading.get_ident()
+
+    @property
+    def wants_gradient(self) -> bool:
+        """Whether forward is told that a gradient is wanted."""
+        return self.answered_otherwise == WANTS_GRADIENT
+
+    def answer(self, question: Question, answer: bool) -> bool:
+        """Return what forward is told that asks how it is run; both answers are tried."""
+        self.asked.setdefault(question, set()).update(frame.owner for frame in self.frames[-1:])
+        return answer is not (question == self.answered_otherwise)
+
+    def answer_state(self, question: Question, answer: bool) -> bool:
+        """Return what forward is told of torch's state, and have a new forward check it where that matters."""
+        if self.switched_off or not self.is_asked_by_forward(sys._getframe(2)):
+            return answer
+        if question in self.whole.depends_on:
+            self.decide(question, same_state, answer)
+        return self.answer(question, answer)
+
+    def is_asked_by_forward(self, frame: types.FrameType) -> bool:
+        """Return whether what runs in a frame is of a forward that is being traced: neither torch's nor ours."""
+        return not (self.is_foreign() or self.is_computing or _is_own(frame))
 
     def note_course(self) -> None:
         """Note that the course of the present forward is not that of its code alone: it gets a new forward."""
@@ -317,9 +362,10 @@ class SymbolicTracer(fx.Tracer):
 
     def stands_for_data(self, value: object) -> bool:
         """Return whether a value is a proxy, or a tensor to which one was written."""
-        if id(value) in self._left_by_hooks:
+        if id(value) in self._left:
             raise CannotBeWrittenError(
-                "it reads a tensor that a forward hook has left there, which no trace runs; have a module return it."
+                "it reads a tensor that a forward hook has left there, which no trace runs, or another forward; have a "
+                "module return it."
             )
         return is_proxy(value) or id(value) in self._made
 
@@ -340,7 +386,8 @@ class SymbolicTracer(fx.Tracer):
             self.bound = dict(bound.arguments)
         _refuse_patterns(root.forward)
         self._own = {id(module) for module in root.modules()}
-        self._left_by_hooks = left_by_hooks(root)
+        former = (leaf for leaf in tree_leaves(self.whole.former) if isinstance(leaf, Tensor))
+        self._left = left_by_hooks(root) | set(map(id, former))
         self._find = finder(root)
         self.flow.graph = super().trace(root, concrete_args)
         for node in self.flow.graph.nodes:
@@ -539,9 +586,14 @@ class SymbolicTracer(fx.Tracer):
             name = next((n for n, t in constants.items() if t is a), f"_tensor_constant{len(constants)}")
             constants[name] = a
             return self.create_node("get_attr", name, (), {})
-        if isinstance(
-            a, numbers.Number | torch.Generator
-        ):  # also other packages'; fx of 2.6 has no place for a generator
+        if isinstance(a, torch.Generator):  # for which fx of 2.6 has no place
+            if a in self.generators and not torch.equal(a.get_state(), self.generators[a]):
+                raise CannotBeWrittenError(
+                    "it seeds a generator of random numbers that it holds, which no trace records; make it in forward "
+                    "(torch.Generator().manual_seed(0)), or seed it outside of the model."
+                )
+            return a
+        if isinstance(a, numbers.Number):  # also other packages'
             return a
         if type(a) is OrderedDict:  # fx would write a plain dictionary
             pairs = [(key, self.create_arg(value)) for key, value in a.items()]
@@ -587,15 +639,15 @@ class SymbolicTracer(fx.Tracer):
         node : fx.Node
             What it is asked of.
         measure : callable
-            ``len`` for how long a value is, ``bool`` or ``int`` for the value itself, ``_dtype`` for a type of
-            elements.
+            ``len`` for how long a value is, ``bool`` or ``int`` for the value itself, ``_itself`` for a type of
+            elements or a device.
         """
         site = self.flow.sites.get(node)
         if (site, measure) in self.whole.decisions:
             return self.whole.decisions[site, measure]
         entry = entry_of(node)
-        if measure is _device:  # that of the model
-            if entry is None or entry.name != "device" or site is None or not self.inline:
+        if measure is _itself and entry is not None and entry.name == "device":  # that of the model
+            if site is None or not self.inline:
                 return None
             held = next((tensor.device for tensor in (*self.root.parameters(), *self.root.buffers())), None)
             return None if held is None else self.flow.decisions.setdefault((site, measure), held)
@@ -604,7 +656,7 @@ class SymbolicTracer(fx.Tracer):
         # Sizes that are not known differ in all worlds, and may be equal all the same.
         if measure is bool and worlds is not UNKNOWN and any(map(_varies, map(facts.of, node.all_input_nodes))):
             return None
-        kinds = {len: (tuple, list), _dtype: (torch.dtype,)}.get(measure, (bool, int))
+        kinds = {len: (tuple, list), _itself: (torch.dtype,)}.get(measure, (bool, int))
         if worlds is UNKNOWN or site is None or not isinstance(worlds[0], kinds):
             return None
         values = {measure(world) for world in worlds}
@@ -615,11 +667,14 @@ class SymbolicTracer(fx.Tracer):
         value = self.known(obj.node, bool)
         return super().to_bool(obj) if value is None else self.decide(obj.node, same_truth, bool(value))
 
-    def decide(self, node: fx.Node, check: Callable[..., None], value: Any) -> Any:
+    def decide(self, node: fx.Node | Question, check: Callable[..., None], value: Any) -> Any:
         """Return a value that the course may depend on, and have a new forward check that it is the same."""
         self.note_course()
         if not self.inline:
             self.create_node("call_function", check, (node, value, self.frames[0].owner), {})
+        elif isinstance(node, fx.Node):
+            measure = _MEASURES.get(check, int)
+            self.flow.checks.setdefault(self.frames[-1].owner, []).append(partial(self.known, node, measure))
         return value
 
     def _is_attribute(self, tensor: Tensor) -> bool:
@@ -662,8 +717,11 @@ class ValueProxy(InPlaceProxy):
         return type(self.value)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "requires_grad" or (name in _OF_GRADIENTS and self._tracer().wants_gradient):
+        is_hook = name in ("register_hook", "retain_grad")
+        if name in _OF_GRADIENTS and (not is_hook or self._tracer().wants_gradient):
             return self._of_gradients(name)
+        if name == "type" and isinstance(self.value, Tensor):
+            return self._cast
         attribute = getattr(self.value, name)
         if callable(attribute):
             return Attribute(self, name)  # a method; it is recorded when it is called
@@ -736,6 +794,7 @@ class ValueTracer(SymbolicTracer):
                     values[node] = self._compute(node)
             finally:
                 self.is_computing = False
+            self.generators = {generator: generator.get_state() for generator in self.generators}
         value = values[node]
         if type(value) is bool and node.op.startswith("call_") and node.target is not getattr:
             return self.decide(node, same_truth, value)
@@ -868,13 +927,8 @@ def _compares_types(code: types.CodeType) -> bool:
     return False
 
 
-def _dtype(value: torch.dtype) -> torch.dtype:
-    """Measure a type of elements: it is that itself."""
-    return value
-
-
-def _device(value: torch.device) -> torch.device:
-    """Measure a device: it is that itself."""
+def _itself(value: Any) -> Any:
+    """Measure a type of elements or a device: it is that itself."""
     return value
 
 
@@ -917,13 +971,27 @@ def no_gradient(value: Tensor, expected: bool, path: str) -> None:
     """Raise ``OtherCourseError`` where a gradient is wanted, and forward would do something else."""
     if value.requires_grad is not expected:
         raise OtherCourseError(
-            f"{path or 'the model'} computes something else where a gradient is wanted (it asks `requires_grad`), and "
-            "was canonized for where none is; take the question out of its forward, or run it under torch.no_grad()."
+            f"{path or 'the model'} computes something else where a gradient is wanted (it asks `requires_grad` or the "
+            "like), and was canonized for where none is; take the question out of its forward, or run it under "
+            "torch.no_grad()."
+        )
+
+
+def same_state(question: Question, expected: bool, path: str) -> None:
+    """Raise ``OtherCourseError`` where a function of torch says otherwise of how the model is run."""
+    name, *given = question
+    if getattr(torch, name)(*given) is not expected:
+        raise OtherCourseError(
+            f"{path or 'the model'} computes something else where torch.{name}() is {not expected}, and was canonized "
+            f"for {expected}; run it like that, or take the question out of its forward."
         )
 
 
 def _do_nothing(*args: Any, **kwargs: Any) -> None:
     """Stand for a hook on a tensor."""
+
+
+_MEASURES: Final[Any] = {same_truth: bool, same_length: len, same_type: _itself}
 
 
 def _same(now: object, expected: object, path: str) -> None:
