@@ -587,7 +587,8 @@ class SymbolicTracer(fx.Tracer):
             constants[name] = a
             return self.create_node("get_attr", name, (), {})
         if isinstance(a, torch.Generator):  # for which fx of 2.6 has no place
-            if a in self.generators and not torch.equal(a.get_state(), self.generators[a]):
+            former = None if self.inline else self.generators.get(a)
+            if former is not None and not torch.equal(a.get_state(), former):
                 raise CannotBeWrittenError(
                     "it seeds a generator of random numbers that it holds, which no trace records; make it in forward "
                     "(torch.Generator().manual_seed(0)), or seed it outside of the model."
