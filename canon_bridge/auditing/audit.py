@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from canon_bridge.auditing.causes import CAUSES, RuleSet, cause_of, shares
 from canon_bridge.auditing.flows import Visit, recorded, total
 from canon_bridge.auditing.report import Audit, Entry
-from canon_bridge.auditing.target import Target, select
+from canon_bridge.auditing.target import Target, as_tuple, select
 from canon_bridge.core import check_module
 
 ADAPTERS: Final = {
@@ -62,7 +62,7 @@ def audit(
     Raises
     ------
     TypeError
-        For rules of another kind, and if the model does not return a tensor.
+        For rules of another kind, for inputs that are no tensors, and if the model does not return a tensor.
     ValueError
         If the target does not select one value for each example; and as :func:`canon_bridge.canonize`.
 
@@ -82,8 +82,7 @@ def audit(
     """
     check_module(model)
     rule_set = _rule_set(model, rules)
-    many = inputs if isinstance(inputs, tuple) else (inputs,)
-    leaves = tuple(value.detach().requires_grad_(value.is_floating_point()) for value in many)
+    leaves = tuple(value.detach().requires_grad_(value.is_floating_point()) for value in as_tuple(inputs))
     extra = () if additional_forward_args is None else additional_forward_args
     extra = extra if isinstance(extra, tuple) else (extra,)
     with rule_set.attached((*leaves, *extra)), _frozen(model), torch.inference_mode(False), torch.enable_grad():

@@ -5,13 +5,10 @@ from contextlib import ExitStack
 from typing import Any, cast
 
 import torch
-from captum._utils.common import (
-    _format_additional_forward_args,
-    _format_tensor_into_tuples,
-    _select_targets,
-)
+from captum._utils.common import _format_additional_forward_args
 from torch import Tensor, nn
 
+from canon_bridge.auditing.target import as_tuple, select
 from canon_bridge.captum import presets
 from canon_bridge.captum.attach import attached
 from canon_bridge.captum.preprocess import BACKEND
@@ -102,7 +99,7 @@ class OnCanonicalModel:
         taps: Sequence[Tap] = (),
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return the relevance of each input and the target's score, shape ``(N,)``."""
-        given = _format_tensor_into_tuples(inputs)
+        given = as_tuple(inputs)
         if not taps:
             _check_differentiable(given)
         # Aliases of our own: the user's tensors keep their flags and gradients, also after an exception.
@@ -135,7 +132,7 @@ class OnCanonicalModel:
             stack.enter_context(torch.enable_grad())
             output = self.model(*arguments)
             overwritten = kept.overwritten(self.model)
-            score = _score(output, target)
+            score = select(output, target)
             explained = [leaf for leaf in leaves if leaf.requires_grad] or [v for tap in taps for v in tap.values]
             found: dict[Tensor, Tensor | None] = {}
             if score.requires_grad and explained and not overwritten:
@@ -145,8 +142,7 @@ class OnCanonicalModel:
             self._overwritten |= overwritten
             return self._run(leaves, arguments, target, verbose, taps)
         if before is not None:
-            canonization.check_function(before, tensors_in(output))
-            self._is_checked = True
+            self._is_checked = canonization.check_function(before, tensors_in(output))
         if not self._has_warned:
             warn_uncovered(canonization.plan)
             self._has_warned = True
@@ -165,22 +161,6 @@ def _check_no_other_rules(model: nn.Module) -> None:
                     f"{path or 'the model'} has a rule of zennit on it: both would act on one map. Leave the context "
                     "of the composite first (an Explainer keeps one open), or explain a copy of the model."
                 )
-
-
-def _score(output: Any, target: Any) -> Tensor:
-    """Return the one value for each example that is explained."""
-    if not isinstance(output, Tensor):
-        raise TypeError(
-            f"the model returns a {type(output).__name__}; LRP explains a value of a tensor: wrap the model in a "
-            "module whose forward returns the tensor to explain, for example `return self.model(x)[0]`."
-        )
-    score = _select_targets(output, target)
-    if score.dim() > 1 and score[0].numel() > 1:
-        raise ValueError(
-            f"target is {target!r} and leaves an output of shape {tuple(score.shape)}; LRP explains one "
-            "value for each example: give a target that selects it."
-        )
-    return score
 
 
 def _is_differentiable(value: Tensor) -> bool:

@@ -107,7 +107,7 @@ class LRP(OnCanonicalModel, captum.attr.LRP):
         Raises
         ------
         TypeError
-            For inputs that are integers, a model that returns no tensor, and a linear layer without a rule.
+            For inputs that are integers or no tensors, a model that returns no tensor, a linear layer without a rule.
         ValueError
             If ``target`` does not select one value for each example.
         TracingError

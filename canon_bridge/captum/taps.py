@@ -22,6 +22,13 @@ class Tap:
     at_input : bool
         Whether to read at its input instead of its output.
 
+    Raises
+    ------
+    TypeError
+        If the layer is no module.
+    ValueError
+        If it is none of the model.
+
     Attributes
     ----------
     values : list of Tensor
@@ -30,7 +37,17 @@ class Tap:
 
     def __init__(self, model: nn.Module, module: nn.Module, at_input: bool) -> None:
         self.module, self.at_input = module, at_input
+        if not isinstance(module, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"layer is {module!r} ({type(module).__name__}); it must be a module of the model, or a list of them: "
+                "model.get_submodule(path) has the one at a path."
+            )
         self._paths = [path for path, found in model.named_modules(remove_duplicate=False) if found is module]
+        if not self._paths:
+            raise ValueError(
+                f"the layer ({type(module).__name__}) is no module of the model; model.get_submodule(path) has the one "
+                "at a path."
+            )
 
     def begin(self, plan: Plan) -> None:
         """Forget what was read before, and note how often the module is called, by the plan of the canonical model."""
@@ -67,8 +84,9 @@ class Tap:
         calls = self._calls + (self._further if self._calls else 0)
         if calls != 1 or not self._kept:
             raise ValueError(
-                f"the layer ({type(self.module).__name__}) ran {calls} times in the forward pass and relevance "
-                f"reached it at {len(self._kept)} tensors; it must run once, on the way from the input to the target."
+                f"the layer {self._paths[0] or '(the model)'} ({type(self.module).__name__}) ran {calls} times in the "
+                f"forward pass and relevance reached it at {len(self._kept)} tensors; it must run once, on the way "
+                "from the input to the target."
             )
         values = tuple(self._kept[index] for index in sorted(self._kept))
         return values if self._is_tuple else values[0]

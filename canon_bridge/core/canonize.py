@@ -16,7 +16,7 @@ from canon_bridge.core.garbage import without_collection
 from canon_bridge.core.guard import Conversions, Guard, convert
 from canon_bridge.core.layers.linear import computes_weight, make_plain, why_not_foldable
 from canon_bridge.core.layers.parameters import keeping_graph
-from canon_bridge.core.norms import check_norm, is_identity
+from canon_bridge.core.norms import check_norm, is_identity, is_norm
 from canon_bridge.core.obstacles import check_module, check_values
 from canon_bridge.core.options import Backend, Clipped, ExampleInputs, LeftoverOption, Options, Prefer, Scope
 from canon_bridge.core.plan import Plan
@@ -25,6 +25,7 @@ from canon_bridge.core.plans import plan_for
 from canon_bridge.core.precision import (
     Loss,
     Reference,
+    comparable,
     describe,
     doubtful,
     explained,
@@ -54,7 +55,7 @@ class Canonization:
         What is done to it.
     function_error : float or None
         How far the output of the canonical model was from that of the model itself, relative to its largest value,
-        where there were inputs to measure it on.
+        where there were inputs to measure it on, and the output has finite numbers.
     """
 
     def __init__(
@@ -98,7 +99,8 @@ class Canonization:
         Warns
         -----
         PrecisionWarning
-            If a merge loses precision: by the statistics of a BatchNorm, or as measured on ``example_inputs``.
+            If a merge loses precision: by the statistics of a BatchNorm, or as measured on ``example_inputs``; or if
+            there is nothing to measure, since the output on them has no finite number.
         """
         before = None
         if self.options.arguments is not None:
@@ -112,7 +114,13 @@ class Canonization:
             self._explained = explained(lost)
             doubts = [describe(found)] if (found := doubtful(lost)) else []
             if before is not None:
-                self.check_function(before, self.reference(before.arguments).outputs, "example_inputs", doubts)
+                after = self.reference(before.arguments).outputs
+                if not self.check_function(before, after, "example_inputs", doubts):
+                    alert(
+                        f"the output of {self.plan.model} on example_inputs has no finite number, so its function was "
+                        "not compared; give example inputs on which it has.",
+                        PrecisionWarning,
+                    )
             elif doubts:
                 alert(doubts[0], PrecisionWarning)
             return self.model
@@ -128,7 +136,7 @@ class Canonization:
 
     def check_function(
         self, before: Reference, after: list[Tensor], inputs: str = "these inputs", doubts: Sequence[str] = ()
-    ) -> None:
+    ) -> bool:
         """Compare what the canonical model has returned with what the model itself returns.
 
         Parameters
@@ -141,6 +149,11 @@ class Canonization:
             What they were computed from, in words.
         doubts : sequence of str
             What there is to warn of already.
+
+        Returns
+        -------
+        bool
+            Whether there was a finite number to compare.
 
         Raises
         ------
@@ -167,6 +180,9 @@ class Canonization:
                 raise self._changed(measured, before, max(allowed, inside, own))
         if doubts:
             alert(": ".join([measured, *doubts]), PrecisionWarning)
+        if not (was_compared := comparable(before.outputs)):
+            self.function_error = None
+        return was_compared
 
     def _changed(self, measured: str, before: Reference, allowed: float) -> FunctionChangedError:
         """Return the error that says which step of the plan changes the function, of a model that is itself again."""
@@ -303,6 +319,10 @@ class Canonization:
             )
         if self._planned_inside - writes_in_force(self.model) and not self.is_current():
             self._make_plan()  # the block that the plan was made in has ended
+        merged = {entry.norm for entry in (*self.plan.merges, *self.plan.untangled)}
+        for module, path in paths(self.model).items():
+            if path in merged and is_norm(module):
+                check_norm(module, path)
         if not self.is_current():
             raise RuntimeError(
                 "the model has other modules or flags than when this plan was made, or another canonization of it "
@@ -310,10 +330,6 @@ class Canonization:
                 "more; call canonize(model) anew, in the state that the model is in now."
             )
         check_values(self.model)
-        merged = {entry.norm for entry in (*self.plan.merges, *self.plan.untangled)}
-        for module, path in paths(self.model).items():
-            if path in merged:
-                check_norm(module, path)
 
 
 def canonize(
@@ -358,7 +374,8 @@ def canonize(
     Raises
     ------
     TypeError
-        If ``model`` is not an ``nn.Module`` or ``example_inputs`` neither a tensor nor a tuple.
+        If ``model`` is not an ``nn.Module``, or ``example_inputs`` neither a tensor nor a tuple, or more or fewer than
+        the model takes.
     ValueError
         If a BatchNorm is in training mode or has no running statistics, or a keyword has an unknown value.
     TracingError

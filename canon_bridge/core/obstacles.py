@@ -27,7 +27,9 @@ def check_module(model: object) -> None:
     See also :func:`check_values`.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module.")
+        what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        advice = f": an instance, {model.__name__}(...)" if isinstance(model, type) else ""
+        raise TypeError(f"model is {what}; it must be a torch.nn.Module{advice}.")
     for module, path in paths(model).items():
         attribute = WRAPPERS.find(module)
         if attribute is not None:

@@ -1,7 +1,7 @@
 """What canonization costs in precision: estimated from statistics, and measured on inputs."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -186,8 +186,19 @@ def outputs(model: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor]:
 
 
 def tensors_in(output: Any) -> list[Tensor]:
-    """Return copies of all tensors in an output."""
-    return [leaf.detach().clone() for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    """Return copies of all tensors in an output, also in the fields of dataclasses."""
+    found: list[Tensor] = []
+    for leaf in tree_leaves(output):
+        if isinstance(leaf, Tensor):
+            found.append(leaf.detach().clone())
+        elif is_dataclass(leaf):
+            found += tensors_in([getattr(leaf, part.name) for part in fields(leaf)])
+    return found
+
+
+def comparable(outputs: list[Tensor]) -> bool:
+    """Return whether there is a finite number in an output, without which a comparison says nothing."""
+    return any(bool(value.isfinite().any()) for value in outputs)
 
 
 def function_error(before: list[Tensor], after: list[Tensor]) -> tuple[float, bool]:
@@ -202,13 +213,17 @@ def function_error(before: list[Tensor], after: list[Tensor]) -> tuple[float, bo
 def deviation(old: Tensor, new: Tensor) -> float:
     """Return the largest deviation relative to the largest value (or one).
 
-    It is infinite where the shapes differ, where only one of the two is NaN, and for integers that are not equal.
+    It is infinite where the shapes differ, where only one of the two is NaN or infinite, and for integers that are not
+    equal.
     """
-    if old.shape != new.shape or not bool(torch.equal(old.isnan(), new.isnan())):
+    if old.shape != new.shape:
         return float("inf")
     if old.is_complex():
         return deviation(torch.view_as_real(old), torch.view_as_real(new))
     if not old.is_floating_point():
         return 0.0 if torch.equal(old, new) else float("inf")
-    scale = float(old.nan_to_num().abs().max())
-    return float((new - old).nan_to_num().abs().max()) / (scale or 1.0)
+    same = (old == new) | (old.isnan() & new.isnan())
+    error = (new - old).abs().masked_fill(same, 0.0).nan_to_num(torch.inf, torch.inf)
+    is_measure = old.abs() < torch.finfo(old.dtype).max  # what a mask puts in is none
+    scale = float(old.abs().masked_fill(~is_measure, 0.0).max())
+    return float(error.max()) / (scale or 1.0)

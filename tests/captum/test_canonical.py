@@ -21,7 +21,7 @@ def test_targets_of_a_segmentation_model():
     expected = x * torch.autograd.grad(model(x)[:, 1, 2, 3].sum(), x)[0]
     relevance = LRP(model, presets.epsilon(1e-30)).attribute(x, target=(1, 2, 3))
     assert relative_error(relevance, expected) < TOLERANCE
-    with pytest.raises(ValueError, match="target is None and leaves an output of shape"):
+    with pytest.raises(ValueError, match="target None does not select one value for each example"):
         LRP(model).attribute(x)
 
 
@@ -123,6 +123,9 @@ def test_inputs_of_integers_and_outputs_that_are_no_tensor_are_refused():
 
     with pytest.raises(TypeError, match=r"the model returns a tuple; .*return self\.model\(x\)\[0\]"):
         LRP(Pair().eval()).attribute(torch.ones(1, 2), target=0)
+    for inputs in (None, [torch.ones(1, 2)], torch.ones(1, 2).numpy(), (torch.ones(1, 2), 3)):
+        with pytest.raises(TypeError, match=r"inputs hold a \w+; they must be a tensor"):
+            lrp.attribute(inputs, target=0)
 
 
 @pytest.mark.parametrize(

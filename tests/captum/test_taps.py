@@ -39,9 +39,13 @@ def test_layer_relevance_of_containers_and_lists_is_continuous():
 def test_layer_that_does_not_run_once():
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 64, 5)).double()
     unused = nn.Linear(1, 1)
-    model[0].unused = None
-    with pytest.raises(ValueError, match=r"ran 0 times.*it must run once"):
+    with pytest.raises(ValueError, match=r"the layer \(Linear\) is no module of the model"):
         LayerLRP(model.eval(), unused).attribute(images(1, 8), target=TARGET)
+    with pytest.raises(TypeError, match=r"layer is '0' \(str\); it must be a module of the model"):
+        LayerLRP(model, "0").attribute(images(1, 8), target=TARGET)
+    model[0].unused = unused
+    with pytest.raises(ValueError, match=r"the layer 0\.unused \(Linear\) ran 0 times.*it must run once"):
+        LayerLRP(model, unused).attribute(images(1, 8), target=TARGET)
 
 
 class Sum(nn.Module):
@@ -85,5 +89,7 @@ def test_each_tensor_of_a_list_has_its_relevance(requires_grad):
 
 @pytest.mark.parametrize(("path", "calls"), [("last", 2), ("unused", 0)])
 def test_a_module_that_does_not_run_once_is_refused(path, calls):
-    with pytest.raises(ValueError, match=rf"the layer \(Identity\) ran {calls} times in the forward pass.*run once"):
+    with pytest.raises(
+        ValueError, match=rf"the layer {path} \(Identity\) ran {calls} times in the forward pass.*run once"
+    ):
         read(path, False, torch.ones(2, requires_grad=True)).relevance()

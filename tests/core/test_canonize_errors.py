@@ -1,6 +1,7 @@
 """What bad input gets: an error in plain words, before anything is written; and the check with example inputs."""
 
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from canon_bridge import FunctionChangedError, canonize, canonized_copy, plan
+from canon_bridge import FunctionChangedError, PrecisionWarning, canonize, canonized_copy, plan
+from canon_bridge.core.precision import deviation, tensors_in
 from canon_bridge.core.restore import writes_in_force
 from tests.support.pieces import Written, conv, image, norm
 from tests.support.snapshot import Snapshot
@@ -70,8 +72,24 @@ def test_a_norm_without_running_statistics_is_named(function: Any) -> None:
 @pytest.mark.parametrize("function", PUBLIC)
 @pytest.mark.parametrize("model", [None, "resnet", nn.Conv2d, lambda x: x])
 def test_what_is_no_module_is_told_so(function: Any, model: Any) -> None:
-    with pytest.raises(TypeError, match=r"it must be a torch\.nn\.Module"):
+    with pytest.raises(
+        TypeError, match=r"it must be a torch\.nn\.Module" + (r".*Conv2d\(" if model is nn.Conv2d else "")
+    ):
         function(model)
+
+
+@pytest.mark.parametrize("x", [(), (image(), image())])
+def test_as_many_example_inputs_as_forward_does_not_take_are_told_so(x: Any) -> None:
+    with pytest.raises(TypeError, match=rf"cannot be called with {len(x)} positional arguments .*forward\(input"):
+        plan(small(), example_inputs=x)
+
+
+def test_a_norm_that_trains_since_the_plan_is_named() -> None:
+    model = Written(lambda m, x: F.relu(m.norm(m.a(x))), a=conv(), norm=norm()).eval()
+    canonization = canonize(model)
+    model.train()
+    with pytest.raises(ValueError, match=r"^norm is in training mode"), canonization:
+        pass
 
 
 def test_example_inputs_that_the_model_cannot_take_change_nothing() -> None:
@@ -149,9 +167,26 @@ def test_an_output_with_nan_is_no_agreement(value: float, monkeypatch: pytest.Mo
         pass
 
 
-def test_an_empty_batch_and_outputs_that_are_no_tensor_are_compared_too() -> None:
-    with canonize(small(), example_inputs=image()[:0]):
-        pass
+@pytest.mark.parametrize("value", [-float("inf"), float("inf"), float("nan"), torch.finfo(torch.float32).min])
+def test_what_a_mask_puts_into_an_output_hides_no_change(value: float) -> None:
+    assert deviation(torch.tensor([2.0, value]), torch.tensor([3.0, value])) == 0.5
+    assert deviation(torch.tensor([2.0, value]), torch.tensor([2.0, value])) == 0
+
+
+@pytest.mark.parametrize("x", [image()[:0], image() * float("nan")])
+def test_example_inputs_on_which_nothing_can_be_compared_are_warned_of(x: Tensor) -> None:
+    canonization = canonize(small(), example_inputs=x)
+    with pytest.warns(PrecisionWarning, match="has no finite number, so its function was not compared"), canonization:
+        assert canonization.function_error is None
+
+
+@dataclass
+class Out:
+    logits: Tensor
+
+
+def test_outputs_that_are_no_tensor_are_compared_too() -> None:
+    assert len(tensors_in({"main": [Out(torch.ones(1))], "other": torch.ones(2)})) == 2
     model = Written(lambda m, x: {"out": [F.relu(m.norm(m.a(x)))]}, a=conv(), norm=norm())
     canonization = canonize(randomize(model), example_inputs=image())
     with canonization:

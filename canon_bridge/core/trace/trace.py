@@ -41,7 +41,18 @@ def trace(model: nn.Module, arguments: tuple[Any, ...] | None = None) -> Flow:
     TracingError
         If forward depends on values (``if x.sum() > 0``), on the length or the type of an input, or otherwise
         cannot run on symbolic values, nor on ``arguments``. The message names the module and the cause.
+    TypeError
+        If forward does not take so many arguments.
     """
+    if arguments is not None:
+        signature = inspect.signature(model.forward)
+        try:
+            signature.bind(*arguments)
+        except TypeError as error:
+            raise TypeError(
+                f"{type(model).__name__} cannot be called with {len(arguments)} positional arguments ({error}); "
+                f"example_inputs are those of its forward{signature}."
+            ) from None
     bound = bound_function(model)
     if bound is not None and bound[1]:
         return _nothing_to_find()
