@@ -80,7 +80,14 @@ class Explainer:
         }
         self._make_model, self._target, self._transform = make_model, target, transform
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = to_evaluation(make_model()).to(self.device)
+        made: Any = make_model if isinstance(make_model, nn.Module) else make_model()
+        if made is make_model or not isinstance(made, nn.Module):
+            what = "is" if made is make_model else "returned"
+            raise TypeError(
+                f"make_model {what} a {type(made).__name__}; it must be a function without arguments that returns the "
+                "model, which other processes call, too."
+            )
+        self.model = to_evaluation(made).to(self.device)
         self._identity = {"model": type(self.model).__name__, "weights": _digest(self.model)}
         example = None if example_input is None else example_input.to(self.device)
         rules = make_rules(framework, self.model, preset, prefer=prefer, clipped=clipped, example_inputs=example)
@@ -102,16 +109,37 @@ class Explainer:
         dict of str to ndarray
             ``class`` is the explained one, ``score`` the model's output for it, both ``(N,)``; ``relevance`` is the sum
             over the channels, ``(N, H, W)`` of the model's input, float32.
+
+        Raises
+        ------
+        ValueError
+            If the batch lacks a column, or a class is none of the model's.
+        TypeError
+            If the model does not return scores ``(N, classes)``.
         """
+        needed = ("image", self._target) if isinstance(self._target, str) else ("image",)
+        if missing := [name for name in needed if name not in batch]:
+            raise ValueError(f"the batch has no column {' and no '.join(missing)}; it has {', '.join(batch)}.")
         images = torch.from_numpy(np.ascontiguousarray(batch["image"]))
         images = images[:, None] if images.dim() == 3 else images.movedim(-1, 1)
         inputs = self._transform(images.contiguous().to(self.device))
         with torch.no_grad():
-            scores = self.model(inputs)
+            scores: Any = self.model(inputs)
+        if not isinstance(scores, Tensor) or scores.dim() != 2:
+            what = f"a tensor {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
+            raise TypeError(
+                f"the model returns {what}; an Explainer needs a score for each class, (N, classes): have make_model "
+                "wrap it in a module whose forward returns them."
+            )
         classes = scores.argmax(1)
         if self._target is not None:
             chosen = batch[self._target] if isinstance(self._target, str) else self._target
             classes = torch.as_tensor(chosen, device=self.device).expand(len(images))
+            if classes.is_floating_point() or not bool(((classes >= 0) & (classes < scores.shape[1])).all()):
+                raise ValueError(
+                    f"target is {self._target!r}, for the classes {classes.tolist()}; the model has whole numbers from "
+                    f"0 to {scores.shape[1] - 1}."
+                )
         explained = scores.gather(1, classes[:, None])[:, 0]
         relevance = self._attribute(inputs, classes).sum(1)
         found = {"class": classes, "score": explained, "relevance": relevance.float()}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,14 @@ from torch import Tensor, nn
 from canon_bridge.core import Clipped, ExampleInputs, Prefer
 
 Framework = Literal["captum", "zennit"]
+PresetName = Literal[
+    "epsilon",
+    "epsilon_plus",
+    "epsilon_plus_flat",
+    "epsilon_alpha2_beta1",
+    "epsilon_alpha2_beta1_flat",
+    "epsilon_gamma_box",
+]
 Attribute = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -50,7 +58,16 @@ def make_rules(
     canon_bridge.captum.LRP or zennit.core.Composite
         The composite has zennit's name for the preset (``EpsilonPlus``); ``epsilon``, which zennit has no name for, is
         built from its rules.
+
+    Raises
+    ------
+    ValueError
+        For a framework or a preset that there is not.
     """
+    for name, value, kind in (("framework", framework, Framework), ("preset", preset, PresetName)):
+        if value not in get_args(kind):
+            allowed = ", ".join(map(repr, get_args(kind)))
+            raise ValueError(f"{name} is {value!r} ({type(value).__name__}); it must be one of {allowed}.")
     keywords = dict(settings or {})
     options: Any = {"prefer": prefer, "clipped": clipped, "example_inputs": example_inputs}
     if framework == "captum":

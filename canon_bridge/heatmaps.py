@@ -35,10 +35,13 @@ def heatmap(relevance: Any, limit: float | None = None) -> Image.Image:
     Raises
     ------
     ValueError
-        For another number of dimensions.
+        For another number of dimensions, for no image, for values that are not finite, and for a limit that is not
+        above zero.
     """
     values = as_map(relevance)
     limit = colour_limit(values) if limit is None else limit
+    if not limit > 0:
+        raise ValueError(f"limit is {limit}; colours end above zero, by default at colour_limit(relevance).")
     mapped = ScalarMappable(Normalize(-limit, limit), COLOURS).to_rgba(values.numpy(), bytes=True)
     return Image.fromarray(np.ascontiguousarray(mapped[..., :3]))
 
@@ -54,8 +57,24 @@ def overlay(picture: Image.Image, relevance: Any, limit: float | None = None) ->
         Shape ``(H, W)``, ``(C, H, W)`` or ``(1, C, H, W)``.
     limit : float, optional
         See :func:`heatmap`.
+
+    Returns
+    -------
+    PIL.Image.Image
+        RGB, of the picture's size.
+
+    Raises
+    ------
+    ValueError
+        If the picture has another size, and as :func:`heatmap`.
     """
     values = as_map(relevance)
+    if picture.size != tuple(values.shape)[::-1]:
+        raise ValueError(
+            f"the picture has {picture.width} by {picture.height} pixels, and the map {values.shape[1]} by "
+            f"{values.shape[0]} (images of a batch stand side by side): give the picture as the model sees it, and its "
+            "map alone."
+        )
     limit = colour_limit(values) if limit is None else limit
     strength = (values.abs() / limit).clamp(0, 1).sqrt()
     mask = Image.fromarray((255 * strength).round().byte().numpy())
@@ -72,6 +91,14 @@ def colour_limit(relevance: Any) -> float:
 def as_map(relevance: Any) -> Tensor:
     """Return relevance as one map ``(H, W)`` in float64: channels summed, images of a batch side by side."""
     values = torch.as_tensor(relevance).detach().double().cpu()
+    if not bool(values.isfinite().all()):
+        bad = int((~values.isfinite()).sum())
+        raise ValueError(
+            f"relevance holds {bad} values that are NaN or infinite, of {values.numel()}, which have no colour: look "
+            "for the input or the rule that they come from (audit(...) follows a map through all modules)."
+        )
+    if not values.numel():
+        raise ValueError(f"relevance has the shape {tuple(values.shape)} and no values: there is nothing to draw.")
     if values.dim() == 2:
         return values
     if values.dim() == 3:

@@ -75,6 +75,24 @@ def test_the_identity_tells_models_and_settings_apart():
     assert all(identity != other.identity() for other in others)
 
 
+@pytest.mark.parametrize(
+    ("make", "settings", "error", "says"),
+    [
+        (make_model(), {}, TypeError, "make_model is a Sequential; it must be a function"),
+        (lambda: None, {}, TypeError, "make_model returned a NoneType"),
+        (make_model, {"framework": "torch"}, ValueError, r"framework is 'torch' \(str\); .*'zennit'"),
+        (make_model, {"preset": "plus"}, ValueError, "preset is 'plus' .*'epsilon_plus'"),
+        (make_model, {"preset": presets.epsilon()}, ValueError, "preset is Preset.*'epsilon_plus'"),
+        (make_model, {"target": 5}, ValueError, r"target is 5, for the classes \[5, 5, 5\]; .* from 0 to 4"),
+        (make_model, {"target": "labels"}, ValueError, "no column labels; it has id, image, label"),
+        (lambda: nn.Sequential(make_model(), nn.Unflatten(1, (5, 1))), {}, TypeError, r"returns a tensor \(3, 5, 1\)"),
+    ],
+)
+def test_what_cannot_be_explained_is_told_so(batch, make, settings, error, says):
+    with pytest.raises(error, match=says):
+        Explainer(make, **settings)(batch)
+
+
 class ByValues(nn.Module):
     """A course that depends on values: traced with an example alone."""
 

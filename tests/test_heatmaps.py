@@ -34,6 +34,27 @@ def test_another_number_of_dimensions_is_refused():
         heatmap(torch.zeros(5))
 
 
+@pytest.mark.parametrize("draw", [heatmap, lambda *values: overlay(Image.new("RGB", (3, 2)), *values)])
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ((torch.tensor([[1.0, float("nan"), 2.0]] * 2),), "2 values that are NaN or infinite, of 6"),
+        ((torch.full((1, 2, 3), float("inf")),), "6 values that are NaN or infinite"),
+        ((torch.zeros(0, 3, 2, 3),), r"shape \(0, 3, 2, 3\) and no values"),
+        ((torch.ones(2, 3), 0.0), "limit is 0.0; colours end above zero"),
+    ],
+)
+def test_what_has_no_colour_is_refused(draw, values, says):
+    with pytest.raises(ValueError, match=says):
+        draw(*values)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (2, 3, 2, 3)])
+def test_an_overlay_on_a_picture_of_another_size_is_refused(shape):
+    with pytest.raises(ValueError, match=rf"3 by 2 pixels, and the map {shape[-1] * (len(shape) - 2 or 1)} by 2"):
+        overlay(Image.new("RGB", (3, 2)), torch.ones(shape))
+
+
 def test_one_pixel_does_not_leave_the_rest_pale():
     relevance = torch.ones(100, 100)
     relevance[0, 0] = 1e6

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from canon_bridge.cli.names import file_names
 from canon_bridge.cli.records import audit_json, plan_json
 from canon_bridge.cli.tables import audit_tables, new_table, plan_tables
 from canon_bridge.core import Clipped, LeftoverOption, Prefer
-from canon_bridge.frameworks import Attribute, Framework, make_attribute, make_rules
+from canon_bridge.frameworks import Attribute, Framework, PresetName, make_attribute, make_rules
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -32,15 +32,6 @@ app = typer.Typer(
     help="Canonize networks for rule-based attribution: what becomes of each BatchNorm, maps of images, and where "
     "their relevance went.",
 )
-
-PresetName = Literal[
-    "epsilon",
-    "epsilon_plus",
-    "epsilon_plus_flat",
-    "epsilon_alpha2_beta1",
-    "epsilon_alpha2_beta1_flat",
-    "epsilon_gamma_box",
-]
 
 ModelArgument = Annotated[
     str,
@@ -102,11 +93,15 @@ def plan(
     ] = None,
     only: Annotated[
         str | None,
-        typer.Option(metavar="PATH", show_default=False, help="Draw each BatchNorm in this module: layer1."),
+        typer.Option(
+            metavar="PATH", show_default=False, help="With --draw: draw each BatchNorm in this module: layer1."
+        ),
     ] = None,
 ) -> None:
     """Show what becomes of each BatchNorm, and which operations have no rule. Weights may be random, as by default."""
     console, notes = Console(highlight=False), Console(stderr=True)
+    if only is not None and drawing is None:
+        raise CommandError(f"--only {only} says what to draw; give --draw FILE, too")
     inputs = None if input_shape is None else torch.randn(_shape(input_shape))
     loaded = load(model, weights)
     try:
@@ -119,7 +114,11 @@ def plan(
             raise CommandError(f"{error} On this command line: --input-shape 1,3,224,224") from error
         raise
     if drawing is not None:
-        _draw(found, only, drawing)
+        try:
+            figure = found.draw(only)
+        except ValueError as error:  # no such module
+            raise CommandError(str(error)) from error
+        _save(figure, drawing, dpi=150)
     if as_json:
         typer.echo(plan_json(found))
     else:
@@ -202,14 +201,13 @@ def audit(
         index, score = _choose(loaded, read.inputs, target)
         rules = _Rules(loaded.model, preset, framework, prefer, clipped).make(read)
         report = canon_bridge.audit(loaded.model, read.inputs, target=index, rules=rules)
+    if chart is not None:
+        _save(report.bars(), chart)
     if as_json:
         typer.echo(audit_json(report))
     else:
         console.print(Text(f"{image}: class {loaded.class_name(index)}, score {score:.4g}"))
         _print(console, audit_tables(report))
-    if chart is not None:
-        chart.parent.mkdir(parents=True, exist_ok=True)
-        report.bars().savefig(chart)
 
 
 @dataclass(frozen=True)
@@ -236,7 +234,14 @@ class _Rules:
     def make(self, image: _Read) -> Any:
         """Return the rules."""
         settings = {"low": image.low, "high": image.high} if self.preset == "epsilon_gamma_box" else {}
-        keywords: Any = {"prefer": self.prefer, "clipped": self.clipped, "settings": settings}
+        # Captum's LRP traces a model with the image where it has to, by itself.
+        example = image.inputs if self.framework == "zennit" else None
+        keywords: Any = {
+            "prefer": self.prefer,
+            "clipped": self.clipped,
+            "settings": settings,
+            "example_inputs": example,
+        }
         return make_rules(self.framework, self.model, self.preset, **keywords)
 
     def attribute(self, image: _Read) -> Attribute:
@@ -270,10 +275,11 @@ def _choose(loaded: Loaded, inputs: Tensor, target: int | None) -> tuple[int, fl
     return index, float(scores[0, index])
 
 
-def _draw(found: canon_bridge.Plan, only: str | None, file: Path) -> None:
+def _save(figure: Any, file: Path, **options: Any) -> None:
     try:
-        found.draw(only).savefig(file, dpi=150)
-    except ValueError as error:  # no such module, or no such format
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, **options)
+    except ValueError as error:  # no such format
         raise CommandError(str(error)) from error
     except OSError as error:
         raise CommandError(f"{file} cannot be written: {in_one_line(error)}") from error

@@ -86,7 +86,7 @@ def load(spec: str, weights: str | None = None, size: int | None = None) -> Load
                 "torchvision:densenet121"
             )
         loaded = _from_file(Path(source), name, weights, size or DEFAULT_SIZE)
-    to_evaluation(loaded.model).cpu()
+    to_evaluation(loaded.model).float().cpu()
     return loaded
 
 

@@ -66,12 +66,13 @@ def file_names(paths: Sequence[Path]) -> list[str]:
         as some file systems have it.
     """
     absolute = [path.resolve() for path in paths]
-    depth = max(len(path.parts) for path in absolute)
+    folders_of = [[*path.parts[len(path.anchor) > 0 : -1]] for path in absolute]  # not the root
+    depth = max(map(len, folders_of))
     names = [path.stem for path in absolute]
-    for folders in range(depth):
+    for number in range(1, depth + 1):
         names = [
-            "_".join((*path.parts[-1 - folders : -1], path.stem)) if is_shared and folders else name
-            for path, name, is_shared in zip(absolute, names, _shared(names), strict=True)
+            "_".join((*folders[-number:], path.stem)) if is_shared else name
+            for path, folders, name, is_shared in zip(absolute, folders_of, names, _shared(names), strict=True)
         ]
     suffixes = [path.suffix.lstrip(".") for path in absolute]
     names = [

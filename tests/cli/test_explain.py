@@ -146,6 +146,18 @@ def test_an_audit_accounts_for_the_score(run, tmp_path, framework):
         assert chart.size[0] > 500
 
 
+@pytest.mark.parametrize("framework", ["captum", "zennit"])
+@pytest.mark.parametrize("command", ["explain", "audit"])
+def test_a_model_that_is_traced_with_values_alone(run, tmp_path, framework, command):
+    out = ("--out", tmp_path) if command == "explain" else ()
+    assert "y.jpg" in run(command, "net.py:branching", "y.jpg", *SMALL, "--framework", framework, *out).stdout
+
+
+def test_the_same_image_twice(run, tmp_path):
+    run("explain", "net.py:make_model", "y.jpg", "y.jpg", *SMALL, "--out", tmp_path)
+    assert len(list(tmp_path.glob("*.npy"))) == 2
+
+
 def test_an_audit_says_that_weights_are_random(run):
     result = run("audit", "torchvision:resnet18", "y.jpg")
     assert result.stderr.startswith("note: torchvision:resnet18 has random weights")

@@ -45,3 +45,4 @@ def test_file_names_always_differ():
     for many in (paths, paths[::-1], paths[:2]):
         names = file_names(many)
         assert len({name.lower() for name in names}) == len(many)
+        assert all(Path(name).name == name for name in names)  # in the folder of the results
