@@ -193,7 +193,7 @@ class Canonization:
         return FunctionChangedError(
             f"{measured}, which precision does not account for. It differs first {step}. No map of this model would "
             "be right: please report it, unless the model draws random numbers or counts its calls, which has to end "
-            "first."
+            "first, or what a register_ function was told of that step is not so."
         )
 
     def _enter(self, edits: Edits) -> list[Loss]:

@@ -644,14 +644,21 @@ def register_operation(function: Any, kind: Kind | str, *, make: MakeModule | No
     Raises
     ------
     TypeError
-        If ``function`` is not callable.
+        If ``function`` is not callable or a module, or ``make`` is not callable.
     ValueError
         If ``kind`` is not one of those.
     """
     if not callable(function):
         raise TypeError(f"function is a {type(function).__name__}; it must be callable, as forward calls it.")
+    if isinstance(function, nn.Module) or (isinstance(function, type) and issubclass(function, nn.Module)):
+        raise TypeError(
+            f"function is {function!r}, a module: teach it with register_activation, register_layer or register_norm, "
+            "or the functions that its forward calls with register_operation."
+        )
+    if make is not None and not callable(make):
+        raise TypeError(f"make is {make!r}; it must be a function that makes a module.")
     allowed = {k.name.lower(): k for k in (*WANTS_MODULE, *GRADIENT_IS_RULE, Kind.NOT_DIFFERENTIABLE)}
-    found = allowed.get(kind.name.lower() if isinstance(kind, Kind) else kind)
+    found = allowed.get(kind.name.lower() if isinstance(kind, Kind) else str(kind))
     if found is None:
         raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(sorted(map(repr, allowed)))}.")
     if found is Kind.SUM:  # of any number of terms: linear in all of them

@@ -15,6 +15,10 @@ from canon_bridge.core.rewrite import ExplicitFlow, data_of, nodes_in
 
 _MEANS = "relevance follows its gradient here, which is no rule"
 _TEACH = "Teach it with canon_bridge.register_operation, or write it with operations that have a rule"
+_TEACH_MODULE = (
+    "If it acts on each element by itself, teach it with canon_bridge.register_activation; else write it with "
+    "operations that have a rule"
+)
 _UNMERGED = (
     "relevance passes it as if it added nothing. Teach what it is with canon_bridge.register_norm, or replace it; its "
     "tensors must be read by its own forward alone"
@@ -158,7 +162,7 @@ def _why(explicit: ExplicitFlow, node: fx.Node) -> str | None:
     if entry is None and call is not None and kind_for_rules(call.module) is not None:
         return None
     if entry is None:
-        return f"it is not known what it is; {_MEANS}. {_TEACH}."
+        return f"it is not known what it is; {_MEANS}. {_TEACH_MODULE if node.op == 'call_module' else _TEACH}."
     if entry.kind is Kind.WITHOUT_RULE:
         return f"{entry.note}; {_MEANS}. Replace it, or explain a layer after it."
     if node.op == "call_module":

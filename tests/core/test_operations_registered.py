@@ -217,6 +217,11 @@ def test_a_maker_makes_the_module() -> None:
 def test_what_cannot_be_taught_is_refused() -> None:
     with pytest.raises(TypeError, match="it must be callable"):
         register_operation("relu", "elementwise")
+    for module in (nn.ReLU, nn.ReLU()):
+        with pytest.raises(TypeError, match=r"a module: teach it with register_activation"):
+            register_operation(module, "elementwise")
+    with pytest.raises(TypeError, match="make is 3"):
+        register_operation(moved, "movement", make=3)
     for kind in ("sideways", "linear layer", Kind.RANDOM, Kind.WITHOUT_RULE):
         with pytest.raises(ValueError, match="it must be one of 'elementwise', 'linear'"):
             register_operation(moved, kind)
