@@ -1,6 +1,8 @@
 """New modules stand in the container whose forward wrote the operation; containers keep hooks, names and children."""
 
+import dataclasses
 from collections import Counter
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -266,3 +268,62 @@ def test_hooks_on_containers_see_what_they_saw(path: str) -> None:
         assert relative_error(model(x), expected) < 1e-12
     for before, after in zip(*seen, strict=True):
         assert relative_error(after, before) < 1e-12
+
+
+class Pair(NamedTuple):
+    a: Tensor
+    b: Tensor | None = None
+
+
+@dataclasses.dataclass
+class Record:
+    a: Tensor
+    b: Tensor | None = None
+
+
+class AsksForFields(nn.Module):
+    """A part whose course depends on which fields of its argument are there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, pair):
+        return Record(self.norm(self.conv(pair.a)) + pair.a, pair.a if pair.b is None else pair.a.relu())
+
+
+class WritesFields(AsksForFields):
+    """A part that writes into its argument."""
+
+    def forward(self, pair):
+        pair.b = self.norm(self.conv(pair.a)) + pair.a
+        return pair
+
+
+class OfFields(nn.Module):
+    def __init__(self, part, structure) -> None:
+        super().__init__()
+        self.stem, self.part, self.other, self.structure = nn.Conv2d(3, 4, 3), part(), part(), structure
+
+    def forward(self, x):
+        first = self.structure(self.stem(x))
+        last = self.other(self.part(first))
+        return last.a - last.b
+
+
+def _same_function(part, structure) -> tuple[str, ...]:
+    model, x = randomize(OfFields(part, structure).double()), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    snapshot, expected = Snapshot(model), model(x)
+    with canonize(model) as canonical:
+        assert relative_error(canonical(x), expected) < 1e-9
+    snapshot.check()
+    return tuple(entry.reason for entry in plan(model).uncovered)
+
+
+@pytest.mark.parametrize("structure", [Pair, Record])
+def test_a_part_that_asks_which_fields_of_its_argument_are_there(structure) -> None:
+    assert _same_function(AsksForFields, structure) == ()
+
+
+def test_a_part_that_writes_into_the_fields_of_its_argument_stays_as_it_is() -> None:
+    assert any("writes into" in reason for reason in _same_function(WritesFields, Record))

@@ -170,6 +170,30 @@ def is_proxy(value: object) -> bool:
     return issubclass(type(value), fx.Proxy)
 
 
+class _Fields(dict[str, Any]):
+    """The pattern of a named tuple or a dataclass, by the names of its fields."""
+
+
+def fields_of(value: Any) -> dict[str, Any] | None:
+    """Return the fields of a named tuple or a dataclass by their names, or None for what is neither."""
+    kind = type(value)
+    if issubclass(kind, tuple) and hasattr(kind, "_fields"):
+        return value._asdict()
+    if not dataclasses.is_dataclass(kind) or issubclass(kind, Mapping):
+        return None
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(kind) if hasattr(value, field.name)}
+
+
+def _with_fields(value: Any, fields: dict[str, Any]) -> Any:
+    """Return a copy of a named tuple or a dataclass with other values in its fields."""
+    if isinstance(value, tuple):
+        return type(value)(*fields.values())
+    twin = copy.copy(value)
+    for name, item in fields.items():
+        object.__setattr__(twin, name, item)
+    return twin
+
+
 def pattern(value: Any) -> Any:
     """Return the structure of an argument, with its constants, and ``DATA`` for everything else."""
     if is_proxy(value) or isinstance(value, Tensor):
@@ -178,6 +202,9 @@ def pattern(value: Any) -> Any:
         return type(value)(pattern(item) for item in value)
     if type(value) in _DICTIONARIES:
         return {key: pattern(item) for key, item in cast("dict[Any, Any]", value).items()}
+    if (fields := fields_of(value)) is not None:
+        found = _Fields((name, pattern(item)) for name, item in fields.items())
+        return DATA if all(item is DATA for item in found.values()) else found
     return value if type(value) in CONSTANTS else DATA
 
 
@@ -188,6 +215,9 @@ def fits(value: Any, expected: Any) -> bool:
     if type(expected) in (list, tuple):
         same = isinstance(value, type(expected)) and len(cast("list[Any]", value)) == len(expected)
         return same and all(fits(*pair) for pair in zip(cast("list[Any]", value), expected, strict=True))
+    if type(expected) is _Fields:
+        wanted = cast("dict[str, Any]", expected)
+        return all(hasattr(value, name) and fits(getattr(value, name), item) for name, item in wanted.items())
     if type(expected) is dict:
         wanted = cast("dict[Any, Any]", expected)
         if not isinstance(value, Mapping) or set(cast("dict[Any, Any]", value)) != set(wanted):
@@ -248,10 +278,7 @@ def unpack(like: Any, whole: Any, arguments: Any = None) -> Any:
                 found[name] = unpack(value, inner, arguments)
         if isinstance(like, Mapping):  # with its fields for items, too
             return type(like)(**found)
-        twin = copy.copy(like)
-        for name, value in found.items():
-            object.__setattr__(twin, name, value)
-        return twin
+        return _with_fields(like, found)
     if is_proxy(like) or type(like) not in CONSTANTS:
         return whole
     return like
@@ -269,6 +296,8 @@ def kept(structure: Any, arguments: Mapping[int, tuple[Any, ...]] = MappingProxy
     if type(structure) in _DICTIONARIES:
         pairs = cast("dict[Any, Any]", structure).items()
         return type(structure)((key, kept(item, arguments)) for key, item in pairs)
+    if (fields := fields_of(structure)) is not None:
+        return _with_fields(structure, {name: kept(item, arguments) for name, item in fields.items()})
     return structure
 
 
@@ -280,6 +309,8 @@ def is_same(now: Any, before: Any) -> bool:
         return len(now) == len(before) and all(map(is_same, now, before))
     if type(now) in _DICTIONARIES:
         return [*now] == [*before] and all(map(is_same, now.values(), before.values()))
+    if (fields := fields_of(now)) is not None:
+        return type(now) is type(before) and is_same(fields, fields_of(before))
     return now is before
 
 

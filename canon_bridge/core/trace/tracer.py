@@ -43,6 +43,7 @@ from canon_bridge.core.trace.flow import (
     Question,
     Site,
     containers,
+    fields_of,
     fill,
     is_proxy,
     is_same,
@@ -302,7 +303,8 @@ class SymbolicTracer(fx.Tracer):
         self._call: tuple[Site, str] | None = None
         self._own: set[int] = set()
         self._left: set[int] = set()  # tensors of former calls
-        self._given: list[tuple[Any, Any, Any]] = []  # arguments, as they came, and their proxies
+        self._given: list[tuple[Any, Any, Any]] = []  # lists in arguments, as they came, and their proxies
+        self._with_fields: list[tuple[Any, Any]] = []  # arguments that have fields, as they are and as they came
         self._called: set[str] = set()
         # The attributes of modules as they were, and of which modules another forward has set some.
         self.former: dict[nn.Module, dict[str, Any]] = {}
@@ -413,6 +415,8 @@ class SymbolicTracer(fx.Tracer):
         self.flow.expected[parameter.name] = pattern(value)
         given = unpack(value, proxy)
         self._given += [(now, kept(now), (proxy, keys)) for keys, now in containers(given)]
+        if fields_of(given) is not None:
+            self._with_fields.append((given, kept(given)))
         return given
 
     def fill_arguments(self) -> None:
@@ -421,6 +425,10 @@ class SymbolicTracer(fx.Tracer):
             if not is_same(now, before):
                 container = functools.reduce(operator.getitem, keys, whole)
                 self.create_proxy("call_function", fill, (container, now), {})
+        if not all(is_same(now, before) for now, before in self._with_fields):
+            raise CannotBeWrittenError(
+                "it writes into a structure that it is called with, which a new forward would not; return a new one."
+            )
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Return the proxy for a node."""
@@ -496,8 +504,9 @@ class SymbolicTracer(fx.Tracer):
         """Return a list or a dictionary as a value of the graph: a module that is called with it writes into it."""
         if [keys for keys, _ in containers(container)] != [()]:
             raise CannotBeWrittenError(
-                f"{path} writes into a list or a dictionary inside of another one that it is called with, which is not "
-                "followed; call it with the inner one, or have it return what is to be kept."
+                f"{path} writes into a list or a dictionary inside of another one that it is called with, or into the "
+                "fields of an object, which is not followed; call it with the inner one, or have it return what is to "
+                "be kept."
             )
         return self.create_proxy("call_function", type(container), (container,), {})
 

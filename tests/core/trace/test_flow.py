@@ -46,7 +46,9 @@ def test_a_pattern_has_the_structure_and_the_constants_and_data_for_the_rest() -
     assert pattern([x, (1, "a", None), {"b": x, "c": 2.0}]) == [DATA, (1, "a", None), {"b": DATA, "c": 2.0}]
     assert type(pattern(OrderedDict(a=True))) is dict
     assert pattern(OrderedDict(a=True)) == {"a": True}
-    assert [pattern(value) for value in (proxy(), Pair(1, 2), {1}, slice(1), torch.float32)] == [DATA] * 5
+    assert [pattern(value) for value in (proxy(), {1}, slice(1), torch.float32)] == [DATA] * 4
+    assert pattern(Pair(1, torch.ones(1))) == {"left": 1, "right": DATA}
+    assert pattern(Pair(proxy(), proxy())) is DATA
     assert is_proxy(proxy())
     assert not is_proxy(x)
 
