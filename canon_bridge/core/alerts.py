@@ -3,11 +3,16 @@
 import contextlib
 import os
 import sys
+import sysconfig
 import warnings
 from pathlib import Path
 from typing import Final
 
-_PASSED_BY: Final = (str(Path(__file__).resolve().parents[1]) + os.sep, contextlib.__file__)
+_OWN: Final = str(Path(__file__).resolve().parents[1]) + os.sep
+# Where Python keeps its own modules, and packages that are installed.
+_INSTALLED: Final = tuple(
+    f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "platstdlib", "purelib", "platlib")
+)
 
 
 class LostChangeWarning(UserWarning):
@@ -27,8 +32,11 @@ class FunctionChangedError(RuntimeError):
 
 
 def alert(message: str, category: type[Warning]) -> None:
-    """Warn at the line of the caller that is not in this package."""
-    level = 1
-    while sys._getframe(level).f_code.co_filename.startswith(_PASSED_BY) and sys._getframe(level).f_back is not None:
-        level += 1
-    warnings.warn(message, category, stacklevel=level + 1)
+    """Warn at the line of the caller that is not in this package, nor in an installed one if there is another."""
+    frame, files = sys._getframe(1), list[str]()
+    while frame is not None:
+        files.append(frame.f_code.co_filename)
+        frame = frame.f_back
+    others = [level for level, file in enumerate(files) if not file.startswith((_OWN, contextlib.__file__))]
+    level = next((level for level in others if not files[level].startswith(_INSTALLED)), (*others, len(files) - 1)[0])
+    warnings.warn(message, category, stacklevel=level + 2)

@@ -4,11 +4,12 @@ A new normalization layer is one entry of ``NORMS``, or one call of :func:`regis
 knows by which tensors a layer computes.
 """
 
+import copy
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -194,6 +195,9 @@ def register_norm(
     ValueError
         If ``ranks`` holds anything but numbers from 2 on.
 
+    Each layer of the type is tried when a model is planned: a plan raises ``TypeError`` or ``ValueError`` where
+    ``read`` or ``write`` is not what it has to be.
+
     Examples
     --------
     >>> class Scaled(nn.Module):
@@ -213,8 +217,11 @@ def register_norm(
     for name, value in (("read", read), ("write", write)):
         if not callable(value):
             raise TypeError(f"{name} is {value!r}; it must be a function, see canon_bridge.register_norm.")
-    if not ranks or not all(type(rank) is int and rank >= 2 for rank in ranks):
-        raise ValueError(f"ranks is {ranks!r}; it must hold the numbers of dimensions of (N, C, *spatial), from 2 on.")
+    given: Any = ranks
+    if not isinstance(given, tuple | list) or not given or not all(type(rank) is int and rank >= 2 for rank in ranks):
+        raise ValueError(
+            f"ranks is {ranks!r}; it must be a tuple of the numbers of dimensions of (N, C, *spatial), from 2 on."
+        )
     NORMS[type_or_name] = NormType(read, write, ranks=tuple(ranks), then=tuple(then), frozen=frozen, width=width)
 
 
@@ -277,7 +284,7 @@ def has_statistics(module: nn.Module) -> bool:
 
 
 def check_norm(module: nn.Module, path: str) -> None:
-    """Raise ``ValueError`` where the layer normalizes by batch statistics, which are not an affine map.
+    """Raise ``ValueError`` where the layer normalizes by batch statistics, or is not what its type was taught to be.
 
     Parameters
     ----------
@@ -294,6 +301,61 @@ def check_norm(module: nn.Module, path: str) -> None:
             "evaluation mode, which is not an affine map; give it running statistics or replace it by "
             "GroupNorm or LayerNorm before canonization."
         )
+    if not norm_type(module).determined and "forward" not in vars(module) and not children_after(module):
+        _check_taught(module, path)
+
+
+@torch.no_grad()
+def _check_taught(module: nn.Module, path: str) -> None:
+    """Try what was said by :func:`register_norm` of the type of a layer, on a twin of it and a small input."""
+    entry, what = norm_type(module), f"{path}: register_norm was told of {type(module).__name__} that"
+    affine: Any = entry.read(module)
+    is_map = isinstance(affine, Affine) and affine.scale.dim() == 1 and affine.scale.shape == affine.shift.shape
+    if not is_map:
+        raise TypeError(
+            f"{what} `read` returns its map, and it returned {affine!r}; return Affine(scale, shift), (C,)."
+        )
+    x = affine.scale.new_empty(2, affine.scale.numel(), *(3,) * (min(entry.ranks) - 2))
+    x.copy_(torch.linspace(-2, 2, x.numel()).view_as(x))
+    identity = Affine.identity(affine.scale)
+    tries = (
+        (affine, {}, "the map that `read` returns"),
+        (affine, entry.write(module, affine), "that map with the attributes that `write` returns for it"),
+        (identity, entry.write(module, identity), "its input with the attributes that `write` returns for that map"),
+    )
+    own = {*vars(module), *vars(module)["_parameters"], *vars(module)["_buffers"]}
+    for wanted, written, claim in tries:
+        if not isinstance(written, Mapping) or not own.issuperset(cast("Mapping[str, object]", written)):
+            raise ValueError(
+                f"{what} `write` returns values of its attributes, and it returned {written!r}; return "
+                "{name: value} with names of attributes, parameters or buffers that it has."
+            )
+        twin = _with_slots(module, slots_for(module, cast("Mapping[str, object]", written)))
+        try:
+            found = twin.forward(x.to(next(tensors_of(twin), x).dtype)).to(x.dtype)
+        except Exception:  # an input that it does not take, with features of one size, say
+            return
+        shape = (-1, *(1,) * (x.dim() - 2))
+        expected = x * wanted.scale.view(shape) + wanted.shift.view(shape)
+        scale = 2 * _largest(wanted.scale) + _largest(wanted.shift)
+        if found.shape != x.shape or not bool(_largest(found - expected) <= _ALMOST * scale):
+            raise ValueError(f"{what} it computes {claim}, and it does not; see canon_bridge.register_norm.")
+
+
+def _with_slots(module: nn.Module, slots: Mapping[tuple[str, str], object]) -> nn.Module:
+    """Return a copy of a layer with other values in some places, which shares no table with it."""
+    twin = copy.copy(module)
+    for table in ("_parameters", "_buffers"):
+        vars(twin)[table] = dict(vars(module)[table])
+    for (table, name), value in slots.items():
+        (vars(twin) if table == "__dict__" else vars(twin)[table])[name] = value
+    return twin
+
+
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """Yield the parameters and buffers of a layer that hold no integers."""
+    values = (*vars(module)["_parameters"].values(), *vars(module)["_buffers"].values())
+    return (value for value in values if isinstance(value, Tensor) and value.is_floating_point())
 
 
 @torch.no_grad()
@@ -369,6 +431,7 @@ def take(edits: Edits, norm: nn.Module, ranks: tuple[int, ...] = (), paths: str 
 SHAPES: Final = {2: "(N, C)", 3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 # Two threads that make one tensor copy-on-write at once would each wrap its memory.
 _ONE_AT_A_TIME: Final = threading.Lock()
+_ALMOST: Final = 1e-2  # of half precision; what is wrongly taught is off by more
 _EXACT: Final[dict[tuple[NormType, torch.dtype], bool]] = {}
 
 
@@ -460,8 +523,7 @@ def as_convolution(norm: nn.Module, of: tuple[int, ...] | None = None) -> tuple[
     if of is not None:
         with gradients():
             affine = affine.select(of)
-    own = (*vars(norm)["_parameters"].values(), *vars(norm)["_buffers"].values())
-    floating = [value for value in own if isinstance(value, Tensor) and value.is_floating_point()]
+    floating = list(tensors_of(norm))
     dtype = min((value.dtype for value in floating), key=lambda dtype: torch.finfo(dtype).eps)
     requires_grad = any(value.requires_grad for value in floating)
     weight, bias = (tracked(value).to(dtype) for value in (affine.scale, affine.shift))

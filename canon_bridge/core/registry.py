@@ -84,7 +84,7 @@ def _check_key(key: Any) -> None:
         return
     raise TypeError(
         f"{key!r} is no type of module; it must be a subclass of torch.nn.Module, or the full name of one, "
-        '"package.module.Type".'
+        '"package.module.Type". What a forward calls as a function is taught with canon_bridge.register_operation.'
     )
 
 

@@ -1,6 +1,7 @@
 """Warnings point at the line of the user, however deep in the package they begin, and have categories of their own."""
 
 import _thread
+import sysconfig
 import threading
 import types
 import warnings
@@ -51,6 +52,12 @@ def test_it_points_past_every_frame_of_the_package_and_no_further() -> None:
             function = types.MethodType(step, function)
         warning = caught(function)
         assert (warning.filename, warning.lineno) == ("/elsewhere/user.py", call.__code__.co_firstlineno + 1)
+
+
+def test_it_points_past_installed_packages_where_there_is_a_caller_of_them() -> None:
+    installed = moved(call, Path(sysconfig.get_path("purelib")) / "zennit" / "core.py")
+    function = types.MethodType(installed, moved(warn, PACKAGE / "zennit" / "model.py"))
+    assert caught(types.MethodType(call, function)).filename == __file__
 
 
 def test_a_folder_whose_name_begins_like_that_of_the_package_is_not_the_package() -> None:

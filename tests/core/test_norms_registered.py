@@ -231,3 +231,30 @@ def test_what_is_no_entry_is_refused(wrong: dict[str, Any], error: type[Exceptio
     with pytest.raises(error, match=message):
         register_norm(arguments.pop("type_or_name"), **arguments)
     assert dict(NORMS) == before
+
+
+WRONGLY_TAUGHT: dict[str, tuple[dict[str, Any], str]] = {
+    "a name that it has not": ({"write": lambda m, a: {"gain": a.scale}}, "names of attributes"),
+    "no values": ({"write": lambda m, a: None}, "names of attributes"),
+    "too few": ({"write": lambda m, a: {"alpha": a.scale}}, "and it does not"),
+    "not the identity": ({"write": lambda m, a: write(m, a) | {"slack": 0.1}}, "and it does not"),
+    "another map": ({"read": lambda m: Affine(m.alpha, m.beta)}, "and it does not"),
+    "no map": ({"read": lambda m: (m.alpha, m.beta)}, "return Affine"),
+    "nothing": ({"read": lambda m: None}, "return Affine"),
+}
+
+
+@pytest.mark.parametrize("name", WRONGLY_TAUGHT)
+def test_what_was_taught_wrongly_is_refused(name: str) -> None:
+    functions, message = WRONGLY_TAUGHT[name]
+    register_norm(Standardize, **{"read": read, "write": write, "ranks": (4,), **functions})
+    model = nn.Sequential(conv(), Standardize(4)).double().eval()
+    before = Snapshot(model)
+    with pytest.raises((TypeError, ValueError), match=message):
+        plan(model)
+    before.check()
+
+
+def test_ranks_are_a_tuple() -> None:
+    with pytest.raises(ValueError, match="must be a tuple"):
+        register_norm(Standardize, read=read, write=write, ranks=4)  # pyright: ignore[reportArgumentType]

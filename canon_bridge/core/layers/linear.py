@@ -50,6 +50,8 @@ class LinearType:
     ends : callable or None
         For a layer that pads with zeros of its own before it convolves with ``padding``: module to the amounts at both
         ends of each spatial axis, the first axis first. It must not look at ``padding_mode``.
+    is_taught : bool
+        Whether it is what :func:`register_layer` was told.
     """
 
     spatial: int
@@ -57,6 +59,7 @@ class LinearType:
     weight: Callable[[nn.Module], Tensor] | None = None
     same: Callable[[nn.Module], bool] | None = None
     ends: Callable[[nn.Module], Sequence[tuple[int, int]]] | None = None
+    is_taught: bool = False
 
     def pads_by_size(self, module: nn.Module) -> bool:
         """Return whether the module pads by the size of its input."""
@@ -158,6 +161,9 @@ def register_layer(
     ValueError
         If ``spatial`` is another number, or 0 for a transposed layer.
 
+    Each layer of the type is tried when a model is planned: a plan raises ``ValueError`` where it lacks an attribute or
+    computes something else.
+
     Examples
     --------
     >>> class Squared(nn.Conv2d):
@@ -169,7 +175,58 @@ def register_layer(
         raise ValueError(f"spatial is {spatial!r}; it must be 0, 1, 2 or 3, and not 0 for a transposed convolution.")
     if weight is not None and not callable(weight):
         raise TypeError(f"weight is {weight!r}; it must be a function from the module to the weight that it uses.")
-    LINEAR[type_or_name] = LinearType(spatial, transposed, weight)
+    LINEAR[type_or_name] = LinearType(spatial, transposed, weight, is_taught=True)
+
+
+_OF_FEATURES: Final = ("in_features", "out_features")
+_OF_CONVOLUTION: Final = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+
+
+@torch.no_grad()
+def check_linear(module: nn.Module, path: str) -> None:
+    """Raise ``ValueError`` where a layer is not what :func:`register_layer` was told of its type, by trying it.
+
+    Parameters
+    ----------
+    module : nn.Module
+        A layer for which :func:`is_linear` holds.
+    path : str
+        Its name in the model, for the message.
+    """
+    entry = linear_type(module)
+    if not entry.is_taught or _has_own_forward(module):
+        return
+    needed = (*TENSORS, *(_OF_CONVOLUTION if entry.spatial else _OF_FEATURES))
+    missing = [name for name in (*needed, *("output_padding",) * entry.transposed) if not hasattr(module, name)]
+    what = f"{path}: register_layer was told of {type(module).__name__} that"
+    if missing:
+        raise ValueError(f"{what} it has the attributes of a layer of torch, and it has no {', no '.join(missing)}.")
+    layer: Any = evaluated(module)
+    weight, bias = layer.weight if entry.weight is None else entry.weight(module), layer.bias
+    if getattr(module, "padding_mode", "zeros") != "zeros" or not isinstance(weight, Tensor):
+        return
+    sizes = [2 + layer.dilation[axis] * (layer.kernel_size[axis] - 1) for axis in range(entry.spatial)]
+    x = weight.new_empty(2, in_channels(module), *sizes)
+    x.copy_(torch.linspace(-2, 2, x.numel()).view_as(x))
+    try:
+        found = layer.forward(x)
+    except Exception:  # an input that it does not take
+        return
+    if not entry.spatial:
+        expected = F.linear(x, weight, bias)
+    elif entry.transposed:
+        convolve: Any = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[entry.spatial]
+        more = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
+        expected = convolve(x, weight, bias, *more)
+    else:
+        convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[entry.spatial]
+        expected = convolve(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    if found.shape != expected.shape or not bool((found - expected).abs().max() <= 1e-2 * expected.abs().max()):
+        raise ValueError(
+            f"{what} it computes what the layer of torch does with the attributes of the same names"
+            f"{'' if entry.weight is None else ', and the weight that `weight` returns'}, and it does not; see "
+            "canon_bridge.register_layer."
+        )
 
 
 def linear_type(module: nn.Module) -> LinearType:

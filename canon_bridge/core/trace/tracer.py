@@ -578,6 +578,8 @@ class SymbolicTracer(fx.Tracer):
         alone = result_alone(target) if kind == "call_function" else None
         if alone is not None:
             return alone(*args, **kwargs), NOT_RECORDED, NOT_RECORDED
+        if target in (operator.getitem, setitem_):
+            args = (args[0], _without_arrays(args[1]), *args[2:])
         made = args[0] if (args and target is setitem_) or _is_method_in_place(kind, target) else None
         if isinstance(made, Tensor) and id(made) not in self._made and not self._is_attribute(made):
             self._made[id(made)] = made, self.create_node("call_method", "clone", (self.create_arg(made),), {})
@@ -870,6 +872,13 @@ class ValueTracer(SymbolicTracer):
         for part in name.split("."):
             value = getattr(value, part)
         return value
+
+
+def _without_arrays(index: Any) -> Any:
+    """Return an index with tensors in the place of arrays of numpy, which mean the same there."""
+    if isinstance(index, tuple):
+        return tuple(map(_without_arrays, index))
+    return torch.as_tensor(index) if type(index).__module__ == "numpy" and hasattr(index, "shape") else index
 
 
 def _unpacked(frame: Any) -> int | None:

@@ -175,3 +175,36 @@ def test_a_norm_before_a_depthwise_layer_with_a_large_kernel_goes_left_or_is_lef
     expected = model(x)
     with canonize(model, prefer="right"):
         assert relative_error(model(x), expected) < TOLERANCE
+
+
+class Doubled(Features):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, 2 * self.weight, self.bias)
+
+
+class WithoutBias(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.randn(4))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(input, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Nameless(Features):
+    def __init__(self) -> None:
+        super().__init__()
+        del self.out_features
+
+
+@pytest.mark.parametrize(
+    ("kind", "spatial", "message"),
+    [(Doubled, 0, "and it does not"), (WithoutBias, 2, "and it does not"), (Nameless, 0, "it has no out_features")],
+)
+def test_a_layer_that_is_not_what_was_taught_is_refused(kind: Any, spatial: int, message: str) -> None:
+    register_layer(kind, spatial=spatial)
+    model = nn.Sequential(kind()).double().eval()
+    before = Snapshot(model)
+    with pytest.raises(ValueError, match=message):
+        plan(model)
+    before.check()

@@ -110,6 +110,7 @@ ANSWERED: dict[str, Forward] = {
     "whether a method can be called": lambda m, h: h * 2 if callable(h.size) and callable(h.relu) else h,
     "whether a property can be": lambda m, h: h * 2 if not callable(h.ndim) else h,
     "isinstance of torch.jit": lambda m, h: h * 2 if torch.jit.isinstance(h, Tensor) else h,
+    "an index of numpy": lambda m, h: h[:, np.array([2, 0, 3, 1])][..., np.array([True, False] * 3)],
     "a deep copy": lambda m, h: h + copy.deepcopy(h.detach()),
 }
 
