@@ -332,11 +332,12 @@ class _Survey:
 
     def _further_call(self, site: Site, place: str) -> _Wanted:
         module = self.model.get_submodule(self.original(place))
-        in_place = any(not self._may_be_out_of_place(node) for node in self._called[place])
+        calls = self._called[place]  # none of a container, whose flag is for its own forward to read
+        in_place = any(not self._may_be_out_of_place(node) for node in calls)
 
         def make(container: nn.Module) -> nn.Module:
             twin = explicit.stand_in(module)
-            if getattr(twin, "inplace", False) is True:
+            if calls and getattr(twin, "inplace", False) is True:
                 vars(twin)["inplace"] = in_place
             return twin
 

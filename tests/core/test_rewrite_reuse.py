@@ -213,3 +213,19 @@ def test_the_exact_identity_is_passed_and_stays(order: tuple[str, ...], by_name:
             SIZES,
         )
     )
+
+
+class Rectified(nn.Module):
+    """A container with a flag that a module in place has, too; its function is made a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inplace = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x, inplace=self.inplace)
+
+
+def test_a_container_that_works_in_place_and_is_called_twice() -> None:
+    network = written(lambda m, x: m.act(m.norm(m.act(m.a(x)))), a=conv, act=Rectified)
+    check(Case(network, {"norm": LINEAR}, SIZES))
