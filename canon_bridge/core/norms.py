@@ -318,7 +318,7 @@ def _check_taught(module: nn.Module, path: str) -> None:
     x = affine.scale.new_empty(2, affine.scale.numel(), *(3,) * (min(entry.ranks) - 2))
     x.copy_(torch.linspace(-2, 2, x.numel()).view_as(x))
     identity = Affine.identity(affine.scale)
-    tries = (
+    tries: tuple[tuple[Affine, Any, str], ...] = (
         (affine, {}, "the map that `read` returns"),
         (affine, entry.write(module, affine), "that map with the attributes that `write` returns for it"),
         (identity, entry.write(module, identity), "its input with the attributes that `write` returns for that map"),
