@@ -324,7 +324,8 @@ def _check_taught(module: nn.Module, path: str) -> None:
         (identity, entry.write(module, identity), "its input with the attributes that `write` returns for that map"),
     )
     own = {*vars(module), *vars(module)["_parameters"], *vars(module)["_buffers"]}
-    for wanted, written, claim in tries:
+    for wanted, given, claim in tries:
+        written: Any = given
         if not isinstance(written, Mapping) or not own.issuperset(cast("Mapping[str, object]", written)):
             raise ValueError(
                 f"{what} `write` returns values of its attributes, and it returned {written!r}; return "

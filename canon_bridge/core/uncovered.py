@@ -160,7 +160,12 @@ def _why(explicit: ExplicitFlow, node: fx.Node) -> str | None:
             f"stand on it; {_MEANS}. Write `inplace=False`, and read its result."
         )
     if entry is None and call is not None and kind_for_rules(call.module) is not None:
-        return None
+        if explicit.flow.sites[node] not in explicit.flow.returns:
+            return None
+        return (
+            "it returns several values, and a rule is for a module that returns one tensor: frameworks end in an error "
+            "here. Make it a module of a kind of its own (no subclass of a layer) that calls layers."
+        )
     if entry is None:
         return f"it is not known what it is; {_MEANS}. {_TEACH_MODULE if node.op == 'call_module' else _TEACH}."
     if entry.kind is Kind.WITHOUT_RULE:

@@ -27,6 +27,7 @@ from canon_bridge.core import (
     Operand,
     Product,
     Subtract,
+    kind_for_rules,
     operation_of_module,
     signal_of,
     stand_in,
@@ -267,7 +268,8 @@ def adapt(module: nn.Module) -> nn.Module:
     make = _EXPLICIT.get(type(module))
     if make is not None:
         return make(module)
-    if vars(module).get("inplace"):  # in a canonical model only what has to be, see Plan.uncovered
+    # In a canonical model only what has to be, see Plan.uncovered; the flag of a container is for its forward to read.
+    if vars(module).get("inplace") and kind_for_rules(module) is not None:
         return InPlace(module)
     entry = operation_of_module(module)
     if entry is not None and entry.kind is Kind.WITHOUT_RULE and isinstance(module, Activation):  # by zennit's table

@@ -53,6 +53,17 @@ class SiluByHand(nn.Module):
         return x * torch.sigmoid(x)
 
 
+class Flagged(nn.Module):
+    """A SiLU with a flag, as many packages write it, whatever becomes of the flag."""
+
+    def __init__(self, function: Callable[[Tensor, bool], Tensor]) -> None:
+        super().__init__()
+        self.function, self.inplace = function, True
+
+    def forward(self, x):
+        return self.function(x, self.inplace)
+
+
 def _scripted_swish(x):
     return x * torch.sigmoid(x)
 
@@ -73,6 +84,9 @@ TORCH: dict[str, tuple[Callable[[Tensor], Tensor], nn.Module]] = {
     "module of an autograd.Function": (SwishModule(), nn.SiLU()),
     "module by hand": (SiluByHand(), nn.SiLU()),
     "scripted function": (scripted_swish, nn.SiLU()),
+    "flag that is handed on": (Flagged(lambda x, inplace: F.silu(x, inplace=inplace)), nn.SiLU()),
+    "flag that means nothing": (Flagged(lambda x, inplace: x * x.sigmoid()), nn.SiLU()),
+    "flag that chooses": (Flagged(lambda x, flag: x.mul_(x.sigmoid()) if flag else x * x.sigmoid()), nn.SiLU()),
     "F.mish": (lambda h: F.mish(h), nn.Mish()),
     "mish by hand": (lambda h: h * torch.tanh(F.softplus(h)), nn.Mish()),
     "F.softplus": (lambda h: F.softplus(h), nn.Softplus()),
@@ -179,6 +193,8 @@ LEFT_ONLY = {
     "autograd.Function",
     "module of an autograd.Function",
     "module by hand",
+    "flag that means nothing",
+    "flag that chooses",
     "scripted function",
     "mish by hand",
     "hardswish by hand",

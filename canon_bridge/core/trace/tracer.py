@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -182,7 +182,11 @@ class InPlaceProxy(fx.Proxy):
         return torch.empty(0, dtype=self._decided_type(), device=self.device._number_or_type()).type()
 
     def __iter__(self) -> Iterator[Any]:
-        parts = self._parts()
+        parts, tracer = self._parts(), cast("SymbolicTracer", self.tracer)
+        if parts is None and tracer.inline and self.node.op == "call_module" and entry_of(self.node) is None:
+            raise TypeError(
+                f"it takes apart what {self.node.target} returns, whose forward is not known: tensors, or None"
+            )
         if parts is None:
             parts = _unpacked(sys._getframe(1))
         whole: Any = self
@@ -436,9 +440,10 @@ class SymbolicTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether a call of the module is one operation of the graph."""
-        if not self.inline or operation_of_module(m) is not None:
-            return True
-        if super().is_leaf_module(m, module_qualified_name):
+        return not self.inline or self._is_operation(m, module_qualified_name)
+
+    def _is_operation(self, m: nn.Module, path: str) -> bool:
+        if operation_of_module(m) is not None or super().is_leaf_module(m, path):
             return True
         # A subclass of a layer of torch.nn is a layer, even if its forward is not known.
         return any(
@@ -474,6 +479,8 @@ class SymbolicTracer(fx.Tracer):
         held = {key: lists[id(named[key])] for key in filled}
         self._call = site, place
         called = self.create_proxy("call_module", path, *_with(args, kwargs, held))
+        if self.inline and is_proxy(called) and type(self.flow.values.get(called.node)) in (tuple, list, dict):
+            self.flow.returns[site] = _where_none(self.flow.values[called.node])
         if type(m).__call__ is not nn.Module.__call__:  # what it does besides has been recorded by now
             called.node.meta["is_plain"] = True
         for key, left in filled.items():
@@ -563,7 +570,8 @@ class SymbolicTracer(fx.Tracer):
             self.flow.sites[node] = self.frames[-1].site(target.__name__ if hasattr(target, "calls") else target)
         if self.inline and kind.startswith("call"):
             node.meta["source"] = _source(type(self._find(self.frames[-1].original)))
-        base = overwritten(node, module)
+        # A container has operations in place of its own, or none, whatever its flag is.
+        base = None if module is not None and not self._is_operation(module, str(target)) else overwritten(node, module)
         if base is not None:  # what reads it from now on reads the result
             self._overwritten[base] = node
             if is_off and not self.inline and (module is None or base not in self.flow.without_gradient):
@@ -872,6 +880,15 @@ class ValueTracer(SymbolicTracer):
         for part in name.split("."):
             value = getattr(value, part)
         return value
+
+
+def _where_none(value: Any) -> Any:
+    """Return a structure with ``DATA`` for all that is in it but None."""
+    if type(value) in (tuple, list):
+        return type(value)(map(_where_none, value))
+    if type(value) is dict:
+        return {key: _where_none(item) for key, item in cast("dict[Any, Any]", value).items()}
+    return None if value is None else DATA
 
 
 def _without_arrays(index: Any) -> Any:

@@ -267,3 +267,39 @@ def test_a_call_of_its_own_around_the_model_is_named() -> None:
     assert "nn.Sequential(model)" in named.reason
     assert plan(nn.Sequential(model)).uncovered == ()
     is_as_before(nn.Sequential(model), image())
+
+
+@pytest.mark.parametrize("prefer", PREFER)
+def test_the_flag_of_a_container_says_nothing_of_what_it_overwrites(prefer: str) -> None:
+    gate = Written(lambda m, h: h * h.sigmoid())
+    gate.inplace = True
+    model = model_of(lambda m, h: m.gate(h) + h)
+    model.gate = gate
+    is_as_before(model, image(), prefer=prefer)
+
+
+class Several(nn.Conv2d):
+    """A convolution that returns something besides, or nothing."""
+
+    second: Any = None
+
+    def forward(self, input: Tensor) -> tuple[Tensor, Any]:
+        output = super().forward(input)
+        return output, None if self.second is None else output * self.second
+
+
+@pytest.mark.parametrize("second", [None, 2.0])
+@pytest.mark.parametrize("prefer", PREFER)
+def test_what_a_layer_returns_whose_forward_is_not_known(prefer: str, second: float | None) -> None:
+    def function(m: Any, h: Tensor) -> Tensor:
+        h, more = m.several(h)
+        return h if more is None else h + more
+
+    model, x = model_of(function), image()
+    model.several = Several(4, 4, 3, padding=1).double().eval()
+    model.several.second = second
+    with pytest.raises(TracingError, match="takes apart what several returns"):
+        plan(model)
+    is_as_before(model, x, prefer=prefer, example_inputs=x)
+    (named,) = plan(model, prefer=prefer, example_inputs=x).uncovered
+    assert (named.path, named.what) == ("several", "Several")
