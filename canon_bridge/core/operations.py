@@ -23,7 +23,7 @@ from torch.fx.node import map_arg
 from canon_bridge.core import explicit
 from canon_bridge.core.activations import ACTIVATIONS, MAX_POOLS
 from canon_bridge.core.explicit import MakeModule
-from canon_bridge.core.layers.linear import LINEAR
+from canon_bridge.core.layers.linear import EFFICIENTNETS, LINEAR
 from canon_bridge.core.norms import norm_entry
 from canon_bridge.core.registry import Registry, TypeKey, find_entry
 
@@ -373,7 +373,10 @@ _MODULES: Final[Mapping[str, Iterable[TypeKey]]] = {
     "fold": (nn.Fold,),
     **{f"avg_pool{dim}d": (getattr(nn, f"AvgPool{dim}d"),) for dim in (1, 2, 3)},
     **{f"adaptive_avg_pool{dim}d": (getattr(nn, f"AdaptiveAvgPool{dim}d"),) for dim in (1, 2, 3)},
-    "max_pool2d": (nn.FractionalMaxPool2d, nn.FractionalMaxPool3d),
+    "max_pool2d": (
+        *(nn.FractionalMaxPool2d, nn.FractionalMaxPool3d, "timm.layers.pool2d_same.MaxPool2dSame"),
+        *(f"{home}.MaxPool2d{kind}SamePadding" for home in EFFICIENTNETS for kind in ("Dynamic", "Static")),
+    ),
     "max_unpool2d": (nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d),
     "softmax": (nn.Softmax, nn.Softmax2d, nn.Softmin),
     "log_softmax": (nn.LogSoftmax,),

@@ -19,6 +19,7 @@ _TEACH_MODULE = (
     "If it acts on each element by itself, teach it with canon_bridge.register_activation; else write it with "
     "operations that have a rule"
 )
+_NO_SUBCLASS = "Make it a module of a class of its own, no subclass of a layer, that calls layers"
 _UNMERGED = (
     "relevance passes it as if it added nothing. Teach what it is with canon_bridge.register_norm, or replace it; its "
     "tensors must be read by its own forward alone"
@@ -29,9 +30,7 @@ _BEFORE = (
 )
 _STEPS: Final = frozenset({"round", "sign", "sgn", "ceil", "floor", "trunc"})
 # The kinds whose rule both frameworks give to subclasses, too.
-_INHERITED: Final = frozenset(
-    {Kind.LINEAR_LAYER, Kind.NORM, Kind.ELEMENTWISE, Kind.LINEAR, Kind.SUM, Kind.PRODUCT, Kind.SELECTION}
-)
+_INHERITED: Final = frozenset({Kind.LINEAR_LAYER, Kind.NORM, Kind.ELEMENTWISE, Kind.LINEAR, Kind.SUM})
 # What a model had better not end in, and why.
 _LOGITS = "explain the logit before it (take it out of the model, or wrap the part up to the logits)"
 _ENDS: Final[Mapping[str, str]] = {
@@ -160,12 +159,12 @@ def _why(explicit: ExplicitFlow, node: fx.Node) -> str | None:
             f"stand on it; {_MEANS}. Write `inplace=False`, and read its result."
         )
     if entry is None and call is not None and kind_for_rules(call.module) is not None:
-        if explicit.flow.sites[node] not in explicit.flow.returns:
+        several = explicit.flow.sites[node] in explicit.flow.returns
+        inner = [name for name, part in call.module.named_modules() if name and kind_for_rules(part) is not None]
+        if not several and not inner:
             return None
-        return (
-            "it returns several values, and a rule is for a module that returns one tensor: frameworks end in an error "
-            "here. Make it a module of a kind of its own (no subclass of a layer) that calls layers."
-        )
+        what = "returns several values, and a rule is for one" if several else f"calls {inner[0]}, and both have rules"
+        return f"its forward is not known: it {what}; the map is not right, or an error. {_NO_SUBCLASS}."
     if entry is None:
         return f"it is not known what it is; {_MEANS}. {_TEACH_MODULE if node.op == 'call_module' else _TEACH}."
     if entry.kind is Kind.WITHOUT_RULE:

@@ -274,7 +274,8 @@ def adapt(module: nn.Module) -> nn.Module:
     entry = operation_of_module(module)
     if entry is not None and entry.kind is Kind.WITHOUT_RULE and isinstance(module, Activation):  # by zennit's table
         return _with_class(module, _of_none(type(module)))
-    known, base = _TYPES.get(entry.kind, (object, nn.Module)) if entry is not None else (object, nn.Module)
+    kind = kind_for_rules(module)
+    known, base = (object, nn.Module) if kind is None else _TYPES.get(kind, (object, nn.Module))
     if isinstance(module, known):
         return module
     return _with_class(module, _of_both(type(module), base))
