@@ -649,7 +649,9 @@ def register_operation(function: Any, kind: Kind | str, *, make: MakeModule | No
     TypeError
         If ``function`` is not callable or a module, or ``make`` is not callable.
     ValueError
-        If ``kind`` is not one of those.
+        If ``kind`` is not one of those, or the function is tried on numbers and is not of that kind. It is tried where
+        it takes one tensor: a linear one or a movement whether it is additive, an element-wise one whether an output
+        depends on other elements.
     """
     if not callable(function):
         raise TypeError(f"function is a {type(function).__name__}; it must be callable, as forward calls it.")
@@ -664,8 +666,36 @@ def register_operation(function: Any, kind: Kind | str, *, make: MakeModule | No
     found = allowed.get(kind.name.lower() if isinstance(kind, Kind) else str(kind))
     if found is None:
         raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(sorted(map(repr, allowed)))}.")
+    if found in _CLAIMS and any(_is_refuted(function, found, shape) for shape in _SHAPES):
+        holder = getattr(function, "__self__", None)
+        name = f"{holder.__name__}.{function.__name__}" if isinstance(holder, type) else _identifier(function)
+        raise ValueError(f"{name} is not {found.name.lower()!r}: {_CLAIMS[found]}; teach what it is.")
     if found is Kind.SUM:  # of any number of terms: linear in all of them
         found = Kind.LINEAR
     function = _itself(function)
     _BY_FUNCTION[function] = Operation(_identifier(function), found, make, shares=True)
     Registry.changes += 1
+
+
+_CLAIMS: Final = {
+    Kind.LINEAR: "f(x) + f(y) is not f(x + y)",
+    Kind.MOVEMENT: "f(x) + f(y) is not f(x + y)",
+    Kind.ELEMENTWISE: "an output depends on more than the element of the input at its place",
+}
+_SHAPES: Final = ((2, 4, 6, 6), (2, 4, 6), (2, 4))
+
+
+@torch.no_grad()
+def _is_refuted(function: Callable[..., Any], kind: Kind, shape: tuple[int, ...]) -> bool:
+    """Return whether a function turns out not to be what it is said to be; False where it does not take such input."""
+    x, y = torch.rand(2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 4 - 2
+    kept = torch.arange(x.numel()).view(shape) % 3 > 0
+    third = x + y if kind is not Kind.ELEMENTWISE else torch.where(kept, x, y)
+    try:
+        of_x, of_y, of_third, again = (function(value.clone()) for value in (x, y, third, x))
+        if not torch.equal(of_x, again):  # it draws random numbers
+            return False
+        error = of_third - (of_x + of_y if kind is not Kind.ELEMENTWISE else torch.where(kept, of_x, of_y))
+        return bool(error.abs().max() > 1e-3 * max(of_x.abs().max(), of_y.abs().max(), of_third.abs().max()))
+    except Exception:  # whatever it says to input that it is not for
+        return False

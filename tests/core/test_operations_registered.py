@@ -229,3 +229,31 @@ def test_what_cannot_be_taught_is_refused() -> None:
     found = operations.operation_of_function(moved)
     assert found is not None
     assert found.kind is Kind.MOVEMENT
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        (torch.special.erfcx, "linear"),
+        (lambda x: 2 * x + 1, "linear"),
+        (lambda x: x.flatten(1).sort().values.view_as(x), "movement"),
+        (lambda x: x - x.mean(-1, keepdim=True), "elementwise"),
+        (lambda x: x.flip(-1), "elementwise"),
+    ],
+)
+def test_what_turns_out_to_be_something_else_is_refused(function: Any, kind: str) -> None:
+    with pytest.raises(ValueError, match="teach what it is"):
+        register_operation(function, kind)
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        (lambda x: x * torch.arange(x.shape[-1]), "elementwise"),
+        (lambda x: x.cumsum(-1), "linear"),
+        (lambda x: x + torch.rand_like(x), "elementwise"),
+        (lambda x, size: x[..., :size], "movement"),
+    ],
+)
+def test_what_may_be_what_was_said_is_taken(function: Any, kind: str) -> None:
+    register_operation(function, kind)
