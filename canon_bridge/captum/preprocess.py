@@ -28,6 +28,7 @@ from canon_bridge.core import (
     Normaliser,
     OfRank,
     Options,
+    Placed,
     Prefer,
     Product,
     Selected,
@@ -47,6 +48,7 @@ _RULES: Final[Mapping[type[nn.Module], Callable[[], PropagationRule]]] = {
     Divide: SignalTakesAll,
     Product: SignalTakesAll,
     Selected: Norm,  # which is exact for what only moves elements
+    Placed: Norm,
     ElementWise: Pass,
     Normaliser: Pass,
     BatchNorm: Pass,

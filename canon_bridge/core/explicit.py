@@ -93,6 +93,77 @@ class Normaliser(Explicit):
     canonical_operation = "layer_norm"
 
 
+class Placed(Explicit):
+    """A movement that may put several elements in one place: relevance goes to the one that stays there.
+
+    The gradient that torch has for it goes to all of them.
+
+    Parameters
+    ----------
+    function, args, kwargs, data
+        See :class:`Explicit`.
+    source : int
+        Which of the values is put into places.
+    """
+
+    canonical_operation = "max_unpool2d"
+
+    def __init__(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any], data: int, source: int) -> None:
+        super().__init__(function, args, kwargs, data)
+        self.source = source
+
+    def forward(self, *values: Any) -> Any:
+        """Return what the function makes of the values."""
+        if values[self.source].requires_grad:
+            values = tuple(self._staying(values) if i == self.source else value for i, value in enumerate(values))
+        return super().forward(*values)
+
+    @torch.no_grad()
+    def _stays(self, values: tuple[Any, ...]) -> Tensor:
+        """Return which elements of the source are in the result, by moving their numbers in their place."""
+        source = values[self.source]
+        blank = [torch.zeros_like(v, dtype=torch.float64) if _is_float(v) else v for v in values]
+        blank[self.source] = torch.arange(1, source.numel() + 1, device=source.device).double().view(source.shape)
+        moved = super().forward(*blank).long().flatten()
+        found = torch.zeros(source.numel() + 1, dtype=torch.bool, device=source.device)
+        return found.scatter(0, moved, torch.ones_like(moved, dtype=torch.bool))[1:].view(source.shape)
+
+    def _staying(self, values: tuple[Any, ...]) -> Tensor:
+        source = values[self.source]
+        return torch.where(self._stays(values), source, source.detach())
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def with_item(target: Tensor, index: Any, value: Any) -> Tensor:
+    """Return a copy of the target in which ``target[index] = value`` holds."""
+    copied = target.clone()
+    copied[index] = value
+    return copied
+
+
+class Unpooled(nn.Module):
+    """A max unpooling; windows that overlap may have the same index.
+
+    Parameters
+    ----------
+    unpool : nn.Module
+        The module of torch.
+    """
+
+    def __init__(self, unpool: Any) -> None:
+        super().__init__()
+        function = getattr(F, f"max_unpool{type(unpool).__name__[-2:]}")
+        args = (Slot(0), Slot(1), unpool.kernel_size, unpool.stride, unpool.padding, Slot(2))
+        self.place = Placed(function, args, {}, 1, source=0)
+
+    def forward(self, input: Tensor, indices: Tensor, output_size: Any = None) -> Any:
+        """Return the input at the places that the indices say."""
+        return self.place(input, indices, output_size)
+
+
 class MaxPool1d(Explicit):
     """A max pooling whose window or output size is computed in forward from sizes, which it is handed besides."""
 
@@ -379,8 +450,11 @@ def stand_in(module: nn.Module, known: dict[nn.Module, nn.Module] | None = None)
     return twin
 
 
-# Modules of torch that are several operations in one, and what makes of one of them a module of single ones.
-EXPANSIONS: Final[Mapping[TypeKey, Callable[[Any], nn.Module]]] = {nn.GLU: lambda glu: Gated(glu.dim)}
+# Modules of torch that are several operations in one, or have a wrong gradient, and what makes the right module of one.
+EXPANSIONS: Final[Mapping[TypeKey, Callable[[Any], nn.Module]]] = {
+    nn.GLU: lambda glu: Gated(glu.dim),
+    **dict.fromkeys((nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d), Unpooled),
+}
 
 
 # Builders: modules of torch.nn from the arguments of functions, where the two differ. Each raises ``ValueError`` for

@@ -60,7 +60,7 @@ _OF_MEMORY: Final = _names("is_contiguous stride storage_offset is_leaf grad_fn 
 _OF_TYPE: Final = _names("dtype is_floating_point is_complex is_quantized is_signed element_size itemsize nbytes")
 _OF_DEVICE: Final = _names("device is_cuda get_device")
 # What reads of all arguments but the first only the shape or the type.
-_LENDS_SHAPE: Final = _names("reshape_as view_as expand_as type_as")
+_LENDS_SHAPE: Final = _names("reshape_as view_as expand_as type_as to")
 
 
 def ranks_of(module: nn.Module) -> tuple[int, ...]:

@@ -189,6 +189,11 @@ _DATA: Final[Mapping[str, tuple[int, ...]]] = {
     _KINDS[Kind.LINEAR_LAYER]: (0, 2),  # a bias, too, may be computed from the input
 }
 
+# What moves the last of its data to places that another argument says, where several elements may meet.
+PLACED: Final = frozenset(
+    ["max_unpool1d", "max_unpool2d", "max_unpool3d", "scatter", "index_copy", "index_put", "setitem"]
+)
+
 # What an operation is where one of its arguments says so: the argument, and the kind by its value.
 BY_ARGUMENT: Final[Mapping[str, tuple[str, Mapping[Any, Kind]]]] = {
     "index_put": ("accumulate", {True: Kind.LINEAR}),
@@ -618,6 +623,8 @@ def out_of_place(node: fx.Node) -> Callable[..., Any]:
         name = str(node.target)
         return getattr(Tensor, name.removesuffix("_") if hasattr(Tensor, name.removesuffix("_")) else name)
     function: Any = node.target
+    if function is setitem_:
+        return explicit.with_item
     name, home = getattr(function, "__name__", ""), getattr(function, "__module__", "")
     if home == "_operator":
         return getattr(operator, name[1:]) if name.startswith("i") and hasattr(operator, name[1:]) else function

@@ -21,7 +21,16 @@ from canon_bridge.core import explicit
 from canon_bridge.core.explicit import MakeModule, Slot
 from canon_bridge.core.facts import Aliases, call, carries, entry_of, has_data, is_tensor, values_read
 from canon_bridge.core.norms import children_after
-from canon_bridge.core.operations import WANTS_MODULE, Kind, Operation, bound_of, out_of_place, places_of, setitem_
+from canon_bridge.core.operations import (
+    PLACED,
+    WANTS_MODULE,
+    Kind,
+    Operation,
+    bound_of,
+    out_of_place,
+    places_of,
+    setitem_,
+)
 from canon_bridge.core.restore import finder
 from canon_bridge.core.source import write_forward
 from canon_bridge.core.trace.flow import CONSTANTS, Flow, Site, TracingError, is_proxy, pattern
@@ -376,7 +385,9 @@ def _wants_module(node: fx.Node, entry: Operation) -> bool:
         return False
     if entry.kind is Kind.SUM and not is_tensor(node):  # joined tuples
         return False
-    return entry.kind in WANTS_MODULE or entry.kind in (Kind.LINEAR_LAYER, Kind.NORM) or entry.make is not None
+    if entry.kind in WANTS_MODULE or entry.kind in (Kind.LINEAR_LAYER, Kind.NORM) or entry.make is not None:
+        return True
+    return _source(node, entry) is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -409,6 +420,8 @@ def _make(node: fx.Node, entry: Operation, root: nn.Module, module_of: "ModuleOf
         if entry.name == "glu":
             return _gated(node)
         kind, more = _product(node, entry, flags, module_of)
+    elif (source := _source(node, entry)) is not None:
+        kind, more = explicit.Placed, {"source": source}
     elif count != 1 and entry.kind is not Kind.LINEAR:
         raise ValueError(f"it has {count} inputs with data, and is known for one")
     function, (args, kwargs) = out_of_place(node), _template(node, flags)
@@ -427,6 +440,7 @@ _POOLS: Final = {
     for kind in ("", "adaptive_")
     for spatial in (1, 2, 3)
 }
+_APART: Final = (int, slice, types.EllipsisType, types.NoneType)  # indices that say each place once
 _IGNORED: Final = frozenset({"input", "other", "self", "inplace", "out"})  # what a module out of place has no use for
 
 
@@ -517,6 +531,19 @@ def _product(
     least = min(certainties)
     signal = certainties.index(least) if certainties.count(least) == 1 else None
     return explicit.Product, {"signal": signal}
+
+
+def _source(node: fx.Node, entry: Operation) -> int | None:
+    """Return which of the values with data, in the order of their slots, is put where several may meet, or None."""
+    if entry.kind is not Kind.MOVEMENT or entry.name not in PLACED:
+        return None
+    if entry.name == "setitem":
+        index = node.args[1]
+        if all(isinstance(part, _APART) for part in (index if isinstance(index, tuple) else (index,))):
+            return None
+    pairs = zip(_places(node, entry), _data_flags(node, entry), strict=True)
+    places = [place for place, flag in pairs if flag]
+    return places.index(entry.data[-1]) if entry.data[-1] in places else None
 
 
 def _occurrences(node: fx.Node) -> list[fx.Node]:

@@ -20,6 +20,10 @@ CASES = {
         lambda a, b: a * torch.sigmoid(b.mean((2, 3), keepdim=True)).expand_as(a),
         lambda a, b, r: (r, 0 * r),
     ),
+    "a gate of the type of its signal": (
+        lambda a, b: a * torch.sigmoid(b).to(a),
+        lambda a, b, r: (r, 0 * r),
+    ),
     "a gate by its size": (lambda a, b: b.mean((2, 3), keepdim=True) * a, lambda a, b, r: (r, 0 * r)),
     "a gate and one": (lambda a, b: (1 + torch.tanh(b)) * a, lambda a, b, r: (r, 0 * r)),
     "a softmax": (lambda a, b: a * F.softmax(b, 1), lambda a, b, r: (r, 0 * r)),
@@ -36,6 +40,55 @@ CASES = {
 }
 
 
+# Where elements meet, the last one stays; torch has a gradient for all of them.
+MEET = torch.tensor([0, 2, 2, 3])
+
+
+def written(a, b):
+    a = 2 * a
+    a[..., MEET] = b
+    return a
+
+
+def written_by_a_list(a, b):
+    out = a.new_zeros(a.shape)
+    out[:, :, MEET.tolist()] = b
+    return out
+
+
+def _written(a, b, r):
+    return r * torch.tensor([0, 1, 0, 0]), r[..., MEET] * torch.tensor([1, 0, 1, 1])
+
+
+def _unpooled(a, b, r):
+    taken = r.flatten(2)[..., MEET] * torch.tensor([1, 0, 1, 1])
+    return 0 * r, F.pad(taken.view(1, 3, 2, 2), (0, 2, 0, 2))
+
+
+PLACED = {
+    "setitem": (written, _written),
+    "setitem by a list": (
+        written_by_a_list,
+        lambda a, b, r: (0 * r, (r[:, :, MEET].mT * torch.tensor([1, 0, 1, 1])).mT),
+    ),
+    "index_copy": (lambda a, b: a.index_copy(3, MEET, b), _written),
+    "scatter": (lambda a, b: a.scatter(index=MEET.expand(b.shape), src=b, dim=3), _written),
+    "scatter_": (lambda a, b: (3 * a).scatter_(3, MEET.expand(b.shape), b), _written),
+    "index_put": (
+        lambda a, b: torch.index_put(a.transpose(0, 3), (MEET,), b.transpose(0, 3)).transpose(0, 3),
+        _written,
+    ),
+    "max_unpool2d": (
+        lambda a, b: F.max_unpool2d(b[..., :2, :2], MEET.view(2, 2).expand(1, 3, 2, 2), 2),
+        _unpooled,
+    ),
+    "MaxUnpool2d": (
+        lambda a, b: nn.MaxUnpool2d(2)(b[..., :2, :2], MEET.view(2, 2).expand(1, 3, 2, 2)),
+        _unpooled,
+    ),
+}
+
+
 class Two(nn.Module):
     """A function of two tensors, and a sum over all, so that relevance at the function is its output."""
 
@@ -49,7 +102,7 @@ class Two(nn.Module):
 
 def subject(name):
     a, b = torch.randn(2, 1, 3, 4, 4, dtype=torch.float64)
-    return Two(CASES[name][0]).eval(), a, b, torch.randn(1, 3, 4, 4, dtype=torch.float64)
+    return Two((CASES | PLACED)[name][0]).eval(), a, b, torch.randn(1, 3, 4, 4, dtype=torch.float64)
 
 
 def by_zennit(model, inputs, relevance, composite):
@@ -60,17 +113,17 @@ def by_zennit(model, inputs, relevance, composite):
     return [torch.zeros_like(x) if r is None else r for x, r in zip(inputs, found, strict=True)]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", CASES | PLACED)
 def test_relevance_by_hand_and_in_zennit(name):
     model, a, b, relevance = subject(name)
     composite = EpsilonPlus(stabilizer=1e-30, canonizers=[ModelCanonizer()])
     found = by_zennit(model, (a, b), relevance, composite)
-    if CASES[name][1] is not None:
-        for one, wanted in zip(found, CASES[name][1](a, b, relevance), strict=True):
+    if (by_hand := (CASES | PLACED)[name][1]) is not None:
+        for one, wanted in zip(found, by_hand(a, b, relevance), strict=True):
             assert torch.allclose(one, wanted, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", CASES | PLACED)
 def test_captum_agrees(name):
     class Flat(nn.Module):
         def __init__(self, inner):
@@ -98,3 +151,27 @@ def test_without_rules_zennit_computes_gradients(name):
     expected = torch.autograd.grad(model(*leaves), leaves, relevance, allow_unused=True)
     for one, wanted in zip(found, expected, strict=True):
         assert relative_error(one, wanted) < 1e-12 or (wanted is None and not one.any()) or torch.equal(one, wanted)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_max_unpooling_by_windows_that_overlap(size):
+    class Unpools(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pool = nn.MaxPool2d(size, 2, padding=size // 3, return_indices=True)
+            self.inner, self.unpool, self.last = nn.Conv2d(3, 3, 1), nn.MaxUnpool2d(2), nn.Linear(3, 2)
+
+        def forward(self, x):
+            h, index = self.pool(x)
+            h = self.inner(h)
+            h = self.unpool(h, index, output_size=x.shape) + self.unpool(h, indices=index, output_size=x.size())
+            return self.last(h.amax((2, 3)))
+
+    torch.manual_seed(0)
+    model, x = Unpools().double().eval(), torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    found = LRP(model, presets.epsilon(1e-30)).attribute(x, target=1)
+    wanted = torch.zeros_like(x)
+    for i in range(x.numel()):  # linear in each element, as long as no maximum changes
+        step = torch.zeros_like(x).flatten().index_fill(0, torch.tensor(i), 1e-6).view(x.shape)
+        wanted += x * step * (model(x + step) - model(x - step))[0, 1].item() / 2e-12
+    assert relative_error(found, wanted) < 1e-8
