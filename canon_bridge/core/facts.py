@@ -331,12 +331,15 @@ class Facts:
 
     def _run(self, node: fx.Node, module: nn.Module | None) -> Any:
         results: list[Any] = []
-        entry = entry_of(node)
-        where = self._home if entry is not None and entry.name in _OF_DEVICE else None
+        name = getattr(entry_of(node), "name", "")
+        where = self._home if name in _OF_DEVICE else None
         for world in WORLDS:
             try:
-                args, kwargs = map_arg((node.args, node.kwargs), lambda name, w=world: _in(self.of(name), w, where))
-                with torch.no_grad(), torch.device("meta"):  # tensors that forward makes need no memory either
+                args, kwargs = map_arg((node.args, node.kwargs), lambda value, w=world: _in(self.of(value), w, where))
+                # Tensors that forward makes need no memory either, wherever it wants them.
+                kwargs = {**kwargs, "device": "meta"} if "device" in kwargs else kwargs
+                args = tuple("meta" if isinstance(a, torch.device) and name == "to" else a for a in args)
+                with torch.no_grad(), torch.device("meta"):
                     results.append(call(node, module, args, kwargs))
             except Exception:  # whatever an operation raises on sizes that it cannot have
                 return self._after_pool(node)

@@ -269,6 +269,11 @@ SHAPES: dict[str, tuple[Function, tuple[int | None, ...] | None]] = {
     "permute": (lambda m, h, x: h.permute(0, 2, 3, 1), (None, None, None, 4)),
     "cat": (lambda m, h, x: torch.cat([h, h[:, 1:]], 1), (None, 7, None, None)),
     "cat with the input": (lambda m, h, x: torch.cat([F.interpolate(h, x.shape[2:]), x], 1), (None, 7, None, None)),
+    "cat with what is made on the device": (
+        lambda m, h, x: torch.cat([h, torch.zeros(h.size(0), 3, h.size(2), h.size(3), device=h.device)], 1),
+        (None, 7, None, None),
+    ),
+    "to the device": (lambda m, h, x: h.to(x.device) * 1, (None, 4, None, None)),
     "chunk": (lambda m, h, x: h.chunk(2, 1)[1], (None, 2, None, None)),
     "unflatten": (lambda m, h, x: h.unflatten(1, (2, 2)), (None, 2, 2, None, None)),
     "view": (lambda m, h, x: h.view(h.size(0), 2, 2, h.size(2), h.size(3)), (None, 2, 2, None, None)),
