@@ -9,7 +9,7 @@ from torch import fx, nn
 from canon_bridge.core.alerts import UncoveredOperationWarning, alert
 from canon_bridge.core.explicit import Arithmetic, Explicit
 from canon_bridge.core.facts import carries, entry_of, has_data
-from canon_bridge.core.operations import STOPS, WANTS_MODULE, Kind, operation_of_module
+from canon_bridge.core.operations import PLACED, STOPS, WANTS_MODULE, Kind, operation_of_module
 from canon_bridge.core.plan import Plan, Uncovered
 from canon_bridge.core.rewrite import ExplicitFlow, data_of, nodes_in
 
@@ -177,6 +177,7 @@ def _why(explicit: ExplicitFlow, node: fx.Node) -> str | None:
             )
         return None
     wants = entry.kind in WANTS_MODULE or entry.kind in (Kind.LINEAR_LAYER, Kind.NORM)
+    wants = wants or (entry.name in PLACED and failure is not None)
     if wants and call is None and not _is_joined(node, failure):
         if failure is not None and failure.endswith("."):  # it says what to do
             return f"it cannot be made a module, and {_MEANS}: {failure}"

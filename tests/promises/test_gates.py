@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from zennit.composites import EpsilonPlus, GuidedBackprop
 
+from canon_bridge import plan
 from canon_bridge.captum import LRP, presets
 from canon_bridge.zennit import ModelCanonizer
 from tests.support.errors import relative_error
@@ -175,3 +176,15 @@ def test_max_unpooling_by_windows_that_overlap(size):
         step = torch.zeros_like(x).flatten().index_fill(0, torch.tensor(i), 1e-6).view(x.shape)
         wanted += x * step * (model(x + step) - model(x - step))[0, 1].item() / 2e-12
     assert relative_error(found, wanted) < 1e-8
+
+
+def test_what_is_put_into_a_part_of_a_tensor_is_named():
+    def function(a, b):
+        out = torch.zeros_like(a)
+        part = out[0]
+        part[..., MEET] = b[0]
+        return out
+
+    (found,) = plan(Two(function).eval()).uncovered
+    assert str(found).startswith("setitem")
+    assert "read under another name" in str(found)
