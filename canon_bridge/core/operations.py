@@ -4,6 +4,7 @@ Tracing, making explicit, planning, both adapters and the audit read it. A new o
 :func:`register_operation`; a spelling that torch's own names do not tell is one word in ``_CALLED``.
 """
 
+import copy
 import dataclasses
 import inspect
 import keyword
@@ -23,7 +24,7 @@ from torch.fx.node import map_arg
 from canon_bridge.core import explicit
 from canon_bridge.core.activations import ACTIVATIONS, MAX_POOLS
 from canon_bridge.core.explicit import MakeModule
-from canon_bridge.core.layers.linear import EFFICIENTNETS, LINEAR
+from canon_bridge.core.layers.linear import LINEAR
 from canon_bridge.core.norms import norm_entry
 from canon_bridge.core.registry import Registry, TypeKey, find_entry
 
@@ -378,10 +379,7 @@ _MODULES: Final[Mapping[str, Iterable[TypeKey]]] = {
     "fold": (nn.Fold,),
     **{f"avg_pool{dim}d": (getattr(nn, f"AvgPool{dim}d"),) for dim in (1, 2, 3)},
     **{f"adaptive_avg_pool{dim}d": (getattr(nn, f"AdaptiveAvgPool{dim}d"),) for dim in (1, 2, 3)},
-    "max_pool2d": (
-        *(nn.FractionalMaxPool2d, nn.FractionalMaxPool3d, "timm.layers.pool2d_same.MaxPool2dSame"),
-        *(f"{home}.MaxPool2d{kind}SamePadding" for home in EFFICIENTNETS for kind in ("Dynamic", "Static")),
-    ),
+    "max_pool2d": (nn.FractionalMaxPool2d, nn.FractionalMaxPool3d),
     "max_unpool2d": (nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d),
     "softmax": (nn.Softmax, nn.Softmax2d, nn.Softmin),
     "log_softmax": (nn.LogSoftmax,),
@@ -485,6 +483,48 @@ def is_elementwise(function: Callable[[Tensor], Any]) -> bool:
             )
         except Exception:  # whatever it raises on such a tensor
             return False
+
+
+def keeps_to(kind: Kind, module: nn.Module, sizes: list[int]) -> bool | None:
+    """Return whether a module is what the rule of a kind takes it for, by running it; None if it cannot be run.
+
+    ``sizes`` are those of the input. A linear layer is linear but for its bias, and linear in its parameters, which
+    rules change; what else counts as linear need only be homogeneous, which is what the epsilon rule asks for. A copy
+    is run, because it may write on itself.
+    """
+    generator = torch.Generator().manual_seed(0)
+    values, others = (torch.randn(sizes, generator=generator, dtype=torch.float64) for _ in range(2))
+    try:
+        with torch.no_grad(), torch._C.DisableTorchFunction():
+            twin = copy.deepcopy(module).double()
+            device = next((tensor.device for tensor in (*twin.parameters(), *twin.buffers())), values.device)
+
+            own = [(tensor, tensor.clone()) for tensor in twin.parameters(recurse=False)]
+
+            def run(value: Tensor, factor: float = 1) -> Any:
+                for tensor, before in own:
+                    tensor.copy_(factor * before)
+                return twin.forward(value.to(device, copy=True)).cpu()
+
+            if kind in GRADIENT_IS_RULE:  # padding is zero
+                return bool(torch.isin(run(values), torch.cat([values.flatten(), torch.zeros(1)])).all())
+            if kind is Kind.LINEAR:
+                return _is_near(run(2 * values), 2 * run(values))
+            if kind is Kind.LINEAR_LAYER:
+                constant, alone = run(others, 0), run(values) - run(values, 0)
+                is_by_weight = _is_near(run(values, -2) - constant, -2 * alone) and _is_near(run(values, 0), constant)
+                return is_by_weight and _is_near(run(values + others) + run(0 * values), run(values) + run(others))
+            if kind is Kind.ELEMENTWISE:
+                mixed = torch.where(others > 0, values, others)
+                return _is_near(run(mixed), torch.where(others > 0, run(values), run(others)))
+    except Exception:  # whatever it raises on such a tensor
+        return None
+    return kind is not Kind.NORMALISER
+
+
+def _is_near(value: Tensor, expected: Tensor) -> bool:
+    scale = expected.abs().max().item()
+    return value.shape == expected.shape and torch.allclose(value, expected, rtol=1e-4, atol=1e-4 * scale)
 
 
 def bound_of(function: Callable[[Tensor], Any]) -> int:

@@ -58,7 +58,9 @@ def make_plan(model: nn.Module, options: Options, scope: Scope, arguments: tuple
         options,
         tuple(entries),
         explicit.rewrites,
-        find_uncovered(explicit, planner.staying) + find_around(model) if everything else (),
+        find_uncovered(explicit, planner.network.on_example, planner.staying) + find_around(model)
+        if everything
+        else (),
         planner.network.in_place_modules() if everything else (),
         planner.computed_weights() if everything else (),
         planner.expanded() if everything else (),

@@ -1,15 +1,16 @@
 """Which operations on the way from the input to the output have no rule, and what to say of them."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from torch import fx, nn
 
 from canon_bridge.core.alerts import UncoveredOperationWarning, alert
 from canon_bridge.core.explicit import Arithmetic, Explicit
-from canon_bridge.core.facts import carries, entry_of, has_data
-from canon_bridge.core.operations import PLACED, STOPS, WANTS_MODULE, Kind, operation_of_module
+from canon_bridge.core.facts import Facts, carries, entry_of, has_data
+from canon_bridge.core.forwards import bound_function
+from canon_bridge.core.operations import PLACED, STOPS, WANTS_MODULE, Kind, keeps_to, operation_of_module
 from canon_bridge.core.plan import Plan, Uncovered
 from canon_bridge.core.rewrite import ExplicitFlow, data_of, nodes_in
 
@@ -19,7 +20,6 @@ _TEACH_MODULE = (
     "If it acts on each element by itself, teach it with canon_bridge.register_activation; else write it with "
     "operations that have a rule"
 )
-_NO_SUBCLASS = "Make it a module of a class of its own, no subclass of a layer, that calls layers"
 _UNMERGED = (
     "relevance passes it as if it added nothing. Teach what it is with canon_bridge.register_norm, or replace it; its "
     "tensors must be read by its own forward alone"
@@ -28,9 +28,11 @@ _BEFORE = (
     "what is before it gets a map that means nothing. Write it as a differentiable function, or explain a layer after "
     "it."
 )
+_NO_SUBCLASS = "Make it a module of a kind of its own (no subclass of a layer) that calls layers."
+_TEACH_LAYER = "If it computes its weight, teach it with canon_bridge.register_layer. Else: "
 _STEPS: Final = frozenset({"round", "sign", "sgn", "ceil", "floor", "trunc"})
 # The kinds whose rule both frameworks give to subclasses, too.
-_INHERITED: Final = frozenset({Kind.LINEAR_LAYER, Kind.NORM, Kind.ELEMENTWISE, Kind.LINEAR, Kind.SUM})
+_INHERITED: Final = frozenset({Kind.LINEAR_LAYER, Kind.NORM, Kind.ELEMENTWISE, Kind.LINEAR, Kind.SUM, Kind.SELECTION})
 # What a model had better not end in, and why.
 _LOGITS = "explain the logit before it (take it out of the model, or wrap the part up to the logits)"
 _ENDS: Final[Mapping[str, str]] = {
@@ -47,12 +49,19 @@ _ENDS: Final[Mapping[str, str]] = {
 }
 
 
-def find_uncovered(explicit: ExplicitFlow, staying: Mapping[str, str]) -> tuple[Uncovered, ...]:
+def find_uncovered(explicit: ExplicitFlow, facts: Facts, staying: Mapping[str, str]) -> tuple[Uncovered, ...]:
     """Return the operations without a rule, in the order of the data flow.
 
     ``staying`` says by the path of a norm that is neither merged nor the identity why.
     """
-    reasons = ((node, _why_it_stays(explicit, node, staying) or _why(explicit, node)) for node in _on_the_way(explicit))
+    nodes = _on_the_way(explicit)
+    reasons = (
+        (
+            node,
+            _why_it_stays(explicit, node, staying) or _why(explicit, node) or _why_not_of_kind(explicit, facts, node),
+        )
+        for node in nodes
+    )
     pairs = (*reasons, *_ends(explicit.flow.graph))
     return tuple(dict.fromkeys(_describe(explicit, node, reason) for node, reason in pairs if reason))
 
@@ -159,12 +168,12 @@ def _why(explicit: ExplicitFlow, node: fx.Node) -> str | None:
             f"stand on it; {_MEANS}. Write `inplace=False`, and read its result."
         )
     if entry is None and call is not None and kind_for_rules(call.module) is not None:
-        several = explicit.flow.sites[node] in explicit.flow.returns
-        inner = [name for name, part in call.module.named_modules() if name and kind_for_rules(part) is not None]
-        if not several and not inner:
+        if explicit.flow.sites[node] not in explicit.flow.returns:
             return None
-        what = "returns several values, and a rule is for one" if several else f"calls {inner[0]}, and both have rules"
-        return f"its forward is not known: it {what}; the map is not right, or an error. {_NO_SUBCLASS}."
+        return (
+            "it returns several values, and a rule is for a module that returns one tensor: frameworks end in an error "
+            f"here. {_NO_SUBCLASS}"
+        )
     if entry is None:
         return f"it is not known what it is; {_MEANS}. {_TEACH_MODULE if node.op == 'call_module' else _TEACH}."
     if entry.kind is Kind.WITHOUT_RULE:
@@ -183,6 +192,42 @@ def _why(explicit: ExplicitFlow, node: fx.Node) -> str | None:
             return f"it cannot be made a module, and {_MEANS}: {failure}"
         return f"it cannot be made a module ({failure or 'its arguments are not known'}); {_MEANS}. {_TEACH}."
     return None
+
+
+def _why_not_of_kind(explicit: ExplicitFlow, facts: Facts, node: fx.Node) -> str | None:
+    """Return why a module has no rule that rules take for the layer that its class is made from, or None."""
+    call = explicit.operations.get(node)
+    if call is None or (kind := kind_for_rules(call.module)) is None:
+        return None
+    if operation_of_module(call.module) is None:
+        what = "it is a subclass of a layer"
+    elif "forward" in vars(call.module) and bound_function(call.module) is None:
+        what = "its forward is not that of its class"
+    else:
+        return None
+    if len(node.args) != 1 or node.kwargs:
+        return f"{what}, and rules call it with its first argument alone. {_NO_SUBCLASS}"
+    if any(name != "parametrizations" for name, _ in call.module.named_children()):
+        return f"{what}, and it holds modules of its own, on which rules stand, too. {_NO_SUBCLASS}"
+    tried = (keeps_to(kind, call.module, sizes) for sizes in _trial_sizes(facts, node, call.module))
+    if next((found for found in tried if found is not None), False):
+        return None
+    is_layer = kind is Kind.LINEAR_LAYER
+    return (
+        f"{what}, and running it did not show it to be what rules take it for "
+        f"({kind.value}{', with parameters that rules may change' * is_layer}). {_TEACH_LAYER * is_layer}{_NO_SUBCLASS}"
+    )
+
+
+def _trial_sizes(facts: Facts, node: fx.Node, module: nn.Module) -> Iterator[list[int]]:
+    """Yield sizes that the input of a module may have: what is not known is small, then larger for wide kernels."""
+    shapes = facts.shapes(node.args[0])
+    channels = int(getattr(module, "in_channels", getattr(module, "in_features", 8)))
+    for size in (9, 33, 129):
+        if shapes is None:
+            yield from ([2, channels, *[size] * spatial] for spatial in (2, 1, 0, 3))
+        else:
+            yield [min(axis) if len(set(axis)) == 1 else size for axis in zip(*shapes, strict=True)]
 
 
 def _stays_in_place(explicit: ExplicitFlow, node: fx.Node) -> bool:

@@ -7,6 +7,7 @@ import re
 import warnings
 from functools import partial
 from pathlib import Path
+from types import MethodType
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from canon_bridge.zennit import ModelCanonizer
 from tests.operations.networks import finish, image
 from tests.operations.stages import CLASSES, BehindReLU, With
 from tests.support.errors import relative_error
-from tests.support.in_zennit import TARGET, attribute
+from tests.support.in_zennit import TARGET, attribute, epsilon_composite
 from tests.support.models import gradient_times_input
 from tests.support.snapshot import Snapshot
 
@@ -573,3 +574,147 @@ def test_what_no_forward_wrote_has_no_place_and_least_of_all_the_one_that_asked_
     assert "\n\noperations without a rule" in str(planned)
     assert "\n\n\n" not in str(planned)
     assert "\n- LPPool2d in 2.0: a norm" in str(planned)
+
+
+class Scaled(nn.Conv2d):
+    def forward(self, input):
+        return F.conv2d(F.pad(input, (1, 1, 1, 1)), self.weight * 2, self.bias)
+
+
+class Standardized(nn.Conv2d):
+    def forward(self, input):
+        return F.conv2d(input, F.normalize(self.weight.flatten(1)).view(self.weight.shape), self.bias)
+
+
+class Gained(nn.Conv2d):
+    def __init__(self, *sizes) -> None:
+        super().__init__(*sizes)
+        self.gain = nn.Parameter(torch.ones(4, 1, 1, 1))
+
+    def forward(self, input):
+        return F.conv2d(input, self.weight * self.gain, self.bias)
+
+
+class Clipping(nn.Conv2d):
+    def forward(self, input):
+        return super().forward(input).relu()
+
+
+class Holding(nn.Conv2d):
+    def __init__(self, *sizes) -> None:
+        super().__init__(*sizes)
+        self.before = nn.Conv2d(4, 4, 1)
+
+    def forward(self, input):
+        return super().forward(self.before(input))
+
+
+class Cosine(nn.Linear):
+    def forward(self, input):
+        return super().forward(F.normalize(input, dim=-1))
+
+
+class Centered(nn.ReLU):
+    def forward(self, input):
+        return super().forward(input) - input.mean(1, keepdim=True)
+
+
+class Biased(nn.ReLU):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.ones(4, 1, 1))
+
+    def forward(self, input):
+        return super().forward(input + self.bias)
+
+
+class Largest(nn.MaxPool2d):
+    def forward(self, input):
+        return -super().forward(-input)
+
+
+class Mixed(nn.MaxPool2d):
+    def forward(self, input):
+        return super().forward(input) + F.avg_pool2d(input, 2)
+
+
+class Twice(nn.Upsample):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+class Shifted(nn.Upsample):
+    def forward(self, input):
+        return (super().forward(input) - 0.1).relu()
+
+
+class Conditional(nn.Conv2d):
+    def forward(self, input, factor=1):
+        return super().forward(input * factor)
+
+
+class Calling(nn.Module):
+    """A forward that calls a layer with more than one argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = Conditional(4, 4, 3)
+
+    def forward(self, x):
+        return self.layer(x, 2)
+
+
+def _set(module, forward):
+    module.forward = MethodType(forward, module)
+    return module
+
+
+class Made(nn.Module):
+    """A subclass between layers, or in front of them all."""
+
+    def __init__(self, made, is_first) -> None:
+        super().__init__()
+        self.conv, self.norm, self.made = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), made
+        self.head, self.is_first = nn.Linear(4, CLASSES), is_first
+
+    def forward(self, x):
+        h = self.made(x[:, [0, 1, 2, 0]]) if self.is_first else self.made(self.norm(self.conv(x)).relu())
+        return self.head(h.mean((2, 3)))
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: Scaled(4, 4, (3, 5)), None),
+        (lambda: Standardized(4, 4, 3), "register_layer"),
+        (lambda: Gained(4, 4, 3), "register_layer"),
+        (lambda: Clipping(4, 4, 3), "linear layer"),
+        (lambda: Holding(4, 4, 3), "holds modules"),
+        (lambda: Cosine(6, 2), "linear layer"),
+        (Calling, "first argument"),
+        (lambda: _set(nn.Conv2d(4, 4, 1), lambda self, x: F.conv2d(x, 2 * self.weight, self.bias)), None),
+        (lambda: _set(nn.Conv2d(4, 4, 1), lambda self, x: F.conv2d(x, self.weight**2, self.bias)), "not that of its"),
+        (lambda: _set(nn.ReLU(), lambda self, x: x - x.mean(1, keepdim=True)), "not that of its"),
+        (lambda: _set(nn.Dropout(), lambda self, x: x * x), "movement"),
+        (lambda: _set(nn.Identity(), lambda self, x: x.flip(1)), None),
+        (lambda: _set(nn.GroupNorm(1, 4), lambda self, x: x * x), "normaliser"),
+        (Biased, None),
+        (Centered, "element-wise"),
+        (lambda: Largest(2), None),
+        (lambda: Mixed(2), "selection"),
+        (lambda: Twice(scale_factor=2), None),
+        (lambda: Shifted(scale_factor=2), "linear in the data"),
+    ],
+)
+def test_a_subclass_of_a_layer_that_is_something_else_is_named(make, reason, is_first):
+    model, x = finish(lambda: Made(make(), is_first)), image()
+    entries = plan(model).uncovered
+    assert [entry.path.partition(".")[0] for entry in entries] == ["made"] * (reason is not None)
+    if reason is not None:
+        assert reason in entries[0].reason
+    elif not isinstance(model.made, Biased):
+        expected = gradient_times_input(model, x)
+        by_zennit = attribute(model, x, epsilon_composite(1e-30, [ModelCanonizer()]))
+        assert relative_error(by_zennit, expected) < 1e-10
+        assert relative_error(LRP(model, presets.epsilon(1e-30)).attribute(x, target=TARGET), expected) < 1e-10

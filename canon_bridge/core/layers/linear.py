@@ -123,8 +123,7 @@ LINEAR: Final = Registry[LinearType](
         "timm.layers.std_conv.ScaledStdConv2dSame": LinearType(2, weight=_scaled_standardized, same=_pads_by_size),
     }
 )
-EFFICIENTNETS: Final = ("efficientnet_pytorch.utils", "segmentation_models_pytorch.encoders._efficientnet")
-for _home in EFFICIENTNETS:
+for _home in ("efficientnet_pytorch.utils", "segmentation_models_pytorch.encoders._efficientnet"):
     LINEAR[f"{_home}.Conv2dDynamicSamePadding"] = LinearType(2, same=_always)
     LINEAR[f"{_home}.Conv2dStaticSamePadding"] = LinearType(2, ends=_of_child)
 
