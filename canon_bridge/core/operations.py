@@ -492,28 +492,31 @@ def keeps_to(kind: Kind, module: nn.Module, sizes: list[int]) -> bool | None:
     rules change; what else counts as linear need only be homogeneous, which is what the epsilon rule asks for. A copy
     is run, because it may write on itself.
     """
-    generator = torch.Generator().manual_seed(0)
-    values, others = (torch.randn(sizes, generator=generator, dtype=torch.float64) for _ in range(2))
     try:
         with torch.no_grad(), torch._C.DisableTorchFunction():
-            twin = copy.deepcopy(module).double()
-            device = next((tensor.device for tensor in (*twin.parameters(), *twin.buffers())), values.device)
-
-            own = [(tensor, tensor.clone()) for tensor in twin.parameters(recurse=False)]
+            twin = copy.deepcopy(module)
+            tensors = [value for value in (*twin.parameters(), *twin.buffers()) if value.is_floating_point()]
+            own = tensors[0] if tensors else torch.zeros(1)
+            if own.dtype not in (torch.float32, torch.float64):
+                own = own.float()
+                twin.float()
+            generator = torch.Generator().manual_seed(0)
+            values, others = (torch.randn(sizes, generator=generator, dtype=torch.float64).to(own) for _ in range(2))
+            parameters = [(tensor, tensor.clone()) for tensor in twin.parameters(recurse=False)]
 
             def run(value: Tensor, factor: float = 1) -> Any:
-                for tensor, before in own:
+                for tensor, before in parameters:
                     tensor.copy_(factor * before)
-                return twin.forward(value.to(device, copy=True)).cpu()
+                return twin.forward(value.clone())
 
             if kind in GRADIENT_IS_RULE:  # padding is zero
-                return bool(torch.isin(run(values), torch.cat([values.flatten(), torch.zeros(1)])).all())
+                return bool(torch.isin(run(values), torch.cat([values.flatten(), 0 * values.flatten()[:1]])).all())
             if kind is Kind.LINEAR:
                 return _is_near(run(2 * values), 2 * run(values))
             if kind is Kind.LINEAR_LAYER:
-                constant, alone = run(others, 0), run(values) - run(values, 0)
-                is_by_weight = _is_near(run(values, -2) - constant, -2 * alone) and _is_near(run(values, 0), constant)
-                return is_by_weight and _is_near(run(values + others) + run(0 * values), run(values) + run(others))
+                result, constant = run(values), run(others, 0)
+                is_by_weight = _is_near(run(values, -2) - constant, -2 * (result - constant))
+                return is_by_weight and _is_near(run(2 * values - others), 2 * result - run(others))
             if kind is Kind.ELEMENTWISE:
                 mixed = torch.where(others > 0, values, others)
                 return _is_near(run(mixed), torch.where(others > 0, run(values), run(others)))

@@ -220,14 +220,19 @@ def _why_not_of_kind(explicit: ExplicitFlow, facts: Facts, node: fx.Node) -> str
 
 
 def _trial_sizes(facts: Facts, node: fx.Node, module: nn.Module) -> Iterator[list[int]]:
-    """Yield sizes that the input of a module may have: what is not known is small, then larger for wide kernels."""
+    """Yield sizes that the input of a module may have: small ones, which are quick, then larger for wide kernels."""
     shapes = facts.shapes(node.args[0])
+    known = None if shapes is None else [axis[0] if len(set(axis)) == 1 else None for axis in zip(*shapes, strict=True)]
     channels = int(getattr(module, "in_channels", getattr(module, "in_features", 8)))
-    for size in (9, 33, 129):
-        if shapes is None:
+    for size in (6, 33, 129):
+        if known is None:
             yield from ([2, channels, *[size] * spatial] for spatial in (2, 1, 0, 3))
         else:
-            yield [min(axis) if len(set(axis)) == 1 else size for axis in zip(*shapes, strict=True)]
+            features = len(known) - 1 if hasattr(module, "in_features") else 1
+            small = [min(axis or size, size if number else 2) for number, axis in enumerate(known)]
+            yield [(axis or channels) if number == features else small[number] for number, axis in enumerate(known)]
+    if known is not None and None not in known:
+        yield [axis or 0 for axis in known]
 
 
 def _stays_in_place(explicit: ExplicitFlow, node: fx.Node) -> bool:
