@@ -87,8 +87,6 @@ def packages() -> str:
 
 DIFFERENCES = """## Where they cannot agree
 
-- Mish, LayerNorm, GroupNorm, InstanceNorm, RMSNorm and LocalResponseNorm: the presets pass relevance on; zennit has
-  them in none of its type maps, and they keep their gradient. Give its composite a `layer_map` with `Pass` on them.
 - A subclass of a linear layer whose forward has operations besides the layer's own: in Captum the rule stands for all
   of it, zennit evaluates the layer with the rules on the inner modules. It is named in `Plan.uncovered` where it holds
   modules of its own, or is not linear.
