@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from captum._utils.common import _format_additional_forward_args
+from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
 from canon_bridge.auditing.target import as_tuple, select
@@ -40,6 +41,16 @@ class OnCanonicalModel:
     _canonization: Canonization | None
     _overwritten: frozenset[str]  # modules whose arguments the forward overwrites after them
     _traced_with: Values | None  # what is like the arguments that the model was traced with, if it had to be
+
+    def _check_rules(self) -> None:
+        """Raise ``TypeError`` where the attribute in which Captum keeps the rule of a module holds something else."""
+        for path, module in self.model.named_modules():
+            rule = getattr(module, "rule", None)
+            if rule is not None and not isinstance(rule, PropagationRule):
+                raise TypeError(
+                    f"{path or 'the model'} ({type(module).__name__}) has the attribute rule = {rule!r}; Captum keeps "
+                    "the rule of a module there: set one of canon_bridge.captum.rules, or name the attribute otherwise."
+                )
 
     def _set_up(self, preset: presets.Preset | None, options: Options) -> None:
         self.preset = presets.epsilon_plus() if preset is None else preset

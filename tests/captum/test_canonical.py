@@ -6,7 +6,7 @@ from torch import nn
 from zennit.composites import EpsilonPlus
 
 import canon_bridge.captum.canonical
-from canon_bridge.captum import LRP, presets
+from canon_bridge.captum import LRP, LayerLRP, presets
 from canon_bridge.zennit import ModelCanonizer
 from tests.captum.test_lrp import TOLERANCE, TwoInputs
 from tests.support.errors import relative_error
@@ -70,6 +70,14 @@ def test_optional_arguments_may_be_given_and_left_out(prefer):
         found = lrp.attribute(inputs, target=TARGET, additional_forward_args=more)
         for relevance, gradient, leaf in zip(found, gradients, leaves, strict=True):
             assert relative_error(relevance, (gradient * leaf).detach()) < TOLERANCE
+
+
+def test_an_attribute_where_captum_keeps_rules_is_refused_by_name():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+    model[1].rule = "mean"
+    for make in (LRP, lambda m: LayerLRP(m, m[0])):
+        with pytest.raises(TypeError, match=r"1 \(Flatten\) has the attribute rule = 'mean'"):
+            make(model)
 
 
 @pytest.mark.zennit
