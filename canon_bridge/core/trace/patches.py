@@ -72,7 +72,8 @@ def patched(tracer: Any, root: nn.Module) -> Generator[None]:
         imported = {id(replacement.stands_in_for): replacement for _, _, replacement in parsed}
         for namespace, drawing in namespaces:
             names = {n: imported[id(f)] for n, f in list(namespace.items()) if id(f) in imported} if imported else {}
-            names |= {name: _refused(tracer, namespace[name]) for name in drawing if callable(namespace.get(name))}
+            if tracer.inline:  # a container that is traced alone draws none, or it would not be
+                names |= {name: _refused(tracer, namespace[name]) for name in drawing if callable(namespace.get(name))}
             for name, replacement in {**names, **_QUESTIONS}.items():
                 formers.append((namespace, name, namespace.get(name, _ABSENT)))
                 namespace[name] = replacement
@@ -96,7 +97,7 @@ def _replacements(tracer: Any) -> list[tuple[Any, str, Any]]:
         (stateless, "_reparametrize_module", _exchanged(tracer)),
         *((holder, name, _lost(tracer, getattr(holder, name))) for holder, name in _EFFECTS),
         *((torch, name, _answered(tracer, getattr(torch, name))) for name in _STATE),
-        *((home, name, _refused(tracer, function)) for home, name, function in _drawing()),
+        *((home, name, _refused(tracer, function)) for home, name, function in (_drawing() if tracer.inline else ())),
         (torch, "Generator", _generators(tracer)),
         *_checkpoints(tracer),
     ]

@@ -16,6 +16,8 @@ from canon_bridge.core.restore import paths, refill
 from canon_bridge.core.trace.flow import fill
 
 _CONTAINERS: Final = (list, dict, set)
+_SIMPLE: Final = frozenset({type(None), bool, int, float, str, tuple, Tensor, nn.Parameter})  # hold nothing
+_TABLES: Final = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, dict))  # torch's own
 _NO_STORES: Final = (Tensor, type, types.FunctionType, types.MethodType, types.ModuleType, functools.partial)
 
 
@@ -27,10 +29,12 @@ class Kept:
 
     def __init__(self, modules: list[nn.Module]) -> None:
         self.former = {module: dict(vars(module)) for module in modules}
-        values = [value for former in self.former.values() for value in former.values()]
-        values += [value for kind in {type(module) for module in modules} for value in _shared_by(kind)]
         own = {id(module) for module in modules}
-        contents = {id(content): content for value in values for content in _contents(value, own)}
+        pairs = [pair for former in self.former.values() for pair in former.items() if type(pair[1]) not in _SIMPLE]
+        contents = {id(value): value for name, value in pairs if name in _TABLES}
+        values = [value for name, value in pairs if name not in _TABLES]
+        values += [value for kind in {type(module) for module in modules} for value in _shared_by(kind)]
+        contents |= {id(content): content for value in values for content in _contents(value, own)}
         self._contents = [(content, content.copy() if content else None) for content in contents.values()]
         buffers = {id(b): b for module in modules for b in vars(module)["_buffers"].values() if b is not None}
         self._buffers = [(buffer, _version(buffer), buffer.detach().clone()) for buffer in buffers.values()]
@@ -97,7 +101,8 @@ def _contents(value: Any, own: set[int], depth: int = 0) -> Iterator[Any]:
             yield attributes
             inner = attributes.values()
     for held in list(inner) if depth < 2 else ():
-        yield from _contents(held, own, depth + 1)
+        if type(held) not in _SIMPLE:
+            yield from _contents(held, own, depth + 1)
 
 
 def _shared_by(kind: type[nn.Module]) -> list[Any]:

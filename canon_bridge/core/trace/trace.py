@@ -152,7 +152,8 @@ def _run(root: nn.Module, tracer: SymbolicTracer) -> Flow:
     try:
         twin = _with_forward_in_class(root, path)
         with ExitStack() as stack:
-            stack.enter_context(_process_state(root))
+            if tracer.inline or isinstance(tracer, ValueTracer):  # others set nothing, and draw no numbers
+                stack.enter_context(_process_state(root))
             if written:  # taken out before it is noted what forward writes
                 stack.enter_context(preserved(root, twin))
                 _forget(root, original, written)

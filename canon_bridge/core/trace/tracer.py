@@ -570,8 +570,9 @@ class SymbolicTracer(fx.Tracer):
             self.flow.sites[node] = self.frames[-1].site(target.__name__ if hasattr(target, "calls") else target)
         if self.inline and kind.startswith("call"):
             node.meta["source"] = _source(type(self._find(self.frames[-1].original)))
-        # A container has operations in place of its own, or none, whatever its flag is.
-        base = None if module is not None and not self._is_operation(module, str(target)) else overwritten(node, module)
+        base = overwritten(node, module)
+        if base is not None and module is not None and not self._is_operation(module, str(target)):
+            base = None  # a container has operations in place of its own, or none, whatever its flag is
         if base is not None:  # what reads it from now on reads the result
             self._overwritten[base] = node
             if is_off and not self.inline and (module is None or base not in self.flow.without_gradient):
