@@ -30,6 +30,11 @@ class Affine:
         """Return whether it is the map ``y = x``, to the bit."""
         return bool((self.scale == 1).all()) and bool((self.shift == 0).all())
 
+    def applied(self, input: Tensor) -> Tensor:
+        """Return the map of an input ``(N, C, *spatial)``, in the input's precision."""
+        shape = (-1, *(1,) * (input.dim() - 2))
+        return input * self.scale.to(input.dtype).view(shape) + self.shift.to(input.dtype).view(shape)
+
     def repeat(self, times: int) -> "Affine":
         """Return the map after a flatten that turns each channel into ``times`` neighbouring features."""
         if times == 1:

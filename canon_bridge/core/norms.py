@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from canon_bridge.core.affine import Affine, is_eager, working_dtype
 from canon_bridge.core.forwards import bind_forward, bound_function
-from canon_bridge.core.layers.parameters import gradients, parameter, tracked
+from canon_bridge.core.layers.parameters import gradients, parameter, tracked, trial_input
 from canon_bridge.core.layers.weights import computed_tensors
 from canon_bridge.core.registry import Registry, TypeKey
 from canon_bridge.core.restore import Edits
@@ -262,9 +262,7 @@ def width(norm: nn.Module) -> int:
 
 def normalized(norm: nn.Module, input: Tensor) -> Tensor:
     """Return what the normalization layer alone makes of its input, without the children that it calls."""
-    affine = norm_type(norm).read(norm)
-    shape = (-1, *(1,) * (input.dim() - 2))
-    return input * affine.scale.to(input.dtype).view(shape) + affine.shift.to(input.dtype).view(shape)
+    return norm_type(norm).read(norm).applied(input)
 
 
 @torch.no_grad()
@@ -284,7 +282,7 @@ def has_statistics(module: nn.Module) -> bool:
 
 
 def check_norm(module: nn.Module, path: str) -> None:
-    """Raise ``ValueError`` where the layer normalizes by batch statistics, or is not what its type was taught to be.
+    """Raise ``ValueError`` where the layer normalizes by batch statistics, which are not an affine map.
 
     Parameters
     ----------
@@ -301,22 +299,25 @@ def check_norm(module: nn.Module, path: str) -> None:
             "evaluation mode, which is not an affine map; give it running statistics or replace it by "
             "GroupNorm or LayerNorm before canonization."
         )
-    if not norm_type(module).determined and "forward" not in vars(module) and not children_after(module):
-        _check_taught(module, path)
 
 
 @torch.no_grad()
-def _check_taught(module: nn.Module, path: str) -> None:
-    """Try what was said by :func:`register_norm` of the type of a layer, on a twin of it and a small input."""
+def check_taught(module: nn.Module, path: str) -> None:
+    """Raise where a layer is not what :func:`register_norm` was told of its type, by trying twins on a small input.
+
+    Parameters are those of :func:`check_norm`. Raises ``TypeError`` where ``read`` returns no map, and ``ValueError``
+    where it, or ``write``, is not what the layer computes.
+    """
     entry, what = norm_type(module), f"{path}: register_norm was told of {type(module).__name__} that"
+    if entry.determined or "forward" in vars(module) or children_after(module):
+        return
     affine: Any = entry.read(module)
     is_map = isinstance(affine, Affine) and affine.scale.dim() == 1 and affine.scale.shape == affine.shift.shape
     if not is_map:
         raise TypeError(
             f"{what} `read` returns its map, and it returned {affine!r}; return Affine(scale, shift), (C,)."
         )
-    x = affine.scale.new_empty(2, affine.scale.numel(), *(3,) * (min(entry.ranks) - 2))
-    x.copy_(torch.linspace(-2, 2, x.numel()).view_as(x))
+    x = trial_input(affine.scale, 2, affine.scale.numel(), *(3,) * (min(entry.ranks) - 2))
     identity = Affine.identity(affine.scale)
     tries: tuple[tuple[Affine, Any, str], ...] = (
         (affine, {}, "the map that `read` returns"),
@@ -336,8 +337,7 @@ def _check_taught(module: nn.Module, path: str) -> None:
             found = twin.forward(x.to(next(tensors_of(twin), x).dtype)).to(x.dtype)
         except Exception:  # an input that it does not take, with features of one size, say
             return
-        shape = (-1, *(1,) * (x.dim() - 2))
-        expected = x * wanted.scale.view(shape) + wanted.shift.view(shape)
+        expected = wanted.applied(x)
         scale = 2 * _largest(wanted.scale) + _largest(wanted.shift)
         if found.shape != x.shape or not bool(_largest(found - expected) <= _ALMOST * scale):
             raise ValueError(f"{what} it computes {claim}, and it does not; see canon_bridge.register_norm.")

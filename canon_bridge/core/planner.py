@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from canon_bridge.core.explicit import EXPANSIONS
 from canon_bridge.core.garbage import without_collection
 from canon_bridge.core.layers.linear import check_linear, computes_weight, is_linear, why_not_foldable
-from canon_bridge.core.norms import check_norm, is_identity, is_norm
+from canon_bridge.core.norms import check_norm, check_taught, is_identity, is_norm
 from canon_bridge.core.options import Options, Scope
 from canon_bridge.core.plan import Entry, Leftover, Merge, Obstacle, Plan, Refusal, Untangled, Words, words
 from canon_bridge.core.registry import find_entry
@@ -40,6 +40,7 @@ def make_plan(model: nn.Module, options: Options, scope: Scope, arguments: tuple
     for path, module in model.named_modules():
         if is_norm(module):
             check_norm(module, path or "the model")
+            check_taught(module, path or "the model")
         elif is_linear(module):
             check_linear(module, path or "the model")
     arguments = arguments if options.arguments is None else options.arguments

@@ -14,7 +14,7 @@ from canon_bridge.core.norms import mean_ratio, width
 from canon_bridge.core.plan import Merge, Plan
 from canon_bridge.core.restore import finder, paths
 from canon_bridge.core.tables import shortened
-from canon_bridge.core.trace.preserve import preserved
+from canon_bridge.core.trace.preserve import gpus_of, preserved
 from canon_bridge.core.trace.tracer import copied
 
 # Deviations of the function, relative to its largest value, that rounding does not account for.
@@ -180,8 +180,7 @@ def outputs(model: nn.Module, arguments: tuple[Any, ...]) -> list[Tensor]:
     Random numbers are drawn as they will be drawn again, by whatever comes next.
     """
     own = copied(arguments)
-    devices = {t.device.index for t in (*model.parameters(), *tree_leaves(own)) if isinstance(t, Tensor) and t.is_cuda}
-    with torch.no_grad(), torch.random.fork_rng(sorted(devices)):
+    with torch.no_grad(), torch.random.fork_rng(gpus_of((*model.parameters(), *tree_leaves(own)))):
         return tensors_in(model(*own))
 
 

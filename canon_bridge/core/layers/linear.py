@@ -26,7 +26,7 @@ from canon_bridge.core.layers.border import (
     inner_values,
     number_of_tap_sets,
 )
-from canon_bridge.core.layers.parameters import parameter, tracked
+from canon_bridge.core.layers.parameters import parameter, tracked, trial_input
 from canon_bridge.core.layers.weights import TENSORS, computed_tensors, evaluated, make_tensors_plain
 from canon_bridge.core.registry import Registry, TypeKey
 from canon_bridge.core.restore import Edits, follow_mode
@@ -179,7 +179,6 @@ def register_layer(
 
 
 _OF_FEATURES: Final = ("in_features", "out_features")
-_OF_CONVOLUTION: Final = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
 
 
 @torch.no_grad()
@@ -196,8 +195,9 @@ def check_linear(module: nn.Module, path: str) -> None:
     entry = linear_type(module)
     if not entry.is_taught or _has_own_forward(module):
         return
-    needed = (*TENSORS, *(_OF_CONVOLUTION if entry.spatial else _OF_FEATURES))
-    missing = [name for name in (*needed, *("output_padding",) * entry.transposed) if not hasattr(module, name)]
+    geometry = ("stride", "padding", "dilation", "groups", *("output_padding",) * entry.transposed)
+    needed = ("in_channels", "out_channels", "kernel_size", *geometry) if entry.spatial else _OF_FEATURES
+    missing = [name for name in (*TENSORS, *needed) if not hasattr(module, name)]
     what = f"{path}: register_layer was told of {type(module).__name__} that"
     if missing:
         raise ValueError(f"{what} it has the attributes of a layer of torch, and it has no {', no '.join(missing)}.")
@@ -206,21 +206,16 @@ def check_linear(module: nn.Module, path: str) -> None:
     if getattr(module, "padding_mode", "zeros") != "zeros" or not isinstance(weight, Tensor):
         return
     sizes = [2 + layer.dilation[axis] * (layer.kernel_size[axis] - 1) for axis in range(entry.spatial)]
-    x = weight.new_empty(2, in_channels(module), *sizes)
-    x.copy_(torch.linspace(-2, 2, x.numel()).view_as(x))
+    x = trial_input(weight, 2, in_channels(module), *sizes)
     try:
         found = layer.forward(x)
     except Exception:  # an input that it does not take
         return
-    if not entry.spatial:
-        expected = F.linear(x, weight, bias)
-    elif entry.transposed:
-        convolve: Any = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[entry.spatial]
-        more = (layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
-        expected = convolve(x, weight, bias, *more)
+    if entry.spatial:
+        convolve = getattr(F, f"conv{'_transpose' * entry.transposed}{entry.spatial}d")
+        expected = convolve(x, weight, bias, **{name: getattr(layer, name) for name in geometry})
     else:
-        convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[entry.spatial]
-        expected = convolve(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+        expected = F.linear(x, weight, bias)
     if found.shape != expected.shape or not bool((found - expected).abs().max() <= 1e-2 * expected.abs().max()):
         raise ValueError(
             f"{what} it computes what the layer of torch does with the attributes of the same names"

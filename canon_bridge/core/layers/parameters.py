@@ -83,6 +83,12 @@ def parameter(value: Tensor, requires_grad: bool) -> Tensor:
     return nn.Parameter(value.detach() if value.requires_grad else value, requires_grad)
 
 
+def trial_input(like: Tensor, *sizes: int) -> Tensor:
+    """Return numbers of both signs to try a taught layer on, in the precision and on the device of a tensor."""
+    numbers = like.new_empty(sizes)
+    return numbers.copy_(torch.linspace(-2, 2, numbers.numel()).view_as(numbers))
+
+
 def live(value: Tensor) -> LiveParameter:
     """Return a live view of a tensor."""
     with torch.enable_grad():

@@ -116,6 +116,11 @@ def _shared_by(kind: type[nn.Module]) -> list[Any]:
     return found + ([names[name] for name in names_read(code) if name in names] if code is not None else [])
 
 
+def gpus_of(tensors: Iterable[Any]) -> list[int]:
+    """Return the GPUs that tensors lie on, whose random numbers a run may draw."""
+    return sorted({value.device.index for value in tensors if isinstance(value, Tensor) and value.is_cuda})
+
+
 def left_by_hooks(model: nn.Module) -> set[int]:
     """Return the identities of the tensors that forward hooks have left where they write; a trace runs no hooks."""
     tables = (vars(m)[table] for m in model.modules() for table in ("_forward_pre_hooks", "_forward_hooks"))

@@ -17,7 +17,7 @@ from canon_bridge.core.alerts import alert
 from canon_bridge.core.forwards import bound_function
 from canon_bridge.core.trace.flow import DATA, CannotBeWrittenError, Flow, TracingError, is_proxy, pattern
 from canon_bridge.core.trace.patches import patched
-from canon_bridge.core.trace.preserve import Kept, preserved
+from canon_bridge.core.trace.preserve import Kept, gpus_of, preserved
 from canon_bridge.core.trace.tracer import SymbolicTracer, ValueTracer, detached
 
 MakeTracer = Callable[[], SymbolicTracer]
@@ -191,10 +191,9 @@ def _run(root: nn.Module, tracer: SymbolicTracer) -> Flow:
 @contextmanager
 def _process_state(root: nn.Module) -> Generator[None]:
     """Restore what a forward may set for the whole process."""
-    devices = {parameter.device.index for parameter in root.parameters() if parameter.is_cuda}
     dtype = torch.get_default_dtype()
     try:
-        with torch.random.fork_rng(sorted(devices)):
+        with torch.random.fork_rng(gpus_of(root.parameters())):
             yield
     finally:
         torch.set_default_dtype(dtype)
